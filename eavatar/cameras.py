@@ -1,0 +1,62 @@
+"""Pinhole cameras: projection, cropping and resizing.
+
+Convention, stated here once for the whole package: OpenCV camera axes (x right, y down,
+z forward), ``world_to_camera`` 4×4 in metres, intrinsics in pixels, and pixel ``i`` covers
+``[i, i + 1)``, so that the centre of the first pixel is at 0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One calibrated pinhole camera.
+
+    Attributes:
+        intrinsics: (3, 3) pixels.
+        world_to_camera: (4, 4) rigid, metres.
+        width, height: image size, pixels.
+    """
+
+    intrinsics: Array
+    world_to_camera: Array
+    width: int
+    height: int
+
+    @property
+    def centre(self) -> Array:
+        """(3,) position of the camera in world space, metres."""
+        rotation, translation = self.world_to_camera[:3, :3], self.world_to_camera[:3, 3]
+        return -rotation.T @ translation
+
+    def project(self, points: Array) -> tuple[Array, Array]:
+        """World points (..., 3) to pixels (..., 2) and depths (...,) along the optical axis, metres."""
+        in_camera = points @ self.world_to_camera[:3, :3].T + self.world_to_camera[:3, 3]
+        in_image = in_camera @ self.intrinsics.T
+        depth = in_camera[..., 2]
+        return in_image[..., :2] / depth[..., None], depth
+
+    def unproject(self, pixels: Array, depth: Array) -> Array:
+        """Pixels (..., 2) at depths (...,) in metres to world points (..., 3)."""
+        homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)
+        in_camera = homogeneous @ np.linalg.inv(self.intrinsics).T * depth[..., None]
+        return (in_camera - self.world_to_camera[:3, 3]) @ self.world_to_camera[:3, :3]
+
+    def crop(self, x: float, y: float, width: int, height: int) -> Camera:
+        """The camera of the window whose upper left corner is at pixel (x, y); it may leave the image."""
+        intrinsics = self.intrinsics.copy()
+        intrinsics[0, 2] -= x
+        intrinsics[1, 2] -= y
+        return replace(self, intrinsics=intrinsics, width=width, height=height)
+
+    def resize(self, width: int, height: int) -> Camera:
+        """The camera of the same view sampled with another number of pixels."""
+        factor = np.diag([width / self.width, height / self.height, 1.0])
+        return replace(self, intrinsics=factor @ self.intrinsics, width=width, height=height)

@@ -1,0 +1,1 @@
+"""Stage `face`: 68 landmarks, and the multi-view morphable-model fit."""

@@ -1,0 +1,306 @@
+"""The contract files between stages: one dataclass and one read/write pair for each.
+
+Reading checks every shape and type and raises `UserError` with the file's name; writing goes
+to a temporary name beside the target and is renamed, so that a file that exists is complete.
+Dimensions: T timesteps, C cameras, L = 68 landmarks, E expression and I identity coefficients,
+V vertices, F faces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.cameras import Camera
+from eavatar.errors import UserError
+from eavatar.transforms import Similarity
+
+Float = NDArray[np.float32]
+LANDMARKS = 68
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path with the same suffix, renamed to ``path`` if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require(path: Path, what: str) -> Path:
+    """``path`` if it exists, else a `UserError` that says what is missing."""
+    if not path.exists():
+        raise UserError(f"{what} is missing: {path} does not exist.")
+    return path
+
+
+# --- arrays -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """``face/landmarks/<sequence>.npz``: 2-D detections in the pixels of the ingested frames.
+
+    Attributes:
+        cameras: (C,) serial numbers.
+        points: (T, C, L, 2) pixels, pixel i covers [i, i + 1).
+        confidence: (T, C, L) in [0, 1]; 0 = not seen.
+    """
+
+    cameras: NDArray[np.str_]
+    points: Float
+    confidence: Float
+
+
+@dataclass(frozen=True)
+class Identity:
+    """``face/identity.npz``: what all timesteps of a subject share.
+
+    Attributes:
+        identity: (I,) identity coefficients, in standard deviations.
+        scale: () canonical units to metres (about 0.1).
+        landmarks: (L, 3) landmarks of the neutral face, canonical.
+    """
+
+    identity: Float
+    scale: Float
+    landmarks: Float
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """``face/<sequence>.npz``: the fit of each timestep; ``x_w = scale · R x_c + t``.
+
+    Attributes:
+        expression: (T, E) expression coefficients, in standard deviations.
+        rotation: (T, 3) axis-angle, radians.
+        translation: (T, 3) metres.
+        landmarks: (T, L, 3) world, metres.
+        reprojection_error: (T, C) mean distance to the detections, pixels; NaN where none was seen.
+    """
+
+    expression: Float
+    rotation: Float
+    translation: Float
+    landmarks: Float
+    reprojection_error: Float
+
+
+Record = TypeVar("Record", Landmarks, Identity, Tracking)
+
+SHAPES: dict[type, dict[str, tuple[str | int, ...]]] = {
+    Landmarks: {
+        "cameras": ("C",),
+        "points": ("T", "C", LANDMARKS, 2),
+        "confidence": ("T", "C", LANDMARKS),
+    },
+    Identity: {"identity": ("I",), "scale": (), "landmarks": (LANDMARKS, 3)},
+    Tracking: {
+        "expression": ("T", "E"),
+        "rotation": ("T", 3),
+        "translation": ("T", 3),
+        "landmarks": ("T", LANDMARKS, 3),
+        "reprojection_error": ("T", "C"),
+    },
+}
+
+
+def check_shapes(record: object, where: str) -> None:
+    """Raise `UserError` unless the arrays of a contract dataclass have their documented shapes."""
+    sizes: dict[str, int] = {}
+    for name, expected in SHAPES[type(record)].items():
+        shape = getattr(record, name).shape
+        wanted = tuple(
+            sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in expected
+        )
+        fits = len(shape) == len(wanted) and all(
+            isinstance(axis, str) or axis == size for axis, size in zip(wanted, shape, strict=True)
+        )
+        if not fits:
+            text = ", ".join(str(axis) for axis in wanted)
+            raise UserError(f"{where}: array '{name}' has shape {shape}, expected ({text}).")
+        sizes |= {a: s for a, s in zip(expected, shape, strict=True) if isinstance(a, str)}
+
+
+def write_arrays(path: Path, record: Landmarks | Identity | Tracking) -> Path:
+    """Write one of the array contracts as ``.npz`` without pickles."""
+    check_shapes(record, str(path))
+    arrays = {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}
+    arrays = {k: v if v.dtype.kind == "U" else v.astype(np.float32) for k, v in arrays.items()}
+    with atomic(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    return path
+
+
+def read_arrays(kind: type[Record], path: Path) -> Record:
+    """Read and check one of the array contracts.
+
+    Raises:
+        UserError: the file is missing, is not an ``.npz`` of plain arrays, lacks an array or has
+            one of the wrong shape.
+    """
+    require(path, f"the {kind.__name__.lower()} file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}.") from error
+    missing = [field.name for field in fields(kind) if field.name not in arrays]
+    if missing:
+        raise UserError(f"{path} lacks the array '{missing[0]}'; it holds {sorted(arrays)}.")
+    record = kind(**{field.name: arrays[field.name] for field in fields(kind)})
+    check_shapes(record, str(path))
+    return record
+
+
+# --- JSON -------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file, or a `UserError` that names it."""
+    try:
+        return json.loads(require(path, what).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {what} must be restored.") from error
+
+
+def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> Path:
+    """Write ``capture/cameras.json``: serial number to camera, after crop and resize."""
+    content = {
+        serial: {
+            "intrinsics": camera.intrinsics.tolist(),
+            "world_to_camera": camera.world_to_camera.tolist(),
+            "width": camera.width,
+            "height": camera.height,
+        }
+        for serial, camera in sorted(cameras.items())
+    }
+    return write_json(path, content)
+
+
+def read_cameras(path: Path) -> dict[str, Camera]:
+    """Read ``capture/cameras.json``: serial number to camera, sorted by serial number."""
+    cameras = {}
+    for serial, entry in sorted(read_json(path, "the camera file").items()):
+        try:
+            intrinsics = np.array(entry["intrinsics"], dtype=np.float64)
+            world_to_camera = np.array(entry["world_to_camera"], dtype=np.float64)
+            camera = Camera(intrinsics, world_to_camera, int(entry["width"]), int(entry["height"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: camera {serial} is malformed ({error!r}).") from error
+        if intrinsics.shape != (3, 3) or world_to_camera.shape != (4, 4):
+            raise UserError(
+                f"{path}: camera {serial} needs 3×3 intrinsics and 4×4 world_to_camera."
+            )
+        cameras[serial] = camera
+    return cameras
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """``prior/alignment.json``: how the prior mesh was brought into canonical space.
+
+    Attributes:
+        transform: generator's frame to canonical space.
+        fitness: share of the target's samples with a correspondence, in [0, 1].
+        inlier_rmse: root mean square distance of the correspondences, canonical units.
+    """
+
+    transform: Similarity
+    fitness: float
+    inlier_rmse: float
+
+
+def write_alignment(path: Path, alignment: Alignment) -> Path:
+    content = {
+        "scale": alignment.transform.scale,
+        "rotation": alignment.transform.rotation.tolist(),
+        "translation": alignment.transform.translation.tolist(),
+        "fitness": alignment.fitness,
+        "inlier_rmse": alignment.inlier_rmse,
+    }
+    return write_json(path, content)
+
+
+def read_alignment(path: Path) -> Alignment:
+    content = read_json(path, "the alignment file")
+    try:
+        rotation, translation = np.array(content["rotation"]), np.array(content["translation"])
+        transform = Similarity(float(content["scale"]), rotation, translation)
+        return Alignment(transform, float(content["fitness"]), float(content["inlier_rmse"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not an alignment file ({error!r}).") from error
+
+
+# --- meshes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh; counter-clockwise faces seen from outside.
+
+    Attributes:
+        vertices: (V, 3) float32.
+        faces: (F, 3) int64.
+        colours: (V, 3) in [0, 1], or None.
+    """
+
+    vertices: Float
+    faces: NDArray[np.int64]
+    colours: Float | None = None
+
+
+def write_mesh(path: Path, mesh: Mesh) -> Path:
+    """Write a mesh as binary ``.ply``."""
+    import trimesh
+
+    colours = None if mesh.colours is None else (mesh.colours * 255).round().astype(np.uint8)
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False)
+    with atomic(path) as temporary:
+        shape.export(temporary, file_type="ply")
+    return path
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Read a ``.ply``, ``.obj`` or ``.glb`` mesh; a scene becomes one mesh.
+
+    Raises:
+        UserError: the file is missing, cannot be parsed, or holds no triangle.
+    """
+    import trimesh
+
+    require(path, "the mesh")
+    try:
+        shape = trimesh.load(path, force="mesh", process=False)
+    except Exception as error:  # each of trimesh's parsers raises types of its own
+        raise UserError(f"{path} cannot be read as a mesh: {error}.") from error
+    if len(getattr(shape, "faces", ())) == 0:
+        raise UserError(f"{path} holds no triangles; a mesh with faces is needed.")
+    colours = None
+    if shape.visual.kind == "vertex":
+        colours = np.asarray(shape.visual.vertex_colors[:, :3], dtype=np.float32) / 255
+    vertices = np.asarray(shape.vertices, dtype=np.float32)
+    return Mesh(vertices, np.asarray(shape.faces, dtype=np.int64), colours)

@@ -1,0 +1,1 @@
+"""Stage `prior`: a complete head mesh, aligned with canonical space."""

@@ -1,0 +1,1 @@
+"""Stage `sdf`: signed distance field, deformation and colour on a tetrahedral grid."""

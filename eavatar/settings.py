@@ -1,0 +1,282 @@
+"""The whole configuration as one typed tree: the only place where settings are checked.
+
+One class per rule, in stage order; a rule receives its own block and nothing else. There are no
+defaults here: every number lives once, with its unit and reason, in ``config/config.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eavatar.errors import UserError
+
+
+class Settings(BaseModel):
+    """Frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DemoSettings(Settings):
+    """`demo_capture`: the embedded subject."""
+
+    timesteps: int = Field(ge=2, description="timesteps of each training sequence")
+    held_out_timesteps: int = Field(ge=2, description="timesteps of FREE")
+    image_scale: float = Field(gt=0, le=1, description="stored size / 2200×3208 pixels")
+
+
+class IngestSettings(Settings):
+    """`ingest`: videos to frames."""
+
+    sequences: tuple[str, ...] = Field(description="wildcards of the sequences to use")
+    exclude: tuple[str, ...] = Field(description="wildcards of the sequences to leave out")
+    held_out: tuple[str, ...] = Field(description="wildcards of the sequences kept for testing")
+    cameras: tuple[str, ...] = Field(description="wildcards of the serial numbers to use")
+    every: int = Field(ge=1, description="keep every n-th video frame")
+    crop_origin: tuple[int, int] = Field(description="x, y of the crop in 2200×3208 pixels")
+    crop_size: int = Field(gt=0, description="side of the square crop in 2200×3208 pixels")
+    image_size: int = Field(ge=32, description="side of the ingested frames, pixels")
+    jpeg_quality: int = Field(ge=1, le=100)
+    colour_correction: bool = Field(description="apply the capture's colour calibration")
+
+
+class MatteSettings(Settings):
+    """`matte`: frames to alpha masks."""
+
+    backend: Literal["plate", "rembg", "provided"]
+    rembg_model: str = Field(description="name of the rembg model, e.g. birefnet-portrait")
+
+
+class LandmarkSettings(Settings):
+    """`detect_landmarks`."""
+
+    backend: Literal["face_alignment", "provided"]
+    detector: str = Field(description="face-alignment's face detector")
+    image_size: int = Field(ge=128, description="side of the image given to the detector, pixels")
+
+
+class FitSettings(Settings):
+    """`fit_face`: the multi-view morphable-model fit."""
+
+    identity_components: int = Field(ge=1, description="leading identity components used")
+    expression_components: int = Field(ge=1, description="leading expression components used")
+    identity_weight: float = Field(ge=0, description="prior on squared identity coefficients")
+    expression_weight: float = Field(ge=0, description="prior on squared expression coefficients")
+    smoothness_weight: float = Field(ge=0, description="prior on second differences over time")
+    outlier_distance: float = Field(gt=0, description="robust loss scale, share of the image width")
+    iterations: int = Field(ge=1, description="most iterations of the joint refinement")
+
+
+class GenerateSettings(Settings):
+    """`generate_prior`: a complete head mesh in its own frame."""
+
+    source: Literal["template", "provided"]
+
+
+class AlignSettings(Settings):
+    """`align_prior`: similarity ICP into canonical space."""
+
+    samples: int = Field(ge=100, description="surface samples of each mesh")
+    min_fitness: float = Field(ge=0, le=1, description="an alignment below it is an error")
+    max_rmse: float = Field(gt=0, description="an alignment above it is an error, canonical units")
+
+
+class SdfLossWeights(Settings):
+    """Weights of Eq. 18, and of GHA's landmark motion term that Eq. 18 does not list."""
+
+    rgb: float = Field(ge=0)
+    silhouette: float = Field(ge=0)
+    offset: float = Field(ge=0)
+    landmark: float = Field(ge=0)
+    laplacian: float = Field(ge=0)
+    mesh: float = Field(ge=0)
+    deformation: float = Field(ge=0)
+
+
+class SdfSettings(Settings):
+    """`train_sdf`: stage I."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    frames_per_step: int = Field(ge=1, description="timesteps per step")
+    views_per_frame: int = Field(ge=1, description="cameras per timestep")
+    image_size: int = Field(ge=16, description="side of the rendered images, pixels")
+    grid_resolution: int = Field(ge=8, description="cells along a side of the tetrahedral grid")
+    width: int = Field(ge=8, description="units of a hidden layer")
+    feature_size: int = Field(ge=1, description="channels of the per-vertex feature")
+    colour_size: int = Field(
+        ge=3, description="channels that the colour networks give; first 3 RGB"
+    )
+    near: float = Field(gt=0, description="full expression control below, squared distance, dm²")
+    far: float = Field(gt=0, description="full pose control beyond, squared distance, dm²")
+    deform_scale: float = Field(gt=0, description="largest displacement per axis, canonical units")
+    learning_rate: float = Field(gt=0, description="of all networks")
+    landmark_learning_rate: float = Field(gt=0, description="of the neutral landmarks")
+    weights: SdfLossWeights
+    checkpoint_every: int = Field(ge=1, description="steps between resume points")
+
+
+class ControlSettings(Settings):
+    """Control Gaussians, Eq. 9–13."""
+
+    enabled: bool
+    threshold: float = Field(gt=0, description="τ, on the norm of the raw tanh output")
+    radius: float = Field(gt=0, description="r of Eq. 11, canonical units")
+    sigma: float = Field(gt=0, description="σ of Eq. 13, canonical units")
+    mode: Literal["replace", "add", "blend"] = Field(description="reading of Eq. 12")
+
+
+class SplitSettings(Settings):
+    """Displacement-driven splitting (Sec. 3.2)."""
+
+    enabled: bool
+    threshold: float = Field(gt=0, description="τ_split, on the norm of the raw tanh output")
+    every: int = Field(ge=1, description="steps between splits")
+    start: int = Field(ge=0, description="first step that may split")
+    stop: int = Field(ge=0, description="last step that may split")
+    cap: float = Field(ge=1, description="most Gaussians, as a multiple of the first count")
+
+
+class SplatLearningRates(Settings):
+    """Adam learning rates of stage II."""
+
+    networks: float = Field(gt=0, description="colour, deformation and attribute networks")
+    upsampler: float = Field(gt=0)
+    positions: float = Field(gt=0)
+    features: float = Field(gt=0)
+    rotations: float = Field(gt=0)
+    scales: float = Field(gt=0)
+    opacities: float = Field(gt=0)
+    pose_deltas: float = Field(gt=0, description="per-timestep pose corrections")
+
+
+class SplatLossWeights(Settings):
+    """Weights of Eq. 19 and of GHA's coarse term."""
+
+    rgb: float = Field(ge=0)
+    coarse: float = Field(ge=0)
+    lpips: float = Field(ge=0)
+
+
+class SplatSettings(Settings):
+    """`train_splat`: stage II."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    views_per_step: int = Field(ge=1, description="cameras of the one timestep of a step")
+    image_size: int = Field(ge=32, description="side of the final image, pixels")
+    upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
+    upsampler_width: int = Field(ge=4, description="channels of the upsampler")
+    channels: int = Field(ge=3, description="splatted feature channels; first 3 are RGB")
+    mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")
+    width: int = Field(ge=8, description="units of a hidden layer of the attribute networks")
+    attribute_scale: float = Field(gt=0, description="factor of the attribute residuals")
+    lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
+    lpips_patch: int = Field(ge=16, description="side of the LPIPS patch, pixels")
+    control: ControlSettings
+    split: SplitSettings
+    learning_rates: SplatLearningRates
+    weights: SplatLossWeights
+    checkpoint_every: int = Field(ge=1, description="steps between resume points")
+
+
+class EvaluateSettings(Settings):
+    """`evaluate`: per-image metrics."""
+
+    lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
+    pictures: int = Field(ge=1, description="comparison pictures kept for the report")
+
+
+class CaptureBlock(Settings):
+    demo: DemoSettings
+    ingest: IngestSettings
+    matte: MatteSettings
+
+
+class FaceBlock(Settings):
+    landmarks: LandmarkSettings
+    fit: FitSettings
+
+
+class PriorBlock(Settings):
+    generate: GenerateSettings
+    align: AlignSettings
+
+
+class TablesBlock(Settings):
+    evaluate: EvaluateSettings
+
+
+class Config(Settings):
+    """The whole tree, as ``config/config.yaml`` spells it."""
+
+    subjects: Path = Field(description="the sample sheet")
+    morphable_model: Path = Field(description="used where the sample sheet names none")
+    seed: int = Field(ge=0)
+    capture: CaptureBlock
+    face: FaceBlock
+    prior: PriorBlock
+    sdf: SdfSettings
+    splat: SplatSettings
+    tables: TablesBlock
+
+
+Block = TypeVar("Block", bound=Settings)
+
+
+def merge(base: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with each overlay's keys on top; nested mappings are merged, all else is replaced."""
+    result = dict(base)
+    for overlay in overlays:
+        for key, value in overlay.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; `UserError` if it is missing or is no mapping."""
+    if not path.is_file():
+        raise UserError(f"the configuration file {path} does not exist.")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of settings.")
+    return content
+
+
+def validate(kind: type[Block], content: Mapping[str, Any], where: str) -> Block:
+    """Check a block; the first fault becomes one sentence with its dotted name."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown setting '{name}'; check its spelling.") from error
+        if first["type"] == "missing":
+            raise UserError(f"{where}: the setting '{name}' is missing.") from error
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise UserError(f"{where}: setting '{name}': {message}, not {first['input']!r}.") from error
+
+
+def parse_block(kind: type[Block], text: str) -> Block:
+    """A block from the command line: JSON text, or the path of a YAML file that holds it."""
+    if text.lstrip().startswith("{"):
+        try:
+            return validate(kind, json.loads(text), "--settings")
+        except json.JSONDecodeError as error:
+            raise UserError(f"--settings is not valid JSON: {error}.") from error
+    return validate(kind, read_yaml(Path(text)), text)
+
+
+def read_config(*paths: Path) -> Config:
+    """The validated tree from a base file and overlays, later ones on top."""
+    where = " + ".join(str(path) for path in paths)
+    return validate(Config, merge({}, *(read_yaml(path) for path in paths)), where)

@@ -1,0 +1,1 @@
+"""Stage `splat`: dynamic Gaussians with expression control, splitting and an upsampler."""

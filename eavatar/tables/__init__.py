@@ -1,0 +1,1 @@
+"""Stage `tables`: metrics, tables and the report page."""

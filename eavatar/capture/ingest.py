@@ -1,0 +1,285 @@
+"""Raw videos to colour-corrected, cropped frames, and the cameras that belong to them.
+
+The crop is GHA's, given in full-size pixels. In the stored pixels it is rounded to whole ones
+once, in `Window`, and both the frames and the cameras follow the rounded window: the resampling
+and the calibration agree exactly.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from eavatar.cameras import Camera
+from eavatar.capture.colour import correct_colour
+from eavatar.capture.nersemble import (
+    FULL_HEIGHT,
+    FULL_WIDTH,
+    Capture,
+    check_size,
+    check_videos,
+    open_capture,
+    select,
+)
+from eavatar.capture.video import Header, decode
+from eavatar.errors import UserError
+from eavatar.io import atomic, write_cameras
+from eavatar.settings import IngestSettings
+
+logger = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Window:
+    """The crop in the pixels of one stored image size; it may leave the image.
+
+    Attributes:
+        x, y, width, height: the window, whole stored pixels.
+        stored_width, stored_height: the size of the stored images, pixels.
+        image_size: side of the ingested frames, pixels.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    stored_width: int
+    stored_height: int
+    image_size: int
+
+    @classmethod
+    def of(cls, settings: IngestSettings, stored_width: int, stored_height: int) -> Window:
+        """The window of the settings' crop for images of a stored size."""
+        across, down = stored_width / FULL_WIDTH, stored_height / FULL_HEIGHT
+        x, y = round(settings.crop_origin[0] * across), round(settings.crop_origin[1] * down)
+        width, height = round(settings.crop_size * across), round(settings.crop_size * down)
+        if x >= stored_width or y >= stored_height or x + width <= 0 or y + height <= 0:
+            raise UserError(
+                f"crop_origin {settings.crop_origin} and crop_size {settings.crop_size} lie outside "
+                f"the {FULL_WIDTH}×{FULL_HEIGHT} image; change them."
+            )
+        return cls(x, y, width, height, stored_width, stored_height, settings.image_size)
+
+    def apply(self, image: Image) -> Image:
+        """Crop a stored image (H, W[, 3]), black outside, and resize it to image_size.
+
+        Pixel u of the result covers [u, u + 1) · width / image_size of the window: the mean over
+        that interval where the image shrinks, linear interpolation where it grows.
+        """
+        left, top = max(0, -self.x), max(0, -self.y)
+        right = max(0, self.x + self.width - self.stored_width)
+        bottom = max(0, self.y + self.height - self.stored_height)
+        inner = image[
+            self.y + top : self.y + self.height - bottom,
+            self.x + left : self.x + self.width - right,
+        ]
+        window = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT)
+        shrinks = min(self.width, self.height) >= self.image_size
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(window, (self.image_size, self.image_size), interpolation=method)
+
+    def camera(self, full: Camera) -> Camera:
+        """The camera of the ingested frames, from the camera of the full-size image."""
+        stored = full.resize(self.stored_width, self.stored_height)
+        return stored.crop(self.x, self.y, self.width, self.height).resize(
+            self.image_size, self.image_size
+        )
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the result that draw on pixels of the sensor only."""
+
+        def span(start: int, length: int, stored: int) -> slice:
+            step = length / self.image_size
+            margin = max(step, 1) / 2  # half the support of the area and the linear filter
+            first = math.ceil((margin - start) / step - 0.5 - 1e-9)
+            last = math.floor((stored - margin - start) / step - 0.5 + 1e-9)
+            return slice(max(0, first), min(self.image_size, last + 1))
+
+        rows = span(self.y, self.height, self.stored_height)
+        return rows, span(self.x, self.width, self.stored_width)
+
+    def visible(self) -> Image:
+        """(S, S) 255 where the result shows the sensor, 0 in the padding of the crop."""
+        mask = np.zeros((self.image_size, self.image_size), dtype=np.uint8)
+        mask[self.inside] = 255
+        return mask
+
+
+@dataclass(frozen=True)
+class FrameRow:
+    """A row of ``capture/<sequence>.csv``: one ingested image.
+
+    Attributes:
+        timestep: index after temporal subsampling.
+        camera: serial number.
+        source_frame: index in the video.
+        split: ``train`` or ``test``.
+        sharpness: variance of the Laplacian of the grey image, squared 8-bit levels.
+    """
+
+    timestep: int
+    camera: str
+    source_frame: int
+    split: str
+    sharpness: float
+
+
+def calibrate(settings: IngestSettings, capture: Path, output: Path) -> None:
+    """Write the cameras of the ingested frames, the visible masks and the plates.
+
+    All videos of the chosen sequences are checked first, so that a fault stops the run here.
+
+    Args:
+        capture: the raw capture's folder.
+        output: receives cameras.json, visible/<camera>.png and plates/<camera>.png.
+    Raises:
+        UserError: the capture is faulty, or the settings choose no sequence or camera.
+    """
+    raw = open_capture(capture)
+    sequences = select(list(raw.videos), settings.sequences, settings.exclude)
+    if not sequences:
+        raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.videos)}.")
+    header = check_videos(raw, sequences)[sequences[0]]
+    window = Window.of(settings, header.width, header.height)
+    serials = chosen_cameras(settings, raw)
+    for serial in serials:
+        write_image(output / "visible" / f"{serial}.png", window.visible())
+        if serial in raw.plates:
+            plate = _read_plate(raw.plates[serial], window)
+            write_image(
+                output / "plates" / f"{serial}.png", _frame(settings, raw, serial, window, plate)
+            )
+    write_cameras(
+        output / "cameras.json", {serial: window.camera(raw.cameras[serial]) for serial in serials}
+    )
+
+
+def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path) -> None:
+    """Decode one sequence into frames; whatever an interrupted run left is replaced.
+
+    Args:
+        capture: the raw capture's folder.
+        output: receives <sequence>/<camera>/<timestep:05d>.jpg and then <sequence>.csv.
+    Raises:
+        UserError: the capture is faulty, or a video cannot be decoded to its end.
+    """
+    raw = open_capture(capture)
+    header = check_videos(raw, [sequence])[sequence]
+    folder, index = output / sequence, output / f"{sequence}.csv"
+    index.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+    def ingest_camera(serial: str) -> list[FrameRow]:
+        return _ingest_camera(settings, raw, sequence, serial, header, folder / serial)
+
+    serials = chosen_cameras(settings, raw)
+    results = in_threads(ingest_camera, serials, f"ingest {sequence}")
+    rows = [row for camera_rows in results for row in camera_rows]
+    write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
+
+
+def chosen_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
+    """Serial numbers that the settings choose, sorted, and with what their frames need."""
+    serials = select(list(capture.cameras), settings.cameras)
+    if not serials:
+        raise UserError(f"the setting 'cameras' chooses none of {list(capture.cameras)}.")
+    if settings.colour_correction and not capture.colours:
+        raise UserError(
+            f"{capture.root}/calibration/color_calibration.json is missing; restore it or set "
+            "colour_correction: false."
+        )
+    return serials
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
+    """Apply a function to each item in threads, with a progress bar; results in order.
+
+    As many threads as the job was given: Snakemake announces it in OMP_NUM_THREADS, otherwise all
+    cores that the process may use.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    cv2.setNumThreads(1)  # the items run side by side already
+    with ThreadPoolExecutor(threads) as pool:
+        return list(tqdm(pool.map(work, items), title, total=len(items), unit="camera"))
+
+
+def write_image(path: Path, image: Image, parameters: Sequence[int] = ()) -> None:
+    """Write an image atomically, in the format of the path's suffix."""
+    _, encoded = cv2.imencode(path.suffix, image, parameters)
+    with atomic(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def write_rows(path: Path, rows: Iterable[FrameRow]) -> None:
+    """Write the index of a sequence as ``.csv``."""
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(FrameRow)])
+        writer.writerows(astuple(row) for row in rows)
+
+
+def _ingest_camera(
+    settings: IngestSettings,
+    capture: Capture,
+    sequence: str,
+    serial: str,
+    header: Header,
+    folder: Path,
+) -> list[FrameRow]:
+    """Write the frames of one camera of one sequence and give their rows."""
+    window = Window.of(settings, header.width, header.height)
+    split = "test" if select([sequence], settings.held_out) else "train"
+    quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
+    rows = []
+    for index, image in decode(capture.videos[sequence][serial], settings.every):
+        frame = _frame(settings, capture, serial, window, image)
+        timestep = index // settings.every
+        write_image(folder / f"{timestep:05d}.jpg", frame, quality)
+        rows.append(FrameRow(timestep, serial, index, split, _sharpness(frame[window.inside])))
+    return rows
+
+
+def _frame(
+    settings: IngestSettings, capture: Capture, serial: str, window: Window, image: Image
+) -> Image:
+    """A stored image as the stages see it: cropped, resized, then colour-corrected.
+
+    Correcting after the resize costs the fewest pixels; the two orders differ by less than the
+    8-bit rounding except across hard edges.
+    """
+    frame = window.apply(image)
+    return correct_colour(frame, capture.colours[serial]) if settings.colour_correction else frame
+
+
+def _read_plate(path: Path, window: Window) -> Image:
+    """A plate at the stored size of the videos; real plates are larger than reduced videos."""
+    plate = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if plate is None:
+        raise UserError(f"the background plate {path} is not a readable image; copy it again.")
+    check_size(path, plate.shape[1], plate.shape[0])
+    size = (window.stored_width, window.stored_height)
+    return cv2.resize(plate, size, interpolation=cv2.INTER_AREA)
+
+
+def _sharpness(frame: Image) -> float:
+    """Variance of the Laplacian of the grey image, squared 8-bit levels."""
+    grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+    return round(float(cv2.Laplacian(grey, cv2.CV_32F).var()), 2)

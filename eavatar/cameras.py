@@ -37,7 +37,7 @@ class Camera:
         return -rotation.T @ translation
 
     def project(self, points: Array) -> tuple[Array, Array]:
-        """World points (..., 3) to pixels (..., 2) and depths (...,) along the optical axis, metres."""
+        """World points (..., 3) to pixels (..., 2) and depths (...,) along the axis, metres."""
         in_camera = points @ self.world_to_camera[:3, :3].T + self.world_to_camera[:3, 3]
         in_image = in_camera @ self.intrinsics.T
         depth = in_camera[..., 2]
@@ -50,7 +50,7 @@ class Camera:
         return (in_camera - self.world_to_camera[:3, 3]) @ self.world_to_camera[:3, :3]
 
     def crop(self, x: float, y: float, width: int, height: int) -> Camera:
-        """The camera of the window whose upper left corner is at pixel (x, y); it may leave the image."""
+        """The camera of the window with corner (x, y), pixels; it may leave the image."""
         intrinsics = self.intrinsics.copy()
         intrinsics[0, 2] -= x
         intrinsics[1, 2] -= y

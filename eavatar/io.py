@@ -145,7 +145,7 @@ def write_arrays(path: Path, record: Landmarks | Identity | Tracking) -> Path:
     arrays = {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}
     arrays = {k: v if v.dtype.kind == "U" else v.astype(np.float32) for k, v in arrays.items()}
     with atomic(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
     return path
 
 
@@ -294,13 +294,13 @@ def read_mesh(path: Path) -> Mesh:
 
     require(path, "the mesh")
     try:
-        shape = trimesh.load(path, force="mesh", process=False)
+        shape: Any = trimesh.load(path, force="mesh", process=False)
     except Exception as error:  # each of trimesh's parsers raises types of its own
         raise UserError(f"{path} cannot be read as a mesh: {error}.") from error
     if len(getattr(shape, "faces", ())) == 0:
         raise UserError(f"{path} holds no triangles; a mesh with faces is needed.")
-    colours = None
+    colours: Float | None = None
     if shape.visual.kind == "vertex":
-        colours = np.asarray(shape.visual.vertex_colors[:, :3], dtype=np.float32) / 255
+        colours = np.divide(shape.visual.vertex_colors[:, :3], 255, dtype=np.float32)
     vertices = np.asarray(shape.vertices, dtype=np.float32)
     return Mesh(vertices, np.asarray(shape.faces, dtype=np.int64), colours)

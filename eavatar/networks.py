@@ -12,7 +12,7 @@ LEAKY_SLOPE = 0.01
 
 
 def encode_position(points: Tensor) -> Tensor:
-    """Points (..., D) to (..., 9 D): the input, then sines and cosines at 1, 2, 4 and 8 times it."""
+    """Points (..., D) to (..., 9 D): input, sines and cosines at 1, 2, 4 and 8 times it."""
     parts = [points]
     for octave in range(FREQUENCIES):
         parts += [torch.sin(points * 2**octave), torch.cos(points * 2**octave)]
@@ -25,7 +25,7 @@ def encoded_size(dimensions: int) -> int:
 
 
 class MLP(nn.Module):
-    """Linear layers with leaky ReLU; the input enters again in the middle; the last layer is linear.
+    """Linear layers with leaky ReLU between them; the input enters again in the middle.
 
     Args:
         sizes: channels of the input, of each hidden layer and of the output. The input is

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -38,9 +37,8 @@ class Trainable(Protocol):
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
+    """Seed Python and torch on every device; NumPy generators are made from seeds where used."""
     random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
 
 
@@ -107,7 +105,7 @@ def _check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
         good = max(folder.glob("*.pt"), default=None)
         last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         raise UserError(
-            f"training stopped at step {step}: '{bad[0]}' is not finite ({values[bad[0]]}); {last}. "
+            f"training stopped at step {step}: '{bad[0]}' is {values[bad[0]]}; {last}. "
             "Lower the learning rate or look at the input frames."
         )
 

@@ -78,11 +78,11 @@ class Drivers(nn.Module):
         )
 
     def raw_expression_deformation(self, points: Tensor, expression: Tensor) -> Tensor:
-        """Expression displacement (N, 3) in (-1, 1), neither scaled nor weighted, of canonical points."""
+        """Displacement (N, 3) in (-1, 1) of canonical points, neither scaled nor weighted."""
         return torch.tanh(self.expression_deformation(encode_position(points), expression))
 
     def raw_pose_deformation(self, points: Tensor, pose: Tensor) -> Tensor:
-        """Pose displacement (N, 3) in (-1, 1), neither scaled nor weighted, of canonical points."""
+        """Displacement (N, 3) in (-1, 1) of canonical points, neither scaled nor weighted."""
         return torch.tanh(self.pose_deformation(encode_position(points), encode_position(pose)))
 
 
@@ -92,7 +92,7 @@ def blend(
     by_expression: Callable[[Tensor], Tensor],
     by_pose: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """``w · by_expression(inputs) + (1 - w) · by_pose(inputs)``, each only where its share is not 0.
+    """``w · by_expression + (1 - w) · by_pose``, each evaluated only where its share is not 0.
 
     Args:
         weights: (N,) in [0, 1]. inputs: (N, A).

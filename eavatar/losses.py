@@ -1,4 +1,4 @@
-"""The loss terms of both stages as pure, unweighted functions; `train.py` holds the weighted sum."""
+"""The loss terms of both stages as pure, unweighted functions (Eq. 17–19)."""
 
 from __future__ import annotations
 
@@ -14,3 +14,94 @@ def rgb_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """
     difference = (prediction - target).abs().mean(dim=-1)
     return (difference * weight).sum() / weight.sum().clamp(min=1)
+
+
+def silhouette_loss(alpha: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """1 - IoU of soft silhouettes, the mean over views (L_sil of Eq. 18), a scalar.
+
+    Args:
+        alpha, mask: (K, H, W) in [0, 1].
+        weight: (K, H, W), 1 where the pixel counts.
+    """
+    intersection = (alpha * mask * weight).sum(dim=(1, 2))
+    union = ((alpha + mask - alpha * mask) * weight).sum(dim=(1, 2))
+    return (1 - intersection / union.clamp(min=1)).mean()
+
+
+def landmark_loss(sdf: Tensor) -> Tensor:
+    """Mean distance of the surface to the landmarks (L_lmk of Eq. 18), a scalar.
+
+    Args:
+        sdf: (L,) signed distance at the neutral landmarks, canonical units.
+    """
+    return sdf.abs().mean()
+
+
+def deformation_loss(landmarks: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference per coordinate, canonical units squared (GHA's L_def), a scalar.
+
+    Args:
+        landmarks: (L, 3) neutral landmarks moved by the expression, canonical.
+        target: (L, 3) tracked landmarks of the timestep, canonical.
+    """
+    return (landmarks - target).square().mean()
+
+
+def offset_loss(raw_deformation: Tensor) -> Tensor:
+    """Mean squared length of a raw displacement, before scaling (L_offset of Eq. 18), a scalar.
+
+    Args:
+        raw_deformation: (N, 3) in (-1, 1), from one of the deformation networks.
+    """
+    return raw_deformation.square().sum(dim=-1).mean()
+
+
+def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Mean squared distance of a vertex to the mean of its neighbours (L_lap of Eq. 18), a scalar.
+
+    The weight of 100 in Eq. 18 goes with metres, the unit of the posed mesh.
+
+    Args:
+        vertices: (V, 3). faces: (M, 3) of a mesh whose edges have a face on either side; an
+            edge at a border counts once rather than twice.
+    """
+    starts, ends = faces.flatten(), faces.roll(-1, dims=1).flatten()
+    count = torch.bincount(starts, minlength=len(vertices)) + torch.bincount(
+        ends, minlength=len(vertices)
+    )
+    total = vertices.new_zeros(vertices.shape)
+    total = total.index_add(0, starts, vertices[ends]).index_add(0, ends, vertices[starts])
+    difference = total / count.clamp(min=1)[:, None] - vertices
+    return difference[count > 0].square().sum(dim=-1).mean()
+
+
+def centre_and_size(vertices: Tensor, faces: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Centre (3,) of a surface and mean distance () of the surface to it, above a plane.
+
+    Eq. 17 takes means over vertices; these are means over the area, so that they do not depend
+    on the triangulation. The plane cuts prediction and prior alike, as the one goes on to the
+    shoulders where the other ends.
+
+    Args:
+        vertices: (V, 3), y up. faces: (M, 3).
+        floor: faces whose centroid has a smaller y are left out, canonical units.
+    """
+    corners = vertices[faces]
+    centroids = corners.mean(dim=1)
+    normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    areas = torch.linalg.vector_norm(normals, dim=1) * (centroids[:, 1] > floor)
+    share = (areas / areas.sum())[:, None]
+    centre = (share * centroids).sum(dim=0)
+    distances = torch.linalg.vector_norm(centroids - centre, dim=1, keepdim=True)
+    return centre, (share * distances).sum()
+
+
+def alignment_loss(
+    centre: Tensor, size: Tensor, other_centre: Tensor, other_size: Tensor
+) -> Tensor:
+    """``|c - ĉ|² + (s - ŝ)²`` of Eq. 17, canonical units squared, a scalar.
+
+    Args:
+        centre: (3,), size: () of the predicted surface; other_centre, other_size: of the prior.
+    """
+    return (centre - other_centre).square().sum() + (size - other_size).square()

@@ -156,7 +156,7 @@ class FrameSet:
         )
         keys = [(str(sequence), int(timestep)) for sequence, timestep in pairs.to_numpy()]
         identity = read_arrays(Identity, face / "identity.npz")
-        tracks = {name: read_arrays(Tracking, face / f"{name}.npz") for name, _ in keys}
+        tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name, _ in keys}
         resized = [camera.resize(image_size, image_size) for camera in cameras.values()]
         visible = [read_grey(capture / "visible" / f"{serial}.png") for serial in cameras]
 

@@ -1,0 +1,110 @@
+"""What all rule files share: the sample sheet, settings of a subject, paths that depend on both.
+
+Everything is checked here, when the workflow is parsed, before any job runs.
+"""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from eavatar.errors import UserError
+from eavatar.subjects import check_requested, list_sequences, read_subjects, subject_config
+
+try:
+    SUBJECTS = read_subjects(Path(config["subjects"]))
+    CONFIGS = {
+        name: subject_config(subject, config, workflow.overwrite_config)
+        for name, subject in SUBJECTS.items()
+    }
+    if workflow.is_main_process:
+        check_requested(sys.argv[1:], SUBJECTS, CONFIGS, Path(config["subjects"]))
+    SEQUENCES = {
+        name: list_sequences(subject, CONFIGS[name]) for name, subject in SUBJECTS.items()
+    }
+except UserError as error:
+    sys.exit(f"eavatar: {error}")
+
+
+wildcard_constraints:
+    subject="|".join(map(re.escape, SUBJECTS)),
+    sequence="|".join(
+        {re.escape(name) for names in SEQUENCES.values() for name in names}
+    ),
+    variant="full",
+
+
+def block(path):
+    """A function of wildcards: the settings at a dotted path, for the subject, as JSON."""
+
+    def settings(wildcards):
+        part = CONFIGS[wildcards.subject]
+        for name in path.split("."):
+            part = getattr(part, name)
+        return (
+            part.model_dump_json()
+            if hasattr(part, "model_dump_json")
+            else json.dumps(part)
+        )
+
+    return settings
+
+
+def raw(path):
+    """A function of wildcards: a part of the raw capture, generated or the user's."""
+
+    def place(wildcards):
+        folder = (
+            SUBJECTS[wildcards.subject].capture or f"results/{wildcards.subject}/raw"
+        )
+        return f"{folder}/{path}" if path else str(folder)
+
+    return place
+
+
+def provided(column):
+    """A function of wildcards: the sheet's file, else the generated one, else no input."""
+
+    def place(wildcards):
+        return provided_file(wildcards.subject, column) or []
+
+    return place
+
+
+def optional(column, flag=None):
+    """A function of wildcards: ``--flag file`` for the command line, or nothing without a file."""
+
+    def text(wildcards):
+        path = provided_file(wildcards.subject, column)
+        return f"--{flag or column} {shlex.quote(str(path))}" if path else ""
+
+    return text
+
+
+def provided_file(subject, column):
+    """What the sheet's column names, or the part of a generated capture that stands for it."""
+    given = getattr(SUBJECTS[subject], column)
+    generated = {"morphable_model": "morphable_model.h5", "landmarks": "landmarks"}
+    if given is None and SUBJECTS[subject].capture is None and column in generated:
+        return f"results/{subject}/raw/{generated[column]}"
+    return given
+
+
+def morphable_model(wildcards):
+    """The subject's morphable model: from the sheet, generated, or the configured one."""
+    given = provided_file(wildcards.subject, "morphable_model")
+    return given or CONFIGS[wildcards.subject].morphable_model
+
+
+def every_sequence(pattern):
+    """A function of wildcards: the pattern for each of the subject's sequences."""
+
+    def paths(wildcards):
+        return expand(
+            pattern, subject=wildcards.subject, sequence=SEQUENCES[wildcards.subject]
+        )
+
+    return paths

@@ -1,0 +1,67 @@
+"""Face: 68 landmarks per image, and the morphable-model fit to all of them.
+
+in   capture/<sequence>/, capture/cameras.json, a morphable model
+out  face/landmarks/<sequence>.npz   points (T, C, 68, 2) pixels, confidence (T, C, 68)
+     face/identity.npz               identity (I,), scale (), landmarks (68, 3) canonical
+     face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3), …
+     face/neutral.ply                canonical
+"""
+
+
+rule detect_landmarks:
+    input:
+        index=rules.ingest.output.index,
+        frames=rules.ingest.output.frames,
+        cameras=rules.calibrate.output.cameras,
+        landmarks=provided("landmarks"),
+    output:
+        "results/{subject}/face/landmarks/{sequence}.npz",
+    log:
+        "results/{subject}/logs/detect_landmarks/{sequence}.log",
+    benchmark:
+        "results/{subject}/benchmarks/detect_landmarks/{sequence}.tsv"
+    conda:
+        "../../envs/face.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1,
+    params:
+        settings=block("face.landmarks"),
+        ingest=block("capture.ingest"),
+        landmarks=optional("landmarks"),
+        capture="results/{subject}/capture",
+    shell:
+        "python -m eavatar detect-landmarks --settings {params.settings:q}"
+        " --ingest-settings {params.ingest:q} --capture {params.capture:q}"
+        " --sequence {wildcards.sequence:q} {params.landmarks} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule fit_face:
+    input:
+        landmarks=every_sequence(rules.detect_landmarks.output[0]),
+        cameras=rules.calibrate.output.cameras,
+        morphable_model=morphable_model,
+    output:
+        identity="results/{subject}/face/identity.npz",
+        neutral="results/{subject}/face/neutral.ply",
+        tracking=directory("results/{subject}/face/tracking"),
+    log:
+        "results/{subject}/logs/fit_face.log",
+    benchmark:
+        "results/{subject}/benchmarks/fit_face.tsv"
+    conda:
+        "../../envs/face.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        settings=block("face.fit"),
+        capture="results/{subject}/capture",
+        landmarks="results/{subject}/face/landmarks",
+        folder="results/{subject}/face",
+    shell:
+        "python -m eavatar fit-face --settings {params.settings:q}"
+        " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
+        " --landmarks {params.landmarks:q} --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,43 @@
+"""Stage I: signed distance field, deformation and colour, one model per subject and variant.
+
+in   capture/, face/, prior/aligned.ply
+out  sdf/<variant>/model.safetensors, model.yaml
+     sdf/<variant>/neutral.ply   canonical
+     sdf/<variant>/log.csv       losses over steps
+"""
+
+
+rule train_sdf:
+    input:
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        cameras=rules.calibrate.output.cameras,
+        identity=rules.fit_face.output.identity,
+        tracking=rules.fit_face.output.tracking,
+        prior=rules.align_prior.output.mesh,
+    output:
+        model="results/{subject}/sdf/{variant}/model.safetensors",
+        settings="results/{subject}/sdf/{variant}/model.yaml",
+        neutral="results/{subject}/sdf/{variant}/neutral.ply",
+        curves="results/{subject}/sdf/{variant}/log.csv",
+    log:
+        "results/{subject}/logs/train_sdf/{variant}.log",
+    benchmark:
+        "results/{subject}/benchmarks/train_sdf/{variant}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=240,
+        gpu=1,
+    params:
+        settings=block("sdf"),
+        seed=block("seed"),
+        capture="results/{subject}/capture",
+        face="results/{subject}/face",
+        folder="results/{subject}/sdf/{variant}",
+    shell:
+        "python -m eavatar train-sdf --settings {params.settings:q} --seed {params.seed}"
+        " --capture {params.capture:q} --face {params.face:q} --prior {input.prior:q}"
+        " --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,43 @@
+"""Stage II: dynamic Gaussians with expression control, one avatar per subject and variant.
+
+in   capture/, face/, sdf/<variant>/
+out  splat/<variant>/model.safetensors, model.yaml
+     splat/<variant>/log.csv   losses and Gaussian count over steps
+A killed job goes on from splat/<variant>/checkpoints.
+"""
+
+
+rule train_splat:
+    input:
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        cameras=rules.calibrate.output.cameras,
+        identity=rules.fit_face.output.identity,
+        tracking=rules.fit_face.output.tracking,
+        sdf=rules.train_sdf.output.model,
+    output:
+        model="results/{subject}/splat/{variant}/model.safetensors",
+        settings="results/{subject}/splat/{variant}/model.yaml",
+        curves="results/{subject}/splat/{variant}/log.csv",
+    log:
+        "results/{subject}/logs/train_splat/{variant}.log",
+    benchmark:
+        "results/{subject}/benchmarks/train_splat/{variant}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=4320,
+        gpu=1,
+    params:
+        settings=block("splat"),
+        seed=block("seed"),
+        capture="results/{subject}/capture",
+        face="results/{subject}/face",
+        sdf="results/{subject}/sdf/{variant}",
+        folder="results/{subject}/splat/{variant}",
+    shell:
+        "python -m eavatar train-splat --settings {params.settings:q} --seed {params.seed}"
+        " --capture {params.capture:q} --face {params.face:q} --sdf {params.sdf:q}"
+        " --output {params.folder:q} 2>&1 | tee {log:q}"

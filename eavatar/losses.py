@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -66,9 +67,7 @@ def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
             edge at a border counts once rather than twice.
     """
     starts, ends = faces.flatten(), faces.roll(-1, dims=1).flatten()
-    count = torch.bincount(starts, minlength=len(vertices)) + torch.bincount(
-        ends, minlength=len(vertices)
-    )
+    count = torch.bincount(faces.flatten(), minlength=len(vertices)) * 2
     total = vertices.new_zeros(vertices.shape)
     total = total.index_add(0, starts, vertices[ends]).index_add(0, ends, vertices[starts])
     difference = total / count.clamp(min=1)[:, None] - vertices
@@ -90,7 +89,7 @@ def centre_and_size(vertices: Tensor, faces: Tensor, floor: float) -> tuple[Tens
     centroids = corners.mean(dim=1)
     normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     areas = torch.linalg.vector_norm(normals, dim=1) * (centroids[:, 1] > floor)
-    share = (areas / areas.sum())[:, None]
+    share = (areas / areas.sum().clamp(min=1e-9))[:, None]
     centre = (share * centroids).sum(dim=0)
     distances = torch.linalg.vector_norm(centroids - centre, dim=1, keepdim=True)
     return centre, (share * distances).sum()

@@ -1,0 +1,186 @@
+"""The head as a field: signed distance, features, and what expression and pose make of them.
+
+All in canonical space, 1 unit = 1 dm. Letters: N points, S surface vertices, L = 68 landmarks,
+E expression, F feature and K colour channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eavatar.drivers import Drivers, expression_weights
+from eavatar.errors import UserError
+from eavatar.io import LANDMARKS, atomic, require
+from eavatar.networks import MLP, encode_position, encoded_size
+from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, marching_tetrahedra
+from eavatar.settings import SdfSettings, read_yaml, validate
+
+# The canonical box: the head with hair, the neck, and the shoulders as far as GHA's crop shows.
+LOWER = (-1.6, -1.8, -2.0)
+UPPER = (1.6, 1.8, 1.4)
+
+HIDDEN_LAYERS = 5  # of the geometry network, as GHA's
+OFFSET_LIMIT = 0.25  # cells; the shorter edges have 0.87, so that no tetrahedron turns over
+CHUNK = 2**16  # points evaluated at once where no gradient is needed
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The field at N points.
+
+    Attributes:
+        sdf: (N,) positive outside. offsets: (N, 3) of grid vertices. features: (N, F) in (-1, 1).
+    """
+
+    sdf: Tensor
+    offsets: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Driven:
+    """The surface of one timestep, canonical: before the head's rigid motion.
+
+    Attributes:
+        vertices: (S, 3). colours: (S, K) in (0, 1), the first three RGB.
+        raw_expression: (A, 3), raw_pose: (B, 3) displacements in (-1, 1), neither scaled nor
+            weighted, where their share is not zero.
+    """
+
+    vertices: Tensor
+    colours: Tensor
+    raw_expression: Tensor
+    raw_pose: Tensor
+
+
+class HeadField(nn.Module):
+    """Signed distance and feature network (Eq. 14) with its drivers (Eq. 2 and 3).
+
+    Args:
+        settings: sizes of the networks and of the grid.
+        expression_size: E.
+    """
+
+    def __init__(self, settings: SdfSettings, expression_size: int):
+        super().__init__()
+        self.settings = settings
+        self.expression_size = expression_size
+        width, outputs = settings.width, 1 + 3 + settings.feature_size
+        self.geometry = MLP([encoded_size(3), *[width] * HIDDEN_LAYERS, outputs])
+        self.drivers = Drivers(
+            expression_size, settings.feature_size, settings.colour_size, settings.width
+        )
+        self.neutral_landmarks = nn.Parameter(torch.zeros(LANDMARKS, 3))
+        cell = (torch.tensor(UPPER) - torch.tensor(LOWER)).max() / settings.grid_resolution
+        self.offset_limit = OFFSET_LIMIT * float(cell)
+
+    def grid(self) -> Grid:
+        """The grid over the canonical box, on the field's device."""
+        lower, upper = torch.tensor(LOWER), torch.tensor(UPPER)
+        grid = body_centred_grid(lower, upper, self.settings.grid_resolution)
+        device = self.neutral_landmarks.device
+        return Grid(grid.vertices.to(device), grid.tetrahedra.to(device))
+
+    def sample(self, points: Tensor) -> Samples:
+        """The field at canonical points (N, 3) (Eq. 14); the distance alone is not squashed."""
+        values = self.geometry(encode_position(points))
+        squashed = torch.tanh(values[:, 1:])
+        return Samples(values[:, 0], self.offset_limit * squashed[:, :3], squashed[:, 3:])
+
+    @torch.no_grad()
+    def distances(self, points: Tensor) -> Tensor:
+        """Signed distances (N,) of many points, without gradients and in bounded memory."""
+        return torch.cat([self.sample(chunk).sdf for chunk in points.split(CHUNK)])
+
+    def surface(self, grid: Grid, samples: Samples) -> Surface:
+        """The neutral surface in a grid (Eq. 15), from the field at its vertices."""
+        moved = grid.vertices + samples.offsets
+        return marching_tetrahedra(grid, moved, samples.sdf, samples.features)
+
+    def weights(self, points: Tensor) -> Tensor:
+        """Share (N,) of the expression at canonical points."""
+        near, far = self.settings.near, self.settings.far
+        return expression_weights(points, self.neutral_landmarks, near, far)
+
+    def drive(self, surface: Surface, expression: Tensor, pose: Tensor) -> Driven:
+        """The neutral surface under an expression (E,) and a pose (6,)."""
+        points, scale = surface.vertices, self.settings.deform_scale
+        weights = self.weights(points)
+        near, far = (weights > 0).nonzero()[:, 0], (weights < 1).nonzero()[:, 0]
+        by_expression = self.drivers.raw_expression_deformation(points[near], expression)
+        by_pose = self.drivers.raw_pose_deformation(points[far], pose)
+        moved = points.index_add(0, near, scale * weights[near, None] * by_expression)
+        moved = moved.index_add(0, far, scale * (1 - weights[far, None]) * by_pose)
+        colours = self.drivers.colour(surface.features, expression, pose, weights)
+        return Driven(moved, torch.sigmoid(colours), by_expression, by_pose)
+
+    def express_landmarks(self, expression: Tensor) -> Tensor:
+        """Neutral landmarks (L, 3) moved by an expression (E,), canonical.
+
+        At a landmark the share of the expression is one, so no weight enters.
+        """
+        raw = self.drivers.raw_expression_deformation(self.neutral_landmarks, expression)
+        return self.neutral_landmarks + self.settings.deform_scale * raw
+
+
+def write_field(folder: Path, field: HeadField, surface: Surface) -> None:
+    """Write ``model.safetensors`` and ``model.yaml``.
+
+    The tensors are the field's parameters (``geometry.*``, ``drivers.*``, ``neutral_landmarks``)
+    and the neutral surface that stage II starts from: ``surface.positions`` (S, 3) and
+    ``surface.features`` (S, F). The YAML holds ``expression_size`` and ``settings``.
+
+    Raises:
+        UserError: a value is not finite; nothing is written then.
+    """
+    import yaml
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach() for name, value in field.state_dict().items()}
+    tensors["surface.positions"] = surface.vertices.detach()
+    tensors["surface.features"] = surface.features.detach()
+    bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise UserError(
+            f"the stage I model is not saved to {folder}: '{bad[0]}' holds values that are not "
+            "finite; lower sdf.learning_rate or look at the input frames."
+        )
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    description = {
+        "expression_size": field.expression_size,
+        "settings": field.settings.model_dump(mode="json"),
+    }
+    with atomic(folder / "model.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(description, sort_keys=False))
+    with atomic(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+
+
+def read_field(folder: Path) -> HeadField:
+    """The field that `write_field` wrote, on the CPU.
+
+    Raises:
+        UserError: a file is missing or does not fit the other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = require(folder / "model.safetensors", "the stage I model")
+    description: dict[str, Any] = read_yaml(folder / "model.yaml")
+    try:
+        settings = validate(SdfSettings, description["settings"], str(folder / "model.yaml"))
+        field = HeadField(settings, int(description["expression_size"]))
+        tensors = load_file(path)
+        own = {name: value for name, value in tensors.items() if not name.startswith("surface.")}
+        field.load_state_dict(own)
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} does not fit its model.yaml ({reason}); train it again."
+        ) from error
+    return field

@@ -8,13 +8,15 @@ in the order of the colour-science package, which made the published matrices.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
-Float = NDArray[np.float32]
+from eavatar.capture.video import Image
+
+Float = NDArray[Any]  # float32; OpenCV annotates no narrower type
 
 _SQUARES = "R G B RG RB GB RR GG BB"
 _CUBES = f"{_SQUARES} RGB RRG GGB BBR RRB GGR BBG RRR GGG BBB"
@@ -38,7 +40,9 @@ TERMS: dict[int, tuple[str, ...]] = {
 }
 """Number of terms to the monomials, each written as the product of its channels."""
 
-LEVELS = 65535  # of the encoding table: its steps are below 0.06 of an 8-bit level, even in the dark
+LEVELS = (
+    65535  # of the encoding table: its steps are below 0.06 of an 8-bit level, even in the dark
+)
 
 
 @lru_cache(maxsize=1)

@@ -12,15 +12,14 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
@@ -34,14 +33,13 @@ from eavatar.capture.nersemble import (
     open_capture,
     select,
 )
-from eavatar.capture.video import Header, decode
+from eavatar.capture.video import Header, Image, decode
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras
 from eavatar.settings import IngestSettings
 
 logger = logging.getLogger(__name__)
 
-Image = NDArray[np.uint8]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -72,8 +70,8 @@ class Window:
         width, height = round(settings.crop_size * across), round(settings.crop_size * down)
         if x >= stored_width or y >= stored_height or x + width <= 0 or y + height <= 0:
             raise UserError(
-                f"crop_origin {settings.crop_origin} and crop_size {settings.crop_size} lie outside "
-                f"the {FULL_WIDTH}×{FULL_HEIGHT} image; change them."
+                f"crop_origin {settings.crop_origin} and crop_size {settings.crop_size} lie "
+                f"outside the {FULL_WIDTH}×{FULL_HEIGHT} image; change them."
             )
         return cls(x, y, width, height, stored_width, stored_height, settings.image_size)
 
@@ -228,11 +226,11 @@ def write_image(path: Path, image: Image, parameters: Sequence[int] = ()) -> Non
         temporary.write_bytes(encoded.tobytes())
 
 
-def write_rows(path: Path, rows: Iterable[FrameRow]) -> None:
-    """Write the index of a sequence as ``.csv``."""
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write dataclass instances of one type as the rows of a ``.csv``."""
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(FrameRow)])
+        writer.writerow([field.name for field in fields(rows[0])])
         writer.writerows(astuple(row) for row in rows)
 
 

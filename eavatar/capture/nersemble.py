@@ -134,7 +134,8 @@ def _match_videos(folder: Path, videos: Mapping[str, Path], cameras: Mapping[str
     for serial in cameras:
         if serial not in videos:
             raise UserError(
-                f"the video of camera {serial} is missing: {folder}/cam_{serial}.mp4 does not exist."
+                f"the video of camera {serial} is missing: "
+                f"{folder}/cam_{serial}.mp4 does not exist."
             )
 
 
@@ -144,16 +145,16 @@ def _read_cameras(path: Path) -> dict[str, Camera]:
         raise UserError(f"{path} lacks the table 'world_2_cam' of serial numbers and matrices.")
     intrinsics = _matrix(content.get("intrinsics"), (3, 3), f"{path}: intrinsics")
     if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0 or intrinsics[2].tolist() != [0, 0, 1]:
-        raise UserError(
-            f"{path}: intrinsics need positive focal lengths and the last row 0, 0, 1."
-        )
+        raise UserError(f"{path}: intrinsics need positive focal lengths and the last row 0, 0, 1.")
     cameras = {}
     for serial, rows in sorted(content["world_2_cam"].items()):
         world_to_camera = _matrix(rows, (4, 4), f"{path}: camera {serial}")
         rotation = world_to_camera[:3, :3]
         rigid = np.allclose(rotation.T @ rotation, np.eye(3), rtol=0, atol=RIGID_TOLERANCE)
         if not rigid or np.linalg.det(rotation) < 0 or world_to_camera[3].tolist() != [0, 0, 0, 1]:
-            raise UserError(f"{path}: world_2_cam of camera {serial} is no rotation and translation.")
+            raise UserError(
+                f"{path}: world_2_cam of camera {serial} is no rotation and translation."
+            )
         cameras[serial] = Camera(intrinsics, world_to_camera, FULL_WIDTH, FULL_HEIGHT)
     return cameras
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
-import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.errors import UserError
 
-Image = NDArray[np.uint8]
+Image = NDArray[Any]  # 8 bits; OpenCV and PyAV annotate no narrower type
 
 
 @dataclass(frozen=True)

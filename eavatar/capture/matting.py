@@ -1,0 +1,370 @@
+"""Ingested frames to alpha masks, by one of three backends with one signature.
+
+``plate`` compares each frame with the picture of the empty set and needs no network; ``rembg``
+segments single images with a pretrained network; ``provided`` crops alpha videos that come with
+a dataset.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.capture.ingest import Window, in_threads, write_image, write_rows
+from eavatar.capture.nersemble import check_size
+from eavatar.capture.video import Image, decode, read_header
+from eavatar.errors import UserError
+from eavatar.io import require
+from eavatar.settings import IngestSettings, MatteSettings
+
+Float = NDArray[Any]  # float32; OpenCV annotates no narrower type
+Mask = NDArray[np.bool_]
+
+# The plate backend's constants. Distances are CIELAB ΔE, where about 2 is just noticeable.
+SHADOW = 6.0  # darkening of the set that a soft shadow explains
+LEAST_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
+NOISE_FACTOR = 6.0  # threshold above the background's median, in its standard deviations
+BORDER = 1 / 16  # width of the strip taken as background, share of the image size
+BAND = 1 / 64  # half width of the soft edge, share of the image size
+CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outweighs the colours
+
+
+@dataclass(frozen=True)
+class MatteRow:
+    """A row of ``capture/masks/<sequence>.csv``: coverage is the mean alpha, in [0, 1]."""
+
+    timestep: int
+    camera: str
+    coverage: float
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One camera of one sequence, ready to be matted.
+
+    Attributes:
+        frames: folder of the ingested capture.
+        mattes: folder of provided alpha videos, if any.
+        timesteps, source_frames: (T,) the ingested frames and their indices in the video.
+        visible: (S, S) 255 where the frames show the sensor.
+    """
+
+    settings: MatteSettings
+    ingest: IngestSettings
+    frames: Path
+    mattes: Path | None
+    sequence: str
+    camera: str
+    timesteps: tuple[int, ...]
+    source_frames: tuple[int, ...]
+    visible: Image
+
+    def images(self) -> Iterator[Image]:
+        """The (S, S, 3) BGR frames in the order of the timesteps."""
+        for timestep in self.timesteps:
+            yield read_image(
+                self.frames / self.sequence / self.camera / f"{timestep:05d}.jpg", cv2.IMREAD_COLOR
+            )
+
+
+def matte(
+    settings: MatteSettings,
+    ingest: IngestSettings,
+    frames: Path,
+    sequence: str,
+    mattes: Path | None,
+    output: Path,
+) -> None:
+    """Write an alpha mask for every frame of a sequence.
+
+    Args:
+        ingest: the settings that made the frames; ``provided`` crops alike.
+        frames: folder of the ingested capture.
+        mattes: for ``provided``, a folder with <sequence>/cam_<serial>.mp4 of the uncropped image.
+        output: receives <sequence>/<camera>/<timestep:05d>.png and then <sequence>.csv.
+    Raises:
+        UserError: an input of the chosen backend is missing or does not fit the frames.
+    """
+    folder, index = output / sequence, output / f"{sequence}.csv"
+    index.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    backend = BACKENDS[settings.backend]
+
+    def matte_shot(shot: Shot) -> list[MatteRow]:
+        rows = []
+        for timestep, alpha in zip(shot.timesteps, backend(shot), strict=True):
+            seen = cv2.min(alpha, shot.visible)
+            write_image(folder / shot.camera / f"{timestep:05d}.png", seen)
+            rows.append(MatteRow(timestep, shot.camera, round(float(seen.mean()) / 255, 5)))
+        return rows
+
+    shots = _read_shots(settings, ingest, frames, sequence, mattes)
+    rows = [row for rows in in_threads(matte_shot, shots, f"matte {sequence}") for row in rows]
+    write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
+
+
+def read_image(path: Path, flags: int) -> Image:
+    """An image of an earlier stage, or a `UserError` if it is missing or damaged."""
+    image = cv2.imread(str(require(path, "the image")), flags)
+    if image is None:
+        raise UserError(f"{path} is not a readable image; make it again.")
+    return image
+
+
+def _read_shots(
+    settings: MatteSettings,
+    ingest: IngestSettings,
+    frames: Path,
+    sequence: str,
+    mattes: Path | None,
+) -> list[Shot]:
+    with require(frames / f"{sequence}.csv", "the index of the frames").open(newline="") as file:
+        rows = [
+            (row["camera"], int(row["timestep"]), int(row["source_frame"]))
+            for row in csv.DictReader(file)
+        ]
+    shots = []
+    for camera in sorted({camera for camera, _, _ in rows}):
+        own = sorted((timestep, source) for serial, timestep, source in rows if serial == camera)
+        timesteps, source_frames = zip(*own, strict=True)
+        visible = read_image(frames / "visible" / f"{camera}.png", cv2.IMREAD_GRAYSCALE)
+        shots.append(
+            Shot(
+                settings,
+                ingest,
+                frames,
+                mattes,
+                sequence,
+                camera,
+                timesteps,
+                source_frames,
+                visible,
+            )
+        )
+    return shots
+
+
+# --- plate ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plate:
+    """The empty set, prepared once per camera.
+
+    Attributes:
+        colour: (S, S, 3) BGR in [0, 1].
+        lab: (S, S, 3) CIELAB.
+        border: (S, S) where background is expected: strips at the top and the upper sides.
+    """
+
+    colour: Float
+    lab: Float
+    border: Mask
+
+    @classmethod
+    def of(cls, image: Image, visible: Image) -> Plate:
+        colour = image.astype(np.float32) / 255
+        rows, columns = np.nonzero(visible)
+        strip = round(len(visible) * BORDER)
+        border = np.zeros(visible.shape, dtype=bool)
+        middle = (rows.min() + rows.max()) // 2
+        border[rows.min() : rows.min() + strip] = True
+        border[:middle, columns.min() : columns.min() + strip] = True
+        border[:middle, columns.max() + 1 - strip : columns.max() + 1] = True
+        return cls(colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), border & (visible > 0))
+
+
+def matte_by_plate(shot: Shot) -> Iterator[Image]:
+    """Alpha from the difference to the background plate (see `alpha_from_plate`)."""
+    path = shot.frames / "plates" / f"{shot.camera}.png"
+    if not path.exists():
+        raise UserError(
+            f"the plate backend needs the background plate of camera {shot.camera}, but {path} "
+            "does not exist; add it to the capture or set capture.matte.backend."
+        )
+    plate = Plate.of(read_image(path, cv2.IMREAD_COLOR), shot.visible)
+    for image in shot.images():
+        yield alpha_from_plate(image, plate)
+
+
+def alpha_from_plate(image: Image, plate: Plate) -> Image:
+    """(S, S) alpha of a frame: where it differs from the plate, with a soft edge.
+
+    The plate is matched to the frame's exposure, the perceptual difference is thresholded above
+    the noise of the background, the subject is the largest component without its false holes, and
+    the alpha of its edge follows from the known background (see `_soft_edge`).
+    """
+    colour = _match_exposure(image, plate)
+    distance = _distance(colour, plate)
+    background = distance[plate.border]
+    centre = float(np.median(background))
+    deviation = 1.4826 * float(np.median(np.abs(background - centre)))
+    threshold = max(LEAST_THRESHOLD, centre + NOISE_FACTOR * deviation)
+    subject = _largest_component(distance > threshold)
+    subject = _fill_holes(subject, distance, centre + 2 * deviation)
+    return (_soft_edge(colour, plate.colour, subject) * 255).round().astype(np.uint8)
+
+
+def _match_exposure(image: Image, plate: Plate) -> Float:
+    """(S, S, 3) the frame in [0, 1], divided by its gain per channel over the plate.
+
+    The gain is the median over the border, where hair or a hand is outvoted.
+    """
+    ratio = image[plate.border] / np.maximum(plate.colour[plate.border] * 255, 1)
+    gain = np.maximum(np.median(ratio, axis=0), 0.1)
+    levels = np.arange(256)[:, None] / (255 * gain)
+    return cv2.LUT(image, levels.astype(np.float32)[None])
+
+
+def _distance(colour: Float, plate: Plate) -> Float:
+    """(S, S) CIELAB distance to the plate, with the darkening of soft shadows forgiven.
+
+    A shadow lowers lightness and leaves chromaticity, so only the negative part of the lightness
+    difference is reduced, by at most `SHADOW`.
+    """
+    difference = cv2.cvtColor(colour, cv2.COLOR_BGR2Lab) - plate.lab
+    difference = cv2.GaussianBlur(difference, (3, 3), 0)
+    lightness = difference[..., 0]
+    lightness += np.clip(-lightness, 0, SHADOW)
+    return np.sqrt(np.einsum("...c,...c", difference, difference))
+
+
+def _largest_component(mask: Mask) -> Mask:
+    """The largest 4-connected region after specks and hairline bridges are removed."""
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+    if count == 1:
+        return np.zeros_like(mask)
+    return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
+    """Fill the enclosed holes of a mask, except those that look like the plate.
+
+    Skin or cloth of the plate's colour differs from it somewhat; where the set is seen between a
+    strand of hair and a shoulder the difference is noise.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (~subject).astype(np.uint8), connectivity=8
+    )
+    filled = subject.copy()
+    height, width = subject.shape
+    for label in range(1, count):
+        x, y, w, h, _ = stats[label]
+        touches = x == 0 or y == 0 or x + w == width or y + h == height
+        region = (slice(y, y + h), slice(x, x + w))
+        hole = labels[region] == label
+        if not touches and np.median(distance[region][hole]) > noise:
+            filled[region] |= hole
+    return filled
+
+
+def _soft_edge(colour: Float, plate: Float, subject: Mask) -> Float:
+    """(S, S) alpha in [0, 1] of a hard mask's edge, from the known background.
+
+    In a band along the edge the pixel is I = α F + (1 − α) B with B the plate and F the mean
+    colour of the subject's inside nearby. The least-squares α is pulled to the blurred mask with a
+    weight that matters only where F and B hardly differ.
+    """
+    radius = max(1, round(len(subject) * BAND))
+    hard = subject.astype(np.uint8)
+    inside = (_distance_within(hard) > radius).astype(np.float32)
+    band = (inside == 0) & (_distance_within(1 - hard) <= radius)
+    window = (4 * radius + 1, 4 * radius + 1)
+    weight = cv2.blur(inside, window)[band, None]
+    mean = cv2.blur(colour * inside[..., None], window)[band] / np.maximum(weight, 1e-6)
+    contrast = np.where(weight > 1e-3, mean - plate[band], 0)
+    blurred = cv2.blur(hard.astype(np.float32), (2 * radius + 1, 2 * radius + 1))[band]
+    projected = ((colour[band] - plate[band]) * contrast).sum(axis=-1) + CONTRAST**2 * blurred
+    inside[band] = np.clip(projected / ((contrast**2).sum(axis=-1) + CONTRAST**2), 0, 1)
+    return inside
+
+
+def _distance_within(mask: Image) -> Float:
+    """Distance of the set pixels to the nearest unset one, pixels; 0 at unset ones."""
+    return cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_5)
+
+
+# --- rembg ------------------------------------------------------------------------------------
+
+
+def matte_by_rembg(shot: Shot) -> Iterator[Image]:
+    """Alpha from a pretrained segmentation network of the rembg package."""
+    from rembg import remove
+
+    session = _rembg_session(shot.settings.rembg_model)
+    for image in shot.images():
+        alpha = remove(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), session=session, only_mask=True)
+        yield np.clip(np.asarray(alpha), 0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _rembg_session(name: str) -> Any:
+    """A rembg session on a model file that is there already; rembg would download it otherwise."""
+    folder = _rembg_folder()
+    candidates = (folder / "models" / name / f"{name}.onnx", folder / f"{name}.onnx")
+    if not any(path.is_file() for path in candidates):
+        raise UserError(
+            f"the rembg model '{name}' is missing: put {name}.onnx at {candidates[0]} "
+            "(REMBG_HOME or U2NET_HOME name another folder), or set capture.matte.backend to plate."
+        )
+    try:
+        from rembg import new_session
+    except ImportError as error:
+        raise UserError(
+            "the package rembg is not installed; install rembg[cpu], or set capture.matte.backend "
+            "to plate."
+        ) from error
+    return new_session(name)
+
+
+def _rembg_folder() -> Path:
+    """Where rembg looks for models (its documented order of environment variables)."""
+    for variable in ("U2NET_HOME", "REMBG_HOME"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable])
+    if os.environ.get("XDG_DATA_HOME"):
+        return Path(os.environ["XDG_DATA_HOME"]) / "rembg"
+    return Path.home() / ".rembg"
+
+
+# --- provided ---------------------------------------------------------------------------------
+
+
+def matte_by_provided(shot: Shot) -> Iterator[Image]:
+    """Alpha from videos of the uncropped image, cropped and resized like the frames."""
+    if shot.mattes is None:
+        raise UserError(
+            "the provided mattes have no folder; name it in the sample sheet or set "
+            "capture.matte.backend."
+        )
+    path = shot.mattes / shot.sequence / f"cam_{shot.camera}.mp4"
+    header = read_header(require(path, f"the alpha video of camera {shot.camera}"))
+    check_size(path, header.width, header.height)
+    if header.frames <= max(shot.source_frames):
+        raise UserError(
+            f"{path} has {header.frames} frames but frame {max(shot.source_frames)} is needed; "
+            "alpha videos must be as long as the colour videos."
+        )
+    window = Window.of(shot.ingest, header.width, header.height)
+    wanted = set(shot.source_frames)
+    for index, image in decode(path):
+        if index in wanted:
+            yield window.apply(image[..., 1])
+
+
+BACKENDS: dict[str, Callable[[Shot], Iterator[Image]]] = {
+    "plate": matte_by_plate,
+    "rembg": matte_by_rembg,
+    "provided": matte_by_provided,
+}

@@ -1,0 +1,846 @@
+"""Gaussian splatting on the CPU: numba kernels, forward and backward, on all cores.
+
+The image is cut into tiles of 8×8 pixels. A *pair* is a Gaussian and a tile that its ellipse
+touches. Pairs are numbered Gaussian by Gaussian, so that the backward pass can write a row of
+gradients per pair and add up a Gaussian's rows afterwards: no atomics, and the same result for any
+number of threads. Inner loops run over the 64 pixels of a tile, which compilers turn into SIMD.
+
+Conventions and constants are those of gsplat 1.5.3 (`eavatar.render`). Letters: C views,
+N Gaussians, P pairs, D feature channels. A splat is a Gaussian in one view; splat ``v * N + n`` is
+Gaussian ``n`` in view ``v``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
+
+NEAR_PLANE = 0.01
+LOW_PASS = 0.3  # added to the variance in pixels², so that no Gaussian falls between pixels
+FIELD_OF_VIEW_MARGIN = 0.3  # the Jacobian is frozen beyond the image border plus this share
+SMALLEST_ALPHA = 1 / 255
+
+TILE = 8  # pixels; measured against 4 and 16
+PIXELS = TILE * TILE
+BLOCK = 4  # rows or channels that share one pass over the pixels: fewer loads and stores
+
+# Columns of the splat table.
+X, Y, CONIC_XX, CONIC_XY, CONIC_YY, OPACITY, DEPTH, REACH = range(8)
+SPLAT_COLUMNS = 8
+# Columns of the gradient rows: those of the splat without REACH, then the features.
+GRADIENT_COLUMNS = 7
+
+# float32 constants: a float64 one would halve the width of the vectors.
+ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
+ALPHA_MIN = np.float32(SMALLEST_ALPHA)
+ALPHA_MAX = np.float32(0.999)
+STOP = np.float32(1e-4)  # transmittance at which a pixel is finished
+SIGMA_MAX = np.float32(5.6)  # exp(-5.6) < 1/255: beyond it nothing is drawn
+
+# exp(x / 8) as a polynomial, to be squared three times.
+SERIES = tuple(
+    np.polynomial.Chebyshev.interpolate(np.exp, 6, [-SIGMA_MAX / 8, 0])
+    .convert(kind=np.polynomial.Polynomial)
+    .coef.astype(np.float32)
+)
+
+# NaN and infinity keep their meaning; only the order of sums and products is free.
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+
+# numpy's error model: a check for zero in every division would keep loops from becoming SIMD.
+_kernel = njit(cache=True, error_model="numpy")
+_simd = njit(cache=True, error_model="numpy", fastmath=FAST)
+_parallel = njit(cache=True, error_model="numpy", parallel=True)
+
+
+@dataclass(frozen=True)
+class Splats:
+    """The Gaussians of one call in all views, sorted into tiles.
+
+    Attributes:
+        table: (C·N, 8) the columns X … REACH; pixels, pixels⁻², metres. REACH is the squared
+            Mahalanobis radius at which alpha falls below 1/255, zero for what is not drawn.
+        first_pair: (C·N + 1,) pairs of splat ``s`` are ``first_pair[s]:first_pair[s + 1]``.
+        pair_splat: (P,) the splat of a pair.
+        first_slot: (C·tiles + 1,) likewise for the tiles in ``sorted_pairs``.
+        sorted_pairs: (P,) pairs, tile by tile, near to far.
+    """
+
+    table: Floats
+    first_pair: NDArray[np.int64]
+    pair_splat: Integers
+    first_slot: NDArray[np.int64]
+    sorted_pairs: Integers
+
+
+def prepare(
+    means: Floats,
+    quaternions: Floats,
+    scales: Floats,
+    opacities: Floats,
+    world_to_camera: Floats,
+    intrinsics: Floats,
+    width: int,
+    height: int,
+) -> Splats:
+    """Project (N, …) Gaussians into C views and sort them into tiles and by depth."""
+    views, count = len(world_to_camera), len(means)
+    columns, rows = tiles_across(width), tiles_across(height)
+    table = np.empty((views * count, SPLAT_COLUMNS), np.float32)
+    pairs_of_splat = np.empty(views * count, np.int64)
+    _project(
+        means, quaternions, scales, opacities, world_to_camera, intrinsics,
+        width, height, table, pairs_of_splat, numba.get_num_threads(),
+    )  # fmt: skip
+    first_pair = np.zeros(views * count + 1, np.int64)
+    np.cumsum(pairs_of_splat, out=first_pair[1:])
+    pair_splat = np.empty(first_pair[-1], np.int32)
+    pair_tile = np.empty(first_pair[-1], np.int32)
+    _list_pairs(table, first_pair, columns, rows, pair_splat, pair_tile, numba.get_num_threads())
+    # Bits of positive floats sort like the floats; the index below makes ties definite.
+    keys = table[:, DEPTH].copy().view(np.int32).astype(np.int64).reshape(views, count)
+    keys = np.sort((keys << 32) | np.arange(count), axis=1)
+    order = (keys & 0xFFFFFFFF).astype(np.int32)
+    first_slot = np.zeros(views * columns * rows + 1, np.int64)
+    sorted_pairs = np.empty(first_pair[-1], np.int32)
+    _sort_pairs(order, first_pair, pair_tile, first_slot, sorted_pairs)
+    return Splats(table, first_pair, pair_splat, first_slot, sorted_pairs)
+
+
+def composite(
+    splats: Splats, features: Floats, background: Floats, views: int, width: int, height: int
+) -> tuple[Floats, Floats, Floats]:
+    """Images (C, H, W, D), alpha (C, H, W) and accumulated depth (C, H, W)."""
+    image = np.empty((views, height, width, features.shape[1]), np.float32)
+    alpha = np.empty((views, height, width), np.float32)
+    depth = np.empty((views, height, width), np.float32)
+    _composite(
+        splats.table, splats.pair_splat, splats.first_slot, splats.sorted_pairs,
+        features, background, image, alpha, depth, numba.get_num_threads(),
+    )  # fmt: skip
+    return image, alpha, depth
+
+
+def composite_gradients(
+    splats: Splats,
+    features: Floats,
+    background: Floats,
+    image_gradient: Floats,
+    alpha_gradient: Floats,
+    depth_gradient: Floats,
+) -> tuple[Floats, Floats]:
+    """Gradient rows (P, 7 + D) of the pairs and the background's gradient (D,)."""
+    channels = features.shape[1]
+    rows = np.zeros((len(splats.pair_splat), GRADIENT_COLUMNS + channels), np.float32)
+    background_rows = np.zeros((len(splats.first_slot) - 1, channels), np.float32)
+    _composite_gradients(
+        splats.table, splats.pair_splat, splats.first_slot, splats.sorted_pairs,
+        features, background, image_gradient, alpha_gradient, depth_gradient,
+        rows, background_rows, numba.get_num_threads(),
+    )  # fmt: skip
+    return rows, background_rows.sum(axis=0)
+
+
+def project_gradients(
+    splats: Splats,
+    rows: Floats,
+    means: Floats,
+    quaternions: Floats,
+    scales: Floats,
+    world_to_camera: Floats,
+    intrinsics: Floats,
+    width: int,
+    height: int,
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Gradients of means, quaternions, scales, opacities and features from gradient rows."""
+    count, channels = len(means), rows.shape[1] - GRADIENT_COLUMNS
+    gradients = (
+        np.zeros((count, 3), np.float32),
+        np.zeros((count, 4), np.float32),
+        np.zeros((count, 3), np.float32),
+        np.zeros(count, np.float32),
+        np.zeros((count, channels), np.float32),
+    )
+    _project_gradients(
+        splats.table, splats.first_pair, rows, means, quaternions, scales,
+        world_to_camera, intrinsics, width, height, *gradients, numba.get_num_threads(),
+    )  # fmt: skip
+    return gradients
+
+
+def tiles_across(pixels: int) -> int:
+    """Number of tiles that cover so many pixels."""
+    return -(-pixels // TILE)
+
+
+@_kernel
+def _rotate(quaternion, rotation):
+    """Fill the matrix (3, 3) of a wxyz quaternion of any length but zero; returns that length."""
+    w, x, y, z = (
+        float(quaternion[0]), float(quaternion[1]), float(quaternion[2]), float(quaternion[3])
+    )  # fmt: skip
+    length = math.sqrt(w * w + x * x + y * y + z * z)
+    w, x, y, z = w / length, x / length, y / length, z / length
+    rotation[0, 0] = 1 - 2 * (y * y + z * z)
+    rotation[0, 1] = 2 * (x * y - w * z)
+    rotation[0, 2] = 2 * (x * z + w * y)
+    rotation[1, 0] = 2 * (x * y + w * z)
+    rotation[1, 1] = 1 - 2 * (x * x + z * z)
+    rotation[1, 2] = 2 * (y * z - w * x)
+    rotation[2, 0] = 2 * (x * z - w * y)
+    rotation[2, 1] = 2 * (y * z + w * x)
+    rotation[2, 2] = 1 - 2 * (x * x + y * y)
+    return length
+
+
+@_kernel
+def _to_camera(world_to_camera, point):
+    x, y, z = float(point[0]), float(point[1]), float(point[2])
+    m = world_to_camera
+    return (
+        m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3],
+        m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3],
+        m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3],
+    )
+
+
+@_kernel
+def _clamp_slope(slope, focal, centre, size):
+    """The slope x / z at which the Jacobian is taken: not far outside the image."""
+    margin = FIELD_OF_VIEW_MARGIN * 0.5 * size / focal
+    return min((size - centre) / focal + margin, max(-centre / focal - margin, slope))
+
+
+@_kernel
+def _image_axes(world_to_camera, intrinsics, x, y, z, width, height, axes):
+    """Fill the rows (2, 3) that take a small world displacement to pixels: Jacobian · rotation."""
+    focal_x, focal_y = float(intrinsics[0, 0]), float(intrinsics[1, 1])
+    slope_x = _clamp_slope(x / z, focal_x, float(intrinsics[0, 2]), width)
+    slope_y = _clamp_slope(y / z, focal_y, float(intrinsics[1, 2]), height)
+    for k in range(3):
+        forward = world_to_camera[2, k]
+        axes[0, k] = focal_x / z * (world_to_camera[0, k] - slope_x * forward)
+        axes[1, k] = focal_y / z * (world_to_camera[1, k] - slope_y * forward)
+    return slope_x, slope_y
+
+
+@_kernel
+def _project_splat(
+    mean, quaternion, scale, opacity, world_to_camera, intrinsics,
+    width, height, rotation, axes, splat,
+):  # fmt: skip
+    """One row of the splat table; REACH stays zero unless the Gaussian can be seen."""
+    splat[:] = 0
+    x, y, z = _to_camera(world_to_camera, mean)
+    # Written so that NaN is culled too: a tile index made of it would leave the arrays.
+    if not (z >= NEAR_PLANE and opacity >= SMALLEST_ALPHA):
+        return
+    _rotate(quaternion, rotation)
+    _image_axes(world_to_camera, intrinsics, x, y, z, width, height, axes)
+    xx, xy, yy = LOW_PASS, 0.0, LOW_PASS
+    for k in range(3):
+        u = v = 0.0
+        for j in range(3):
+            u += axes[0, j] * rotation[j, k]
+            v += axes[1, j] * rotation[j, k]
+        squared = float(scale[k]) ** 2
+        xx += squared * u * u
+        xy += squared * u * v
+        yy += squared * v * v
+    determinant = xx * yy - xy * xy
+    mean_x = intrinsics[0, 0] * x / z + intrinsics[0, 2]
+    mean_y = intrinsics[1, 1] * y / z + intrinsics[1, 2]
+    reach = 2 * math.log(opacity / SMALLEST_ALPHA)
+    radius_x, radius_y = math.sqrt(reach * xx), math.sqrt(reach * yy)
+    if not (determinant > 0 and np.isfinite(determinant)):
+        return
+    if not (-radius_x < mean_x < width + radius_x and -radius_y < mean_y < height + radius_y):
+        return
+    splat[X], splat[Y] = mean_x, mean_y
+    splat[CONIC_XX], splat[CONIC_XY] = yy / determinant, -xy / determinant
+    splat[CONIC_YY] = xx / determinant
+    splat[OPACITY], splat[DEPTH], splat[REACH] = opacity, z, reach
+
+
+@_kernel
+def _tile_range(low, high, tiles):
+    """Half-open range of the tiles with a pixel centre between two coordinates."""
+    first = int(math.ceil(max(low, 0.5) - 0.5)) // TILE
+    last = int(math.floor(min(high, tiles * TILE) - 0.5)) // TILE
+    return first, last + 1
+
+
+@_kernel
+def _tile_rows(splat, rows):
+    """Half-open range of the rows of tiles that the ellipse touches, and its half-height."""
+    xx, xy, yy = float(splat[CONIC_XX]), float(splat[CONIC_XY]), float(splat[CONIC_YY])
+    half_height = math.sqrt(splat[REACH] * xx / (xx * yy - xy * xy))
+    first, end = _tile_range(splat[Y] - half_height, splat[Y] + half_height, rows)
+    return first, end, half_height
+
+
+@_kernel
+def _tile_columns(splat, row, half_height, columns):
+    """Half-open range of the columns of tiles that the ellipse touches in one row of tiles.
+
+    The right end of the ellipse's chord is a concave function of the height, so within the band of
+    the row's pixel centres it is greatest at the rightmost point or at the border nearer to it.
+    """
+    xx, xy, yy = float(splat[CONIC_XX]), float(splat[CONIC_XY]), float(splat[CONIC_YY])
+    low = max(row * TILE + 0.5 - splat[Y], -half_height)
+    high = min(row * TILE + TILE - 0.5 - splat[Y], half_height)
+    determinant = xx * yy - xy * xy
+    rightmost = -xy / yy * math.sqrt(splat[REACH] * yy / determinant)
+    ends = (min(high, max(low, -rightmost)), min(high, max(low, rightmost)))
+    chord_left = math.sqrt(max(0.0, xx * splat[REACH] - determinant * ends[0] ** 2))
+    chord_right = math.sqrt(max(0.0, xx * splat[REACH] - determinant * ends[1] ** 2))
+    left = splat[X] - (xy * ends[0] + chord_left) / xx
+    right = splat[X] - (xy * ends[1] - chord_right) / xx
+    return _tile_range(left, right, columns)
+
+
+@_kernel
+def _count_tiles(splat, columns, rows):
+    if splat[REACH] == 0:
+        return 0
+    first_row, end_row, half_height = _tile_rows(splat, rows)
+    total = 0
+    for row in range(first_row, end_row):
+        first, end = _tile_columns(splat, row, half_height, columns)
+        total += max(0, end - first)
+    return total
+
+
+@_kernel
+def _project_share(
+    start, end, means, quaternions, scales, opacities, world_to_camera, intrinsics,
+    width, height, table, pairs_of_splat,
+):  # fmt: skip
+    count = len(means)
+    columns, rows = -(-width // TILE), -(-height // TILE)
+    rotation, axes = np.empty((3, 3)), np.empty((2, 3))
+    for s in range(start, end):
+        n = s % count
+        _project_splat(
+            means[n], quaternions[n], scales[n], opacities[n],
+            world_to_camera[s // count], intrinsics[s // count],
+            width, height, rotation, axes, table[s],
+        )  # fmt: skip
+        pairs_of_splat[s] = _count_tiles(table[s], columns, rows)
+
+
+@_parallel
+def _project(
+    means, quaternions, scales, opacities, world_to_camera, intrinsics,
+    width, height, table, pairs_of_splat, workers,
+):  # fmt: skip
+    total = len(table)
+    for worker in prange(workers):
+        _project_share(
+            total * worker // workers, total * (worker + 1) // workers,
+            means, quaternions, scales, opacities, world_to_camera, intrinsics,
+            width, height, table, pairs_of_splat,
+        )  # fmt: skip
+
+
+@_kernel
+def _list_share(start, end, table, first_pair, columns, rows, pair_splat, pair_tile):
+    for s in range(start, end):
+        pair = first_pair[s]
+        if pair == first_pair[s + 1]:
+            continue
+        first_row, end_row, half_height = _tile_rows(table[s], rows)
+        for row in range(first_row, end_row):
+            first, last = _tile_columns(table[s], row, half_height, columns)
+            for column in range(first, last):
+                pair_splat[pair] = s
+                pair_tile[pair] = row * columns + column
+                pair += 1
+
+
+@_parallel
+def _list_pairs(table, first_pair, columns, rows, pair_splat, pair_tile, workers):
+    total = len(table)
+    for worker in prange(workers):
+        _list_share(
+            total * worker // workers, total * (worker + 1) // workers,
+            table, first_pair, columns, rows, pair_splat, pair_tile,
+        )  # fmt: skip
+
+
+@_kernel
+def _sort_view(view, order, first_pair, pair_tile, first_slot, sorted_pairs):
+    """Counting sort of one view's pairs by tile; visiting them near to far keeps that order."""
+    count = order.shape[1]
+    tiles = (len(first_slot) - 1) // len(order)
+    first, end = first_pair[view * count], first_pair[(view + 1) * count]
+    next_slot = np.zeros(tiles + 1, np.int64)
+    for pair in range(first, end):
+        next_slot[pair_tile[pair] + 1] += 1
+    next_slot[0] = first
+    for tile in range(tiles):
+        next_slot[tile + 1] += next_slot[tile]
+        first_slot[view * tiles + tile + 1] = next_slot[tile + 1]
+    for n in order[view]:
+        for pair in range(first_pair[view * count + n], first_pair[view * count + n + 1]):
+            sorted_pairs[next_slot[pair_tile[pair]]] = pair
+            next_slot[pair_tile[pair]] += 1
+
+
+@_parallel
+def _sort_pairs(order, first_pair, pair_tile, first_slot, sorted_pairs):
+    for view in prange(len(order)):
+        _sort_view(view, order, first_pair, pair_tile, first_slot, sorted_pairs)
+
+
+@_simd
+def _exponential(x):
+    """exp(x) for -SIGMA_MAX ≤ x ≤ 0, relative error 4e-7; unlike the library's it becomes SIMD."""
+    t = x * np.float32(0.125)
+    value = SERIES[6] * t + SERIES[5]
+    value = value * t + SERIES[4]
+    value = value * t + SERIES[3]
+    value = value * t + SERIES[2]
+    value = value * t + SERIES[1]
+    value = value * t + SERIES[0]
+    value *= value
+    value *= value
+    return value * value
+
+
+@_simd
+def _weigh(splat, left, top, live, transmittance, alphas, weights):
+    """Alpha and weight of one Gaussian in the tile's pixels; takes it off the transmittance.
+
+    Returns whether it is seen in the tile, and whether any pixel is still unfinished.
+    """
+    x, y, opacity = splat[X] - left - HALF, splat[Y] - top - HALF, splat[OPACITY]
+    half_xx, xy, half_yy = HALF * splat[CONIC_XX], splat[CONIC_XY], HALF * splat[CONIC_YY]
+    seen, unfinished = ZERO, ZERO
+    for row in range(TILE):
+        dy = y - np.float32(row)
+        for column in range(TILE):
+            p = row * TILE + column
+            dx = x - np.float32(column)
+            sigma = half_xx * dx * dx + xy * dx * dy + half_yy * dy * dy
+            alpha = min(ALPHA_MAX, opacity * _exponential(-min(sigma, SIGMA_MAX)))
+            alpha = alpha if alpha >= ALPHA_MIN else ZERO
+            alpha *= live[p]
+            after = transmittance[p] * (ONE - alpha)
+            goes_on = ONE if after > STOP else ZERO
+            weight = alpha * transmittance[p] * goes_on
+            live[p] *= goes_on
+            transmittance[p] = after if after > STOP else transmittance[p]
+            alphas[p] = alpha * goes_on
+            weights[p] = weight
+            seen = max(seen, weight)
+            unfinished = max(unfinished, live[p])
+    return seen > ZERO, unfinished > ZERO
+
+
+@_kernel
+def _start_tile(left, top, width, height, live, transmittance):
+    """Nothing is in front of the pixels yet; those outside the image are finished already."""
+    for p in range(PIXELS):
+        inside = left + p % TILE < width and top + p // TILE < height
+        live[p] = ONE if inside else ZERO
+        transmittance[p] = ONE
+
+
+@_kernel
+def _weigh_tile(
+    slots, pair_splat, table, features, left, top, live, transmittance,
+    seen_pairs, alphas, weights, colours,
+):  # fmt: skip
+    """Weigh a tile's pairs near to far; returns how many are seen, rounded up to whole blocks.
+
+    Fills, in that order, the seen pairs (-1 in the last block's spare rows), their alphas and
+    weights (., 64), and their features followed by their depth (., D + 1).
+    """
+    channels = features.shape[1]
+    seen_count = 0
+    for pair in slots:
+        splat = table[pair_splat[pair]]
+        seen, unfinished = _weigh(
+            splat, np.float32(left), np.float32(top), live, transmittance,
+            alphas[seen_count], weights[seen_count],
+        )  # fmt: skip
+        if seen:
+            seen_pairs[seen_count] = pair
+            gaussian = pair_splat[pair] % len(features)
+            colours[seen_count, :channels] = features[gaussian]
+            colours[seen_count, channels] = splat[DEPTH]
+            seen_count += 1
+        if not unfinished:
+            break
+    while seen_count % BLOCK:
+        seen_pairs[seen_count] = -1
+        alphas[seen_count] = ZERO
+        weights[seen_count] = ZERO
+        colours[seen_count] = ZERO
+        seen_count += 1
+    return seen_count
+
+
+@_simd
+def _add_weighted(count, weights, colours, planes):
+    """planes (channels, 64) += coloursᵀ (channels, count) · weights (count, 64)."""
+    for first in range(0, count, BLOCK):
+        w0, w1, w2, w3 = weights[first], weights[first + 1], weights[first + 2], weights[first + 3]
+        for c in range(len(planes)):
+            plane = planes[c]
+            c0, c1, c2, c3 = (
+                colours[first, c], colours[first + 1, c],
+                colours[first + 2, c], colours[first + 3, c],
+            )  # fmt: skip
+            for p in range(PIXELS):
+                plane[p] += w0[p] * c0 + w1[p] * c1 + w2[p] * c2 + w3[p] * c3
+
+
+@_kernel
+def _longest(first_slot):
+    """The greatest number of pairs in a tile, with room to fill up the last block."""
+    longest = 0
+    for tile in range(len(first_slot) - 1):
+        longest = max(longest, first_slot[tile + 1] - first_slot[tile])
+    return longest + BLOCK
+
+
+@_kernel
+def _composite_share(
+    worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
+    image, alpha, depth,
+):  # fmt: skip
+    height, width, channels = image.shape[1:]
+    columns, rows = -(-width // TILE), -(-height // TILE)
+    capacity = _longest(first_slot)
+    live, transmittance = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
+    seen_pairs = np.empty(capacity, np.int32)
+    alphas = np.empty((capacity, PIXELS), np.float32)
+    weights = np.empty((capacity, PIXELS), np.float32)
+    colours = np.zeros((capacity, channels + BLOCK), np.float32)
+    planes = np.empty((channels + 1, PIXELS), np.float32)
+    for tile in range(worker, len(first_slot) - 1, workers):
+        view, tile_in_view = tile // (columns * rows), tile % (columns * rows)
+        left, top = tile_in_view % columns * TILE, tile_in_view // columns * TILE
+        _start_tile(left, top, width, height, live, transmittance)
+        seen_count = _weigh_tile(
+            sorted_pairs[first_slot[tile] : first_slot[tile + 1]], pair_splat, table, features,
+            left, top, live, transmittance, seen_pairs, alphas, weights, colours,
+        )  # fmt: skip
+        for c in range(channels):
+            for p in range(PIXELS):
+                planes[c, p] = transmittance[p] * background[c]
+        planes[channels] = ZERO
+        _add_weighted(seen_count, weights, colours, planes)
+        for y in range(top, min(top + TILE, height)):
+            for x in range(left, min(left + TILE, width)):
+                p = (y - top) * TILE + x - left
+                for c in range(channels):
+                    image[view, y, x, c] = planes[c, p]
+                alpha[view, y, x] = ONE - transmittance[p]
+                depth[view, y, x] = planes[channels, p]
+
+
+@_parallel
+def _composite(
+    table, pair_splat, first_slot, sorted_pairs, features, background, image, alpha, depth, workers
+):
+    for worker in prange(workers):
+        _composite_share(
+            worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
+            image, alpha, depth,
+        )  # fmt: skip
+
+
+@_kernel
+def _gather_gradients(view, left, top, image_gradient, depth_gradient, planes):
+    """The tile's gradients as planes (≥ D + 1, 64): features, then depth; zero outside the image."""
+    height, width, channels = image_gradient.shape[1:]
+    planes[:] = ZERO
+    for y in range(top, min(top + TILE, height)):
+        for x in range(left, min(left + TILE, width)):
+            p = (y - top) * TILE + x - left
+            for c in range(channels):
+                planes[c, p] = image_gradient[view, y, x, c]
+            planes[channels, p] = depth_gradient[view, y, x]
+
+
+@_simd
+def _background_gradients(
+    view, left, top, transmittance, background, alpha_gradient, planes, behind, row
+):
+    """Fill the background's gradient (D,) and ``behind``: see `_opacity_gradients`."""
+    height, width = alpha_gradient.shape[1:]
+    behind[:] = ZERO
+    for y in range(top, min(top + TILE, height)):
+        for x in range(left, min(left + TILE, width)):
+            behind[(y - top) * TILE + x - left] = -alpha_gradient[view, y, x]
+    for c in range(len(background)):
+        total = ZERO
+        for p in range(PIXELS):
+            total += transmittance[p] * planes[c, p]
+            behind[p] += background[c] * planes[c, p]
+        row[c] = total
+    for p in range(PIXELS):
+        behind[p] *= transmittance[p]
+
+
+@_simd
+def _colour_gradients(first, weights, planes, colour_gradients):
+    """(BLOCK, D + 1) gradients of a block's features and depths: weights · planesᵀ."""
+    w0, w1, w2, w3 = weights[first], weights[first + 1], weights[first + 2], weights[first + 3]
+    for c in range(colour_gradients.shape[1]):
+        plane = planes[c]
+        g0 = g1 = g2 = g3 = ZERO
+        for p in range(PIXELS):
+            g0 += w0[p] * plane[p]
+            g1 += w1[p] * plane[p]
+            g2 += w2[p] * plane[p]
+            g3 += w3[p] * plane[p]
+        colour_gradients[0, c], colour_gradients[1, c] = g0, g1
+        colour_gradients[2, c], colour_gradients[3, c] = g2, g3
+
+
+@_simd
+def _project_colour(colour, planes, along):
+    """along (64,) = colour (channels,) · planes (channels, 64); channels a multiple of BLOCK."""
+    along[:] = ZERO
+    for c in range(0, len(planes), BLOCK):
+        g0, g1, g2, g3 = planes[c], planes[c + 1], planes[c + 2], planes[c + 3]
+        c0, c1, c2, c3 = colour[c], colour[c + 1], colour[c + 2], colour[c + 3]
+        for p in range(PIXELS):
+            along[p] += c0 * g0[p] + c1 * g1[p] + c2 * g2[p] + c3 * g3[p]
+
+
+@_simd
+def _opacity_gradients(splat, left, top, alphas, weights, along, behind, row):
+    """Gradients of one splat's position, conic and opacity from one tile.
+
+    Args:
+        along: (64,) colour · image gradient: what a unit of weight is worth in each pixel.
+        behind: (64,) the same of all that is drawn behind this Gaussian; it is added here.
+        row: receives the columns X … OPACITY.
+    """
+    x, y = splat[X] - left - HALF, splat[Y] - top - HALF
+    total = total_x = total_y = total_xx = total_xy = total_yy = ZERO
+    for tile_row in range(TILE):
+        dy = y - np.float32(tile_row)
+        for column in range(TILE):
+            p = tile_row * TILE + column
+            dx = x - np.float32(column)
+            own = weights[p] * along[p]
+            change = behind[p] * alphas[p] / (ONE - alphas[p]) - own  # d loss / d sigma
+            change = change if alphas[p] < ALPHA_MAX else ZERO  # clamped alphas do not move
+            behind[p] += own
+            total += change
+            total_x += change * dx
+            total_y += change * dy
+            total_xx += change * dx * dx
+            total_xy += change * dx * dy
+            total_yy += change * dy * dy
+    row[X] = splat[CONIC_XX] * total_x + splat[CONIC_XY] * total_y
+    row[Y] = splat[CONIC_XY] * total_x + splat[CONIC_YY] * total_y
+    row[CONIC_XX], row[CONIC_XY], row[CONIC_YY] = HALF * total_xx, total_xy, HALF * total_yy
+    row[OPACITY] = -total / splat[OPACITY]
+
+
+@_kernel
+def _composite_gradients_share(
+    worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
+    image_gradient, alpha_gradient, depth_gradient, rows, background_rows,
+):  # fmt: skip
+    height, width, channels = image_gradient.shape[1:]
+    tile_columns, tile_rows = -(-width // TILE), -(-height // TILE)
+    padded = (channels // BLOCK + 1) * BLOCK  # room for the depth as well
+    capacity = _longest(first_slot)
+    live, transmittance = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
+    along, behind = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
+    seen_pairs = np.empty(capacity, np.int32)
+    alphas = np.empty((capacity, PIXELS), np.float32)
+    weights = np.empty((capacity, PIXELS), np.float32)
+    colours = np.zeros((capacity, padded), np.float32)
+    colour_gradients = np.empty((BLOCK, channels + 1), np.float32)
+    planes = np.empty((padded, PIXELS), np.float32)
+    for tile in range(worker, len(first_slot) - 1, workers):
+        view, tile_in_view = divmod(tile, tile_columns * tile_rows)
+        left, top = tile_in_view % tile_columns * TILE, tile_in_view // tile_columns * TILE
+        _start_tile(left, top, width, height, live, transmittance)
+        seen_count = _weigh_tile(
+            sorted_pairs[first_slot[tile] : first_slot[tile + 1]], pair_splat, table, features,
+            left, top, live, transmittance, seen_pairs, alphas, weights, colours,
+        )  # fmt: skip
+        _gather_gradients(view, left, top, image_gradient, depth_gradient, planes)
+        _background_gradients(
+            view, left, top, transmittance, background, alpha_gradient, planes, behind,
+            background_rows[tile],
+        )  # fmt: skip
+        for first in range(seen_count - BLOCK, -1, -BLOCK):
+            _colour_gradients(first, weights, planes, colour_gradients)
+            for i in range(BLOCK - 1, -1, -1):
+                pair = seen_pairs[first + i]
+                if pair < 0:
+                    continue
+                row = rows[pair]
+                _project_colour(colours[first + i], planes, along)
+                _opacity_gradients(
+                    table[pair_splat[pair]], np.float32(left), np.float32(top),
+                    alphas[first + i], weights[first + i], along, behind, row,
+                )  # fmt: skip
+                row[DEPTH] = colour_gradients[i, channels]
+                row[GRADIENT_COLUMNS:] = colour_gradients[i, :channels]
+
+
+@_parallel
+def _composite_gradients(
+    table, pair_splat, first_slot, sorted_pairs, features, background,
+    image_gradient, alpha_gradient, depth_gradient, rows, background_rows, workers,
+):  # fmt: skip
+    for worker in prange(workers):
+        _composite_gradients_share(
+            worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
+            image_gradient, alpha_gradient, depth_gradient, rows, background_rows,
+        )  # fmt: skip
+
+
+@_kernel
+def _unrotate(quaternion, length, rotation_gradient, quaternion_gradient):
+    """Add the gradient of a quaternion (4,) given that of its rotation matrix (3, 3)."""
+    g = rotation_gradient
+    w, x, y, z = quaternion / length
+    unit = (
+        2 * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1])),
+        2 * (w * (g[2, 1] - g[1, 2]) + y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0]))
+        - 4 * x * (g[1, 1] + g[2, 2]),
+        2 * (w * (g[0, 2] - g[2, 0]) + x * (g[0, 1] + g[1, 0]) + z * (g[1, 2] + g[2, 1]))
+        - 4 * y * (g[0, 0] + g[2, 2]),
+        2 * (w * (g[1, 0] - g[0, 1]) + x * (g[0, 2] + g[2, 0]) + y * (g[1, 2] + g[2, 1]))
+        - 4 * z * (g[0, 0] + g[1, 1]),
+    )
+    along = unit[0] * w + unit[1] * x + unit[2] * y + unit[3] * z
+    for k in range(4):
+        quaternion_gradient[k] += (unit[k] - along * quaternion[k] / length) / length
+
+
+@_kernel
+def _covariance_gradients(splat, row):
+    """Gradients of the covariance's xx, xy, yy from those of its inverse, the conic."""
+    xx, xy, yy = float(splat[CONIC_XX]), float(splat[CONIC_XY]), float(splat[CONIC_YY])
+    g_xx, g_xy, g_yy = row[CONIC_XX], row[CONIC_XY], row[CONIC_YY]
+    return (
+        -(xx * xx * g_xx + xx * xy * g_xy + xy * xy * g_yy),
+        -(2 * xx * xy * g_xx + (xx * yy + xy * xy) * g_xy + 2 * xy * yy * g_yy),
+        -(xy * xy * g_xx + xy * yy * g_xy + yy * yy * g_yy),
+    )
+
+
+@_kernel
+def _shape_gradients(covariance_gradient, scale, axes, rotation, gradients):
+    """Add the gradients of scale (3,), axes (2, 3) and rotation (3, 3) to the three arrays.
+
+    The covariance is M Mᵀ with M = axes · rotation · diag(scale).
+    """
+    g_xx, g_xy, g_yy = covariance_gradient
+    scale_gradient, axes_gradient, rotation_gradient = gradients
+    for k in range(3):
+        s = float(scale[k])
+        u = axes[0, 0] * rotation[0, k] + axes[0, 1] * rotation[1, k] + axes[0, 2] * rotation[2, k]
+        v = axes[1, 0] * rotation[0, k] + axes[1, 1] * rotation[1, k] + axes[1, 2] * rotation[2, k]
+        g_u, g_v = 2 * g_xx * u + g_xy * v, 2 * g_yy * v + g_xy * u
+        scale_gradient[k] += s * (g_u * u + g_v * v)
+        for j in range(3):
+            rotation_gradient[j, k] += s * s * (g_u * axes[0, j] + g_v * axes[1, j])
+            axes_gradient[0, j] += s * s * g_u * rotation[j, k]
+            axes_gradient[1, j] += s * s * g_v * rotation[j, k]
+
+
+@_kernel
+def _mean_gradient(
+    mean, world_to_camera, intrinsics, width, height, row, axes, axes_gradient, gradient
+):
+    """Add the gradient of a mean (3,): through its pixel, its depth and the image axes."""
+    x, y, z = _to_camera(world_to_camera, mean)
+    slope_x, slope_y = _image_axes(world_to_camera, intrinsics, x, y, z, width, height, axes)
+    scale_x, scale_y = intrinsics[0, 0] / z, intrinsics[1, 1] / z  # pixels per metre
+    g_slope_x = g_slope_y = 0.0
+    g_z = float(row[DEPTH])
+    for k in range(3):
+        if slope_x == x / z:  # a clamped slope does not move
+            g_slope_x -= scale_x * axes_gradient[0, k] * world_to_camera[2, k]
+        if slope_y == y / z:
+            g_slope_y -= scale_y * axes_gradient[1, k] * world_to_camera[2, k]
+        g_z -= (axes_gradient[0, k] * axes[0, k] + axes_gradient[1, k] * axes[1, k]) / z
+    g_x = (g_slope_x + row[X] * intrinsics[0, 0]) / z
+    g_y = (g_slope_y + row[Y] * intrinsics[1, 1]) / z
+    g_z -= (g_x * x + g_y * y) / z
+    for k in range(3):
+        gradient[k] += (
+            world_to_camera[0, k] * g_x + world_to_camera[1, k] * g_y + world_to_camera[2, k] * g_z
+        )
+
+
+@_kernel
+def _add_rows(rows, first, end, total, feature_gradient):
+    """Add up a splat's pairs: the columns of the splat, and the features on top of other views'."""
+    total[:] = 0
+    for pair in range(first, end):
+        row = rows[pair]
+        for column in range(GRADIENT_COLUMNS):
+            total[column] += row[column]
+        for c in range(len(feature_gradient)):
+            feature_gradient[c] += row[GRADIENT_COLUMNS + c]
+
+
+@_kernel
+def _project_gradients_share(
+    start, end, table, first_pair, rows, means, quaternions, scales, world_to_camera, intrinsics,
+    width, height, mean_gradients, quaternion_gradients, scale_gradients, opacity_gradients,
+    feature_gradients,
+):  # fmt: skip
+    rotation, axes, total = np.empty((3, 3)), np.empty((2, 3)), np.empty(GRADIENT_COLUMNS)
+    rotation_gradient, axes_gradient = np.empty((3, 3)), np.empty((2, 3))
+    for n in range(start, end):
+        length = _rotate(quaternions[n], rotation)
+        rotation_gradient[:] = 0
+        for view in range(len(world_to_camera)):
+            s = view * len(means) + n
+            if first_pair[s] == first_pair[s + 1]:
+                continue
+            _add_rows(rows, first_pair[s], first_pair[s + 1], total, feature_gradients[n])
+            opacity_gradients[n] += total[OPACITY]
+            x, y, z = _to_camera(world_to_camera[view], means[n])
+            _image_axes(world_to_camera[view], intrinsics[view], x, y, z, width, height, axes)
+            axes_gradient[:] = 0
+            _shape_gradients(
+                _covariance_gradients(table[s], total), scales[n], axes, rotation,
+                (scale_gradients[n], axes_gradient, rotation_gradient),
+            )  # fmt: skip
+            _mean_gradient(
+                means[n], world_to_camera[view], intrinsics[view], width, height,
+                total, axes, axes_gradient, mean_gradients[n],
+            )  # fmt: skip
+        _unrotate(quaternions[n], length, rotation_gradient, quaternion_gradients[n])
+
+
+@_parallel
+def _project_gradients(
+    table, first_pair, rows, means, quaternions, scales, world_to_camera, intrinsics,
+    width, height, mean_gradients, quaternion_gradients, scale_gradients, opacity_gradients,
+    feature_gradients, workers,
+):  # fmt: skip
+    total = len(means)
+    for worker in prange(workers):
+        _project_gradients_share(
+            total * worker // workers, total * (worker + 1) // workers,
+            table, first_pair, rows, means, quaternions, scales, world_to_camera, intrinsics,
+            width, height, mean_gradients, quaternion_gradients, scale_gradients,
+            opacity_gradients, feature_gradients,
+        )  # fmt: skip

@@ -14,6 +14,14 @@ from eavatar.settings import Config, merge, read_yaml, select, validate
 
 COLUMNS = ("subject", "capture", "morphable_model", "landmarks", "mattes", "prior", "settings")
 GENERATED = "generated"
+GENERATED_SEQUENCES = (
+    "EMO-1-shout+laugh",
+    "EMO-3-angry+sad",
+    "EXP-1-head",
+    "EXP-2-eyes",
+    "EXP-5-mouth",
+    "FREE",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def check_requested(
 def list_sequences(subject: Subject, config: Config) -> list[str]:
     """The sequences that the settings choose from a subject's capture folder, sorted."""
     if subject.capture is None:
-        available = list(config.capture.demo.sequences)
+        available = list(GENERATED_SEQUENCES)
     else:
         available = sorted(path.parent.name for path in subject.capture.glob("sequences/*/images"))
     chosen = select(available, config.capture.ingest.sequences, config.capture.ingest.exclude)

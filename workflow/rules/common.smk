@@ -17,7 +17,7 @@ from eavatar.subjects import check_requested, list_sequences, read_subjects, sub
 try:
     SUBJECTS = read_subjects(Path(config["subjects"]))
     CONFIGS = {
-        name: subject_config(subject, config, workflow.overwrite_config)
+        name: subject_config(subject, config, workflow.config_settings.overwrite_config)
         for name, subject in SUBJECTS.items()
     }
     if workflow.is_main_process:

@@ -1,0 +1,60 @@
+"""The configuration tree: what the project ships is valid, and each fault is one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from eavatar.errors import UserError
+from eavatar.settings import Config, MatteSettings, merge, parse_block, read_config, select
+
+CONFIG = Path(__file__).parents[1] / "config"
+
+
+def test_shipped_configurations_are_valid():
+    real = read_config(CONFIG / "config.yaml")
+    demo = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
+    assert demo.splat.steps < real.splat.steps
+    # Sec. 4.3 of the paper
+    assert (real.sdf.steps, real.sdf.frames_per_step, real.splat.steps) == (10_000, 4, 500_000)
+    assert (real.splat.control.threshold, real.splat.split.threshold) == (0.3, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("sdf: {stepps: 3}", "unknown setting 'sdf.stepps'"),
+        ("splat: {steps: -1}", "setting 'splat.steps': input should be greater"),
+        ("capture: {matte: {backend: magic}}", "setting 'capture.matte.backend'"),
+        ("- 1", "must hold a mapping"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_fault_is_one_sentence_that_names_it(tmp_path, text, sentence):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(text)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_config(CONFIG / "config.yaml", overlay)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_named():
+    with pytest.raises(UserError, match="'subjects' is missing"):
+        parse_block(Config, "{}")
+
+
+def test_block_from_json_and_from_file(tmp_path):
+    block = parse_block(MatteSettings, '{"backend": "plate", "rembg_model": "u2net"}')
+    path = tmp_path / "matte.yaml"
+    path.write_text("backend: plate\nrembg_model: u2net\n")
+    assert parse_block(MatteSettings, str(path)) == block
+
+
+def test_merge_goes_into_mappings_and_replaces_lists():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+    assert merge(base, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}, "d": 4}
+    assert base["a"]["c"] == [1, 2]
+
+
+def test_select_keeps_order_and_excludes():
+    names = ["EXP-6-tongue-1", "EXP-5-mouth", "FREE", "GLASSES"]
+    assert select(names, ["EXP-*", "FREE"], ["*tongue*"]) == ["EXP-5-mouth", "FREE"]

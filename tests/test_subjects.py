@@ -1,0 +1,87 @@
+"""The sample sheet."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eavatar.errors import UserError
+from eavatar.subjects import (
+    COLUMNS,
+    GENERATED_SEQUENCES,
+    check_requested,
+    list_sequences,
+    read_subjects,
+    subject_config,
+)
+
+CONFIG = Path(__file__).parents[1] / "config"
+BASE = yaml.safe_load((CONFIG / "config.yaml").read_text())
+
+
+def sheet(folder: Path, *rows: str, header: str = ",".join(COLUMNS)) -> Path:
+    path = folder / "subjects.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def capture(folder: Path, *sequences: str) -> Path:
+    for sequence in sequences:
+        (folder / "074/sequences" / sequence / "images").mkdir(parents=True)
+    return folder / "074"
+
+
+def test_rows_and_their_settings(tmp_path):
+    raw = capture(tmp_path, "FREE", "EXP-6-tongue-1", "EMO-1-shout+laugh")
+    overlay = tmp_path / "few.yaml"
+    overlay.write_text("sdf: {steps: 7, width: 16}")
+    rows = [f"074,{raw},,,,,{overlay}", "demo,generated,,,,,"]
+    subjects = read_subjects(sheet(tmp_path, *rows))
+    config = subject_config(subjects["074"], BASE, {"sdf": {"steps": 9}})
+    assert (config.sdf.steps, config.sdf.width) == (9, 16)  # the command line wins
+    assert list_sequences(subjects["074"], config) == ["EMO-1-shout+laugh", "FREE"]
+    demo = subject_config(subjects["demo"], BASE, {})
+    assert subjects["demo"].capture is None
+    assert list_sequences(subjects["demo"], demo) == list(GENERATED_SEQUENCES)
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("074,/nowhere,,,,,", "capture /nowhere does not exist"),
+        ("074,,,,,,", "the column 'capture' is empty"),
+        ("../x,generated,,,,,", "plain folder name"),
+        ("074,generated,,,,,/no.yaml", "settings /no.yaml does not exist"),
+    ],
+)
+def test_a_faulty_row_is_named(tmp_path, row, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_subjects(sheet(tmp_path, row))
+
+
+def test_faulty_sheets(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_subjects(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="it needs subject,"):
+        read_subjects(sheet(tmp_path, header="subject,video"))
+    with pytest.raises(UserError, match="'a' twice"):
+        read_subjects(sheet(tmp_path, "a,generated,,,,,", "a,generated,,,,,"))
+
+
+def test_requested_subjects_are_checked(tmp_path):
+    raw = capture(tmp_path, "FREE")
+    path = sheet(tmp_path, f"074,{raw},,,,,", "demo,generated,,,,,")
+    subjects = read_subjects(path)
+    configs = {name: subject_config(subject, BASE, {}) for name, subject in subjects.items()}
+    check_requested(["--cores", "results/demo/metrics.csv"], subjects, configs, path)
+    with pytest.raises(UserError, match="'075' is not in"):
+        check_requested(["results/075/metrics.csv"], subjects, configs, path)
+    with pytest.raises(UserError, match=r"morphable model .* does not exist; get BFM 2017"):
+        check_requested([], subjects, configs, path)
+
+
+def test_no_sequence_left(tmp_path):
+    raw = capture(tmp_path, "EXP-6-tongue-1")
+    subject = read_subjects(sheet(tmp_path, f"074,{raw},,,,,"))["074"]
+    with pytest.raises(UserError, match="leave none of the sequences"):
+        list_sequences(subject, subject_config(subject, BASE, {}))

@@ -26,6 +26,7 @@ def demo_capture(a: Arguments) -> None:
 
 def check(a: Arguments) -> None:
     """Check all inputs of a subject before anything long runs."""
+    from eavatar.check import Inputs
     from eavatar.check import check as run
 
     run(
@@ -33,11 +34,7 @@ def check(a: Arguments) -> None:
         settings.parse_block(settings.MatteSettings, a.matte_settings),
         settings.parse_block(settings.LandmarkSettings, a.landmark_settings),
         settings.parse_block(settings.GenerateSettings, a.prior_settings),
-        a.capture,
-        a.morphable_model,
-        a.landmarks,
-        a.mattes,
-        a.mesh,
+        Inputs(a.capture, a.morphable_model, a.landmarks, a.mattes, a.mesh),
         a.output,
     )
 

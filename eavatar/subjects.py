@@ -60,7 +60,7 @@ def read_subjects(sheet: Path) -> dict[str, Subject]:
         header = reader.fieldnames or []
         if sorted(header) != sorted(COLUMNS):
             raise UserError(
-                f"{sheet} has the columns {','.join(header)}; needs {','.join(COLUMNS)}."
+                f"{sheet} has columns {','.join(header)}; it needs {','.join(COLUMNS)}."
             )
         rows = list(reader)
     subjects: dict[str, Subject] = {}

@@ -7,7 +7,8 @@ defaults here: every number lives once, with its unit and reason, in ``config/co
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -57,18 +58,24 @@ class LandmarkSettings(Settings):
     """`detect_landmarks`."""
 
     backend: Literal["face_alignment", "provided"]
-    detector: str = Field(description="face-alignment's face detector")
+    detector: Literal["sfd", "blazeface"] = Field(description="face-alignment's face detector")
     image_size: int = Field(ge=128, description="side of the image given to the detector, pixels")
 
 
 class FitSettings(Settings):
     """`fit_face`: the multi-view morphable-model fit."""
 
-    identity_components: int = Field(ge=1, description="leading identity components used")
-    expression_components: int = Field(ge=1, description="leading expression components used")
-    identity_weight: float = Field(ge=0, description="prior on squared identity coefficients")
-    expression_weight: float = Field(ge=0, description="prior on squared expression coefficients")
+    identity_components: int = Field(ge=1, description="most leading identity components used")
+    expression_components: int = Field(ge=1, description="most leading expression components used")
+    identity_weight: float = Field(gt=0, description="prior; 1 = the model's normal distribution")
+    expression_weight: float = Field(gt=0, description="prior; 1 = the model's normal distribution")
     smoothness_weight: float = Field(ge=0, description="prior on second differences over time")
+    landmark_bias: float = Field(
+        gt=0, description="deviation of a person's landmarks from any face of the model, dm"
+    )
+    detection_noise: float = Field(
+        gt=0, description="deviation of a detection per axis, share of the image width"
+    )
     outlier_distance: float = Field(gt=0, description="robust loss scale, share of the image width")
     iterations: int = Field(ge=1, description="most iterations of the joint refinement")
 
@@ -82,9 +89,10 @@ class GenerateSettings(Settings):
 class AlignSettings(Settings):
     """`align_prior`: similarity ICP into canonical space."""
 
-    samples: int = Field(ge=100, description="surface samples of each mesh")
-    min_fitness: float = Field(ge=0, le=1, description="an alignment below it is an error")
-    max_rmse: float = Field(gt=0, description="an alignment above it is an error, canonical units")
+    samples: int = Field(ge=1000, description="surface samples of each mesh")
+    inlier_distance: float = Field(gt=0, description="a point of the face this close fits, dm")
+    min_fitness: float = Field(ge=0, le=1, description="share of the face that must fit")
+    max_rmse: float = Field(gt=0, description="largest error of the points that fit, dm")
 
 
 class SdfLossWeights(Settings):
@@ -106,7 +114,8 @@ class SdfSettings(Settings):
     frames_per_step: int = Field(ge=1, description="timesteps per step")
     views_per_frame: int = Field(ge=1, description="cameras per timestep")
     image_size: int = Field(ge=16, description="side of the rendered images, pixels")
-    grid_resolution: int = Field(ge=8, description="cells along a side of the tetrahedral grid")
+    grid_resolution: int = Field(ge=8, description="cubic cells along the box's longest side")
+    subdivisions: int = Field(ge=0, description="halvings of the cells for the final surface")
     width: int = Field(ge=8, description="units of a hidden layer")
     feature_size: int = Field(ge=1, description="channels of the per-vertex feature")
     colour_size: int = Field(
@@ -128,6 +137,7 @@ class ControlSettings(Settings):
     threshold: float = Field(gt=0, description="τ, on the norm of the raw tanh output")
     radius: float = Field(gt=0, description="r of Eq. 11, canonical units")
     sigma: float = Field(gt=0, description="σ of Eq. 13, canonical units")
+    neighbours: int = Field(ge=1, description="most neighbours of a Gaussian, the nearest ones")
     mode: Literal["replace", "add", "blend"] = Field(description="reading of Eq. 12")
 
 
@@ -153,6 +163,7 @@ class SplatLearningRates(Settings):
     scales: float = Field(gt=0)
     opacities: float = Field(gt=0)
     pose_deltas: float = Field(gt=0, description="per-timestep pose corrections")
+    final: float = Field(gt=0, le=1, description="factor of all of them at the last step")
 
 
 class SplatLossWeights(Settings):
@@ -171,8 +182,8 @@ class SplatSettings(Settings):
     image_size: int = Field(ge=32, description="side of the final image, pixels")
     upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
-    channels: int = Field(ge=3, description="splatted feature channels; first 3 are RGB")
     mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")
+    opacity: float = Field(gt=0, lt=1, description="of all Gaussians at the start")
     width: int = Field(ge=8, description="units of a hidden layer of the attribute networks")
     attribute_scale: float = Field(gt=0, description="factor of the attribute residuals")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
@@ -187,6 +198,7 @@ class SplatSettings(Settings):
 class EvaluateSettings(Settings):
     """`evaluate`: per-image metrics."""
 
+    lpips_net: Literal["alex", "vgg"] = Field(description="backbone of the LPIPS metric")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
     pictures: int = Field(ge=1, description="comparison pictures kept for the report")
 
@@ -228,8 +240,17 @@ class Config(Settings):
 Block = TypeVar("Block", bound=Settings)
 
 
+def select(names: Iterable[str], include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
+    """The names, in their order, that match a wildcard of ``include`` and none of ``exclude``."""
+
+    def matches(name: str, patterns: Iterable[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    return [name for name in names if matches(name, include) and not matches(name, exclude)]
+
+
 def merge(base: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with each overlay's keys on top; nested mappings are merged, all else is replaced."""
+    """``base`` with the overlays on top; nested mappings are merged, all else is replaced."""
     result = dict(base)
     for overlay in overlays:
         for key, value in overlay.items():

@@ -1,0 +1,284 @@
+"""The neutral Gaussians and the dynamic generator that moves and colours them (Eq. 1–8).
+
+Positions are canonical (decimetres) until the last step. Letters: N Gaussians, E expression
+coefficients, F feature and K colour channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+
+from eavatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
+from eavatar.networks import encode_position, encoded_size
+from eavatar.render import Gaussians
+from eavatar.settings import ControlSettings
+from eavatar.splat.control import Pairs, neighbour_pairs, propagate
+from eavatar.transforms import (
+    axis_angle_to_matrix,
+    axis_angle_to_quaternion,
+    multiply_quaternions,
+)
+
+MOUTH = slice(48, 68)  # of the iBUG-68 landmarks
+MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
+DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
+LARGEST_FEATURE = 1 - 1e-4  # atanh is infinite at 1
+SMALLEST_SPACING = 1e-7  # squared canonical units, under the root of the first scales (GHA)
+RESIDUALS = 8  # scale 3, rotation 4, opacity 1
+
+
+class NeutralGaussians(nn.Module):
+    """The learned set of Eq. 1, and where its members were when the set last changed.
+
+    Attributes:
+        positions: (N, 3) canonical.
+        features: (N, F), used through tanh.
+        rotations: (N, 4) quaternions wxyz of any length.
+        scales: (N, 3) logarithms of canonical units.
+        opacities: (N, 1) logits.
+        anchors: (N, 3) positions at the last change of the set: what the neighbour graph and the
+            driver weights are made from, so that they depend on nothing but this file.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, positions: Tensor, features: Tensor, scales: Tensor, opacity: float):
+        super().__init__()
+        count = len(positions)
+        upright = positions.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1)
+        logit = torch.logit(torch.tensor(opacity)).item()
+        self.positions = nn.Parameter(positions)
+        self.features = nn.Parameter(features)
+        self.rotations = nn.Parameter(upright)
+        self.scales = nn.Parameter(scales)
+        self.opacities = nn.Parameter(positions.new_full((count, 1), logit))
+        self.register_buffer("anchors", positions.clone())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @classmethod
+    def empty(cls, count: int, feature_size: int) -> NeutralGaussians:
+        """A set of the given size to be filled from a file."""
+        points = torch.zeros(count, 3)
+        return cls(points, torch.zeros(count, feature_size), torch.zeros(count, 3), opacity=0.5)
+
+    @classmethod
+    def from_surface(
+        cls, vertices: Tensor, features: Tensor, mouth: Tensor, opacity: float
+    ) -> NeutralGaussians:
+        """A Gaussian for each distinct surface vertex and mouth point, as large as their spacing.
+
+        Args:
+            vertices: (V, 3) neutral surface of stage I. features: (V, F) in [-1, 1].
+            mouth: (M, 3) points inside the mouth, whose features start at zero.
+            opacity: of all Gaussians, in (0, 1).
+        """
+        rounded = (vertices / DUPLICATE_DISTANCE).round().cpu().numpy()
+        first = np.sort(np.unique(rounded, axis=0, return_index=True)[1])
+        kept = torch.from_numpy(first).to(vertices.device)
+        inverse = torch.atanh(features[kept].clamp(-LARGEST_FEATURE, LARGEST_FEATURE))
+        positions = torch.cat([vertices[kept], mouth])
+        inverse = torch.cat([inverse, inverse.new_zeros(len(mouth), inverse.shape[1])])
+        points = positions.cpu().numpy()
+        nearest = cKDTree(points).query(points, k=4)[0][:, 1:]
+        spacing = np.maximum((nearest**2).mean(axis=1), SMALLEST_SPACING)
+        logarithm = torch.from_numpy(0.5 * np.log(spacing)).float().to(positions.device)
+        return cls(positions, inverse, logarithm[:, None].repeat(1, 3), opacity)
+
+
+def mouth_interior(landmarks: Tensor, count: int) -> Tensor:
+    """Random points (count, 3) on a sheet behind the lips, for teeth and tongue, canonical.
+
+    Args:
+        landmarks: (68, 3) of the neutral face, canonical.
+    """
+    mouth = landmarks[MOUTH]
+    centre = mouth.mean(dim=0)
+    reach = MOUTH_MARGIN * (mouth - centre).abs().amax(dim=0)
+    points = centre + reach * (2 * torch.rand(count, 3).to(landmarks) - 1)
+    points[:, 2] = mouth[:, 2].min()
+    return points
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What follows from where the Gaussians are; made anew only when the set changes.
+
+    Attributes:
+        weights: (N,) share of the expression, the rest is the pose's.
+        by_expression: (A,) indices of the Gaussians with a share above 0.
+        by_pose: (B,) indices of those with a share below 1.
+        pairs: the neighbour graph of the control Gaussians.
+    """
+
+    weights: Tensor
+    by_expression: Tensor
+    by_pose: Tensor
+    pairs: Pairs
+
+    @classmethod
+    def of(
+        cls, anchors: Tensor, landmarks: Tensor, near: float, far: float, control: ControlSettings
+    ) -> Arrangement:
+        """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical."""
+        weights = expression_weights(anchors, landmarks, near, far)
+        return cls(
+            weights,
+            (weights > 0).nonzero()[:, 0],
+            (weights < 1).nonzero()[:, 0],
+            neighbour_pairs(anchors, control.radius, control.neighbours),
+        )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The Gaussians of one timestep.
+
+    Attributes:
+        gaussians: in world space (Eq. 8).
+        displacements: (N,) norm of the raw expression displacement (Eq. 9, before scaling and
+            weighting), zero where the expression has no share; no gradient.
+        controls: (N,) bool (Eq. 10).
+    """
+
+    gaussians: Gaussians
+    displacements: Tensor
+    controls: Tensor
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What the networks add for one timestep, blended.
+
+    Attributes:
+        colours: (N, K). shifts: (N, 3) canonical. residuals: (N, 8).
+        displacements: (N,) as in `Generated`.
+    """
+
+    colours: Tensor
+    shifts: Tensor
+    residuals: Tensor
+    displacements: Tensor
+
+
+class Generator(nn.Module):
+    """The networks of Eq. 2–6: stage I's drivers, and attribute residuals by the same drivers.
+
+    The paper feeds the attribute networks with rotation, scale and opacity; as in Gaussian Head
+    Avatar, on which it builds, one network per driver reads the feature and gives all residuals.
+
+    Args:
+        drivers: colour and deformation networks, trained by stage I.
+        expression_size: E. feature_size: F.
+        width: units of a hidden layer of the attribute networks.
+        deform_scale: largest displacement per axis, canonical units.
+        attribute_scale: factor of the attribute residuals.
+    """
+
+    def __init__(
+        self,
+        drivers: Drivers,
+        expression_size: int,
+        feature_size: int,
+        width: int,
+        deform_scale: float,
+        attribute_scale: float,
+    ):
+        super().__init__()
+        self.drivers = drivers
+        self.expression_attributes = ConditionedMLP(
+            [feature_size + expression_size, width, width, width, RESIDUALS]
+        )
+        self.pose_attributes = ConditionedMLP(
+            [feature_size + encoded_size(POSE_SIZE), width // 2, RESIDUALS]
+        )
+        self.deform_scale, self.attribute_scale = deform_scale, attribute_scale
+
+    def forward(
+        self,
+        neutral: NeutralGaussians,
+        arrangement: Arrangement,
+        control: ControlSettings,
+        expression: Tensor,
+        pose: Tensor,
+        scale: float,
+    ) -> Generated:
+        """The Gaussians of a timestep in world space.
+
+        Args:
+            expression: (E,). pose: (6,) axis-angle and translation. scale: canonical to metres.
+        """
+        driven = self._drive(neutral, arrangement, expression, pose)
+        controls = driven.displacements > control.threshold
+        shifts = driven.shifts
+        if control.enabled:
+            shifts = propagate(
+                shifts, controls, arrangement.pairs, control.radius, control.sigma, control.mode
+            )
+        residuals = self.attribute_scale * driven.residuals
+        canonical = Gaussians(
+            means=neutral.positions + shifts,
+            quaternions=nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1),
+            scales=torch.exp(neutral.scales + residuals[:, :3]),
+            opacities=torch.sigmoid(neutral.opacities + residuals[:, 7:])[:, 0],
+            features=torch.sigmoid(driven.colours),
+        )
+        return Generated(to_world(canonical, pose, scale), driven.displacements, controls)
+
+    def _drive(
+        self, neutral: NeutralGaussians, arrangement: Arrangement, expression: Tensor, pose: Tensor
+    ) -> Driven:
+        """Run each driver on the Gaussians it has a share in, all its networks in one blend."""
+        features = torch.tanh(neutral.features)
+        points = encode_position(neutral.positions)
+        near, far = arrangement.by_expression, arrangement.by_pose
+        nets, encoded = self.drivers, encode_position(pose)
+
+        near_features, far_features = features[near], features[far]
+        raw = torch.tanh(nets.expression_deformation(points[near], expression))
+        by_expression = [
+            nets.expression_colour(near_features, expression),
+            raw,
+            self.expression_attributes(near_features, expression),
+        ]
+        by_pose = [
+            nets.pose_colour(far_features, encoded),
+            torch.tanh(nets.pose_deformation(points[far], encoded)),
+            self.pose_attributes(far_features, encoded),
+        ]
+        first = arrangement.weights[near, None] * torch.cat(by_expression, dim=1)
+        second = (1 - arrangement.weights[far, None]) * torch.cat(by_pose, dim=1)
+        blended = first.new_zeros(len(neutral), first.shape[1])
+        blended = blended.index_add(0, near, first).index_add(0, far, second)
+
+        colours, shifts, residuals = blended.split(
+            [first.shape[1] - 3 - RESIDUALS, 3, RESIDUALS], 1
+        )
+        norms = raw.detach().norm(dim=1)
+        displacements = norms.new_zeros(len(neutral)).index_copy(0, near, norms)
+        return Driven(colours, self.deform_scale * shifts, residuals, displacements)
+
+
+def to_world(canonical: Gaussians, pose: Tensor, scale: float) -> Gaussians:
+    """Move a head to its pose (Eq. 7); sizes are scaled too, as world space is in metres.
+
+    Args:
+        pose: (6,) axis-angle in radians, translation in metres. scale: canonical units to metres.
+    """
+    rotation, translation = pose[:3], pose[3:]
+    return Gaussians(
+        means=scale * canonical.means @ axis_angle_to_matrix(rotation).T + translation,
+        quaternions=multiply_quaternions(
+            axis_angle_to_quaternion(rotation).expand_as(canonical.quaternions),
+            canonical.quaternions,
+        ),
+        scales=scale * canonical.scales,
+        opacities=canonical.opacities,
+        features=canonical.features,
+    )

@@ -1,0 +1,83 @@
+"""Displacement-driven splitting: more Gaussians where expressions move the surface most (Sec. 3.2).
+
+A Gaussian whose raw expression displacement has exceeded τ_split since the last split is replaced
+by two children along its longest axis. Interval, offset and cap are not in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from eavatar.settings import SplitSettings
+from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.transforms import quaternion_to_matrix
+
+OFFSET = 0.5  # of a child from its parent, in standard deviations along the longest axis
+SHRINK = math.sqrt(1 - OFFSET**2)  # the two children together have the parent's variance
+
+
+def choose_parents(
+    displacements: Tensor, scales: Tensor, settings: SplitSettings, first_count: int
+) -> Tensor:
+    """Which Gaussians to split (N,) bool: above τ_split, the largest first where the cap binds.
+
+    Args:
+        displacements: (N,) largest raw expression displacement since the last split.
+        scales: (N, 3) logarithms. first_count: number of Gaussians that the cap refers to.
+    """
+    room = max(int(settings.cap * first_count) - len(displacements), 0)
+    wanted = displacements > settings.threshold
+    sizes = scales.amax(dim=1).masked_fill(~wanted, -torch.inf)
+    parents = torch.zeros_like(wanted)
+    parents[sizes.topk(min(room, int(wanted.sum()))).indices] = True
+    return parents
+
+
+@torch.no_grad()
+def split(neutral: NeutralGaussians, parents: Tensor, optimiser: Optimizer) -> None:
+    """Replace each parent by two children, in place; the children come last.
+
+    The optimiser's moments stay with the Gaussians that stay and are zero for the children.
+
+    Args:
+        parents: (N,) bool.
+    """
+    children = _children(neutral, parents)
+    for name, parameter in neutral.named_parameters():
+        values = torch.cat([parameter[~parents], children[name]])
+        moments = optimiser.state[parameter]
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in moments:
+                fresh = torch.zeros_like(children[name])
+                moments[key] = torch.cat([moments[key][~parents], fresh])
+        parameter.data, parameter.grad = values, None
+    neutral.anchors = neutral.positions.detach().clone()
+
+
+def _children(neutral: NeutralGaussians, parents: Tensor) -> dict[str, Tensor]:
+    """The parameters of all first children, then of all second ones."""
+    inherited = {name: value[parents] for name, value in neutral.named_parameters()}
+    lengths, longest = inherited["scales"].max(dim=1)
+    axes = quaternion_to_matrix(inherited["rotations"])
+    rows = torch.arange(len(lengths), device=lengths.device)
+    offsets = OFFSET * lengths.exp()[:, None] * axes[rows, :, longest]
+    inherited["scales"][rows, longest] += math.log(SHRINK)
+    inherited["opacities"] = torch.logit(child_opacity(torch.sigmoid(inherited["opacities"])))
+    children = {name: value.repeat(2, 1) for name, value in inherited.items()}
+    children["positions"] += torch.cat([offsets, -offsets])
+    return children
+
+
+def child_opacity(opacity: Tensor) -> Tensor:
+    """Opacity of two children that together cover what their parent covered.
+
+    With offset d and shrink s in parent deviations, two children of opacity c seen from the side
+    cover ``4 π s c - π s q c²`` where ``q = exp(-d²/s²)`` comes from their overlap; the parent of
+    opacity o covers ``2 π o``. The smaller root of the equality.
+    """
+    overlap = math.exp(-((OFFSET / SHRINK) ** 2))
+    return (2 - torch.sqrt(4 - 2 * overlap * opacity / SHRINK)) / overlap

@@ -1,0 +1,100 @@
+"""The whole workflow at a tiny size: killed in stage II, resumed, and only changed rules rerun."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eavatar.subjects import COLUMNS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A working folder with the project's configuration and a sheet of one tiny subject."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "config").symlink_to(ROOT / "config")
+    row = f"demo,generated,,,,,{ROOT / 'tests/tiny.yaml'}"
+    (folder / "subjects.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
+    return folder
+
+
+def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--cores", "2", *arguments, "--config", "subjects=subjects.csv"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def run(project: Path, *arguments: str) -> tuple[int, str]:
+    process = start(project, *arguments)
+    printed, _ = process.communicate(timeout=400)
+    return process.returncode, printed
+
+
+def kill_training(project: Path, process: subprocess.Popen[str]) -> None:
+    """Kill the stage II process as soon as it has a checkpoint."""
+    checkpoints = project / "results/demo/splat/full/checkpoints"
+    deadline = time.monotonic() + 300
+    while not list(checkpoints.glob("0*.pt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "stage II made no checkpoint"
+        time.sleep(0.05)
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        words = entry.read_bytes().split(b"\0") if entry.exists() else []
+        if (
+            b"train-splat" in words
+            and str(project).encode() in os.readlink(entry.with_name("cwd")).encode()
+        ):
+            os.kill(int(entry.parent.name), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the process to kill in /proc")
+def test_killed_resumed_and_only_changed_rules_rerun(project):
+    targets = ["results/demo/metrics.csv", "results/demo/report.html"]
+    first = start(project, *targets)
+    kill_training(project, first)
+    printed, _ = first.communicate(timeout=300)
+    assert first.returncode != 0, printed
+
+    status, printed = run(project, *targets)
+    assert status == 0, printed
+    assert "resuming from" in printed
+    assert "rule ingest:" not in printed
+    results = project / "results/demo"
+    log = pd.read_csv(results / "splat/full/log.csv")
+    assert log["step"].is_unique
+    assert log["step"].iloc[-1] == 119
+    assert not (results / "splat/full/checkpoints").exists()
+    table = pd.read_csv(results / "metrics.csv")
+    assert set(table["protocol"]) == {"self_reenactment", "neutral_expression"}
+    assert table["psnr_db"].between(5, 60).all()
+    assert "<html" in (results / "report.html").read_text()[:200].lower()
+
+    status, printed = run(project, "-n", *targets)
+    assert status == 0
+    assert "Nothing to be done" in printed
+
+    overlay = project / "overlay.yaml"
+    overlay.write_text((ROOT / "tests/tiny.yaml").read_text().replace("pictures: 2", "pictures: 3"))
+    sheet = project / "subjects.csv"
+    sheet.write_text(sheet.read_text().replace(str(ROOT / "tests/tiny.yaml"), str(overlay)))
+    status, printed = run(project, "-n", "--quiet", "rules", *targets)
+    assert status == 0
+    rules = {line.split()[0] for line in printed.splitlines() if line[:1].isalpha()}
+    known = {"evaluate", "metrics", "report", "ingest", "train_sdf", "train_splat", "matte"}
+    assert rules & known == {"evaluate", "metrics", "report"}, printed

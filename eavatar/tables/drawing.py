@@ -1,0 +1,125 @@
+"""Pictures for the tables: comparisons, shaded meshes, contours and points over frames.
+
+Images are RGB, 8 bits, (H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from eavatar.io import Mesh, atomic
+
+Byte = NDArray[np.uint8]
+Array = NDArray[np.floating]
+Colour = tuple[int, int, int]
+
+FULL_ERROR = 0.25  # mean absolute difference of the channels that gets the last colour
+ERROR_COLOURS = np.array([[255, 255, 255], [255, 190, 90], [205, 50, 60], [50, 0, 60]])
+FRACTION_BITS = 4  # sub-pixel digits of OpenCV's polygon corners
+SUPERSAMPLING = 2
+AMBIENT = 0.35
+
+
+def compare(truth: Array, render: Array) -> Byte:
+    """Truth, render and error, (H, W, 3) in [0, 1], side by side, (H, 3 W, 3).
+
+    The error is the mean absolute difference of the channels: white for none, dark from
+    `FULL_ERROR` on.
+    """
+    error = np.abs(truth - render).mean(axis=-1)
+    stops = np.linspace(0, FULL_ERROR, len(ERROR_COLOURS))
+    heat = np.stack([np.interp(error, stops, channel) for channel in ERROR_COLOURS.T], axis=-1)
+    strip = np.concatenate([truth * 255, render * 255, heat], axis=1)
+    return strip.clip(0, 255).round().astype(np.uint8)
+
+
+def write_picture(path: Path, picture: Byte) -> None:
+    """Write a picture in the format of its suffix."""
+    with atomic(path) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def order_along_arc(centres: Array, rotation: Array, translation: Array) -> list[int]:
+    """Indices of camera centres (C, 3) around a head's vertical axis, from its right to its left.
+
+    Args:
+        rotation: (3,) axis-angle and translation: (3,) metres, the pose of the head.
+    """
+    seen_from_head = Rotation.from_rotvec(rotation).inv().apply(centres - translation)
+    return np.arctan2(seen_from_head[:, 0], seen_from_head[:, 2]).argsort().tolist()
+
+
+def draw_meshes(
+    meshes: Sequence[tuple[Mesh, Colour]], angle: float, size: int, half_height: float
+) -> Byte:
+    """Meshes in canonical space, shaded, drawn together by depth; RGB (size, size, 3) on white.
+
+    Orthographic painter's algorithm, light from the viewer: enough for pictures of heads, where
+    faces are small. Where two surfaces cross, their colours interlock.
+
+    Args:
+        meshes: each with its RGB colour.
+        angle: degrees around the vertical axis; 0 shows the face, 90 its left side.
+        half_height: canonical units from the centre of the picture to its border.
+    """
+    side = size * SUPERSAMPLING
+    turn = np.radians(angle)
+    axes = np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
+    corners, shades = [], []
+    for mesh, colour in meshes:
+        triangles = (mesh.vertices @ axes.T)[mesh.faces]
+        normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+        facing = np.abs(normals[:, 2]) / np.maximum(np.linalg.norm(normals, axis=1), 1e-12)
+        corners.append(triangles)
+        shades.append((AMBIENT + (1 - AMBIENT) * facing)[:, None] * colour)
+    points, colours = np.concatenate(corners), np.concatenate(shades)
+    pixels = (points[..., :2] * [1, -1] / half_height + 1) / 2 * side
+    fixed = (pixels * 2**FRACTION_BITS).round().astype(np.int32)
+    canvas = np.full((side, side, 3), 255, dtype=np.uint8)
+    for index in np.argsort(points[..., 2].mean(axis=1)):
+        cv2.fillConvexPoly(canvas, fixed[index], colours[index].tolist(), shift=FRACTION_BITS)
+    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+def draw_contour(image: Byte, mask: Byte, colour: Colour) -> Byte:
+    """The outline of a mask (H, W), threshold 127, over an RGB image (H, W, 3)."""
+    binary = (mask > 127).astype(np.uint8)
+    contours, _ = cv2.findContours(binary, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, 1, cv2.LINE_AA).astype(np.uint8)
+
+
+def draw_points(image: Byte, points: Array, colour: Colour) -> Byte:
+    """Points (N, 2), pixels with the centre of the first at 0.5, as dots on an RGB image."""
+    canvas = image.copy()
+    scale = 2**FRACTION_BITS
+    radius = max(image.shape[0] / 200, 1)
+    for x, y in ((points - 0.5) * scale).round().astype(int).tolist():
+        cv2.circle(canvas, (x, y), round(radius * scale), colour, -1, cv2.LINE_AA, FRACTION_BITS)
+    return canvas
+
+
+def contact_sheet(images: Sequence[Byte], columns: int) -> Byte:
+    """Equal images in rows of some columns, with thin white gaps."""
+    height, width = images[0].shape[:2]
+    gap = 4
+    rows = -(-len(images) // columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    sheet = np.full(shape, 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def shrink(image: Byte, height: int) -> Byte:
+    """The image at most as high as given, averaged."""
+    if image.shape[0] <= height:
+        return image
+    width = round(image.shape[1] * height / image.shape[0])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)

@@ -1,0 +1,327 @@
+"""``report.html``: one self-contained page on a subject, from raw frames to figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from eavatar.cameras import Camera
+from eavatar.errors import UserError
+from eavatar.io import (
+    Tracking,
+    atomic,
+    read_alignment,
+    read_arrays,
+    read_cameras,
+    read_mesh,
+    require,
+)
+from eavatar.tables.drawing import (
+    FULL_ERROR,
+    Byte,
+    Colour,
+    contact_sheet,
+    draw_contour,
+    draw_meshes,
+    draw_points,
+    order_along_arc,
+    shrink,
+)
+from eavatar.tables.page import (
+    curve,
+    details,
+    figure,
+    grid,
+    page,
+    picture,
+    section,
+    stage_graph,
+    table,
+    tiles,
+)
+from eavatar.tables.table import METRICS, format_value
+
+STAGES = (
+    ("capture", ("calibrate", "ingest", "matte")),
+    ("face", ("detect_landmarks", "fit_face")),
+    ("prior", ("generate_prior", "align_prior")),
+    ("sdf", ("train_sdf",)),
+    ("splat", ("train_splat",)),
+    ("tables", ("evaluate", "metrics", "report")),
+)
+SHORTCUTS = (
+    ("capture", "sdf"),
+    ("capture", "splat"),
+    ("capture", "tables"),
+    ("face", "sdf"),
+    ("face", "splat"),
+    ("face", "tables"),
+)
+THUMBNAIL, FACE_HEIGHT, STRIP_HEIGHT, MESH_SIZE = 150, 300, 256, 300
+SKIN: Colour = (222, 170, 140)
+CLAY: Colour = (150, 180, 205)
+GREEN: Colour = (0, 210, 90)
+ANGLES = (0, 45, 90)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One timestep of one sequence.
+
+    Attributes:
+        sequence, timestep: which.
+        pose: rotation (3,), axis-angle, and translation (3,), metres.
+        landmarks: (68, 3) world, metres.
+    """
+
+    sequence: str
+    timestep: int
+    pose: tuple[np.ndarray, np.ndarray]
+    landmarks: np.ndarray
+
+
+def report(subject: str, variant: str, results: Path, output: Path) -> Path:
+    """Write the report page of a subject; a page needs no network, no script and no other file.
+
+    Args:
+        variant: whose stage I, stage II and tables are shown.
+        results: ``results/<subject>``, complete up to ``metrics.csv``.
+    Raises:
+        UserError: a file of a stage is missing.
+    """
+    capture, face = results / "capture", results / "face"
+    cameras = read_cameras(capture / "cameras.json")
+    means = pd.read_csv(require(results / "metrics.csv", "the table of metrics"))
+    tracks = _read_tracks(capture, face)
+    sections = [
+        lambda: _head(subject, variant, means),
+        lambda: _comparisons(results / "tables" / variant / "pictures"),
+        _pipeline,
+        lambda: _frames(capture, cameras, tracks),
+        lambda: _face(capture, cameras, tracks),
+        lambda: _shapes(results, variant),
+        lambda: _curves("Stage I: training", results / "sdf" / variant / "log.csv"),
+        lambda: _curves("Stage II: training", results / "splat" / variant / "log.csv"),
+        lambda: _run(results, variant),
+    ]
+    body = [make() for make in tqdm(sections, desc="report", unit="section")]
+    with atomic(output) as temporary:
+        temporary.write_text(page(f"EAvatar: {subject}", body), encoding="utf-8")
+    return output
+
+
+def _head(subject: str, variant: str, means: pd.DataFrame) -> str:
+    rows = means.set_index("protocol")
+    shown = means[["protocol", "cameras", "images"]].copy()
+    for metric in METRICS:
+        arrow = "↑" if metric.higher_is_better else "↓"
+        values = [format_value(value, metric.digits) for value in means[metric.column]]
+        shown[f"{metric.label} {arrow}"] = values
+    held_out = rows.loc["self_reenactment"]
+    gain = held_out["psnr_db"] - rows.loc["neutral_expression", "psnr_db"]
+    large = [(format_value(held_out[m.column], m.digits), m.label) for m in METRICS]
+    text = (
+        "The avatar is driven by expressions and poses that it has not seen in training "
+        "(self_reenactment) and compared with the recorded images: the whole head with shoulders, "
+        "on white, all cameras; means over images. The padding of the crop is left out. For "
+        "neutral_expression the same poses are rendered with the expression frozen at neutral: the "
+        "difference is what the expression adds. SSIM uses an 11×11 Gaussian window (σ 1.5). A "
+        "dash: not measured, because the weights of LPIPS were not at hand."
+    )
+    return (
+        f'<h1>{subject}</h1><p class="soft">EAvatar, variant “{variant}”</p>'
+        f"{tiles([*large, (f'{gain:+.2f} dB', 'gain from expression')])}"
+        f"{table(shown)}<p>{text}</p>"
+    )
+
+
+def _comparisons(folder: Path) -> str:
+    paths = sorted(require(folder, "the folder of comparison pictures").glob("*.png"))
+    figures = []
+    for path in paths:
+        sequence, timestep, camera = path.stem.rsplit("_", 2)
+        strip = shrink(_read_image(path), STRIP_HEIGHT)
+        name = f"{sequence}, timestep {int(timestep)}, camera {camera}"
+        figures.append(figure(picture(strip, name), name))
+    text = (
+        "Truth, render and error side by side, of the held-out frames with the strongest "
+        "expressions, from cameras all along the arc. The error is the mean absolute difference "
+        f"of the colours: white is none, dark violet is {FULL_ERROR:.0%} of the range or more."
+    )
+    return section("Truth, render, error", text, grid(figures))
+
+
+def _pipeline() -> str:
+    text = (
+        "Rules by stage, from left to right; each stage reads the files of the one before it. "
+        "Arcs lead to the stages that read the same files later."
+    )
+    graph = f'<div class="scroll">{stage_graph(STAGES, SHORTCUTS)}</div>'
+    return section("Pipeline", text, graph)
+
+
+def _frames(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:
+    moment = _strongest(tracks, sorted(tracks)[-1])
+    order = _along_arc(cameras, moment)
+    frames = [_read_frame(capture, moment, serial) for serial in order]
+    outlined = [
+        draw_contour(frame, _read_mask(capture, moment, serial), GREEN)
+        for frame, serial in zip(frames, order, strict=True)
+    ]
+    where = f"{moment.sequence}, timestep {moment.timestep}"
+    columns = min(8, len(order))
+    sheets = [
+        contact_sheet([shrink(image, THUMBNAIL) for image in images], columns)
+        for images in (frames, outlined)
+    ]
+    return section(
+        "Capture",
+        f"One timestep ({where}) as all cameras saw it, from the head's right to its left, "
+        "cropped and corrected in colour.",
+        figure(picture(sheets[0], "all cameras"), f"Cameras {', '.join(order)}."),
+        figure(picture(sheets[1], "masks"), "The same, with the outline of the mask in green."),
+    )
+
+
+def _face(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:
+    figures = []
+    for sequence in tracks:
+        moment = _strongest(tracks, sequence)
+        order = _along_arc(cameras, moment)
+        drawn = []
+        for serial in (order[len(order) // 6], order[len(order) // 2], order[-1]):
+            frame = shrink(_read_frame(capture, moment, serial), FACE_HEIGHT)
+            camera = cameras[serial].resize(frame.shape[1], frame.shape[0])
+            points, _ = camera.project(moment.landmarks.astype(np.float64))
+            drawn.append(draw_points(frame, points, GREEN))
+        name = f"{sequence}, timestep {moment.timestep}"
+        figures.append(figure(picture(contact_sheet(drawn, len(drawn)), name), name))
+    text = (
+        "The 68 landmarks of the fitted morphable model, projected into three of the cameras, at "
+        "the strongest expression of each sequence. Below, the distance between the projected "
+        "landmarks and the detections, over timesteps and cameras, in pixels of the ingested "
+        "frames."
+    )
+    rows = pd.DataFrame([_reprojection(name, track, cameras) for name, track in tracks.items()])
+    return section("Face", text, grid(figures), table(rows))
+
+
+def _reprojection(name: str, track: Tracking, cameras: dict[str, Camera]) -> dict[str, str]:
+    width = next(iter(cameras.values())).width
+    median, high = np.nanpercentile(track.reprojection_error, [50, 95])
+    return {
+        "sequence": name,
+        "timesteps": str(len(track.expression)),
+        "median (px)": f"{median:.2f}",
+        "95 % (px)": f"{high:.2f}",
+        "median (% of the image width)": f"{100 * median / width:.2f}",
+    }
+
+
+def _shapes(results: Path, variant: str) -> str:
+    fit = read_mesh(results / "face" / "neutral.ply")
+    prior = read_mesh(results / "prior" / "aligned.ply")
+    surface = read_mesh(results / "sdf" / variant / "neutral.ply")
+    alignment = read_alignment(results / "prior" / "alignment.json")
+    reach = max(float(np.abs(mesh.vertices).max()) for mesh in (fit, prior, surface)) * 1.02
+    rows = [
+        ([(fit, SKIN)], "The fitted morphable model at rest."),
+        (
+            [(fit, SKIN), (prior, CLAY)],
+            "The aligned prior (blue) with the fit (skin): where the colours interlock, the two "
+            f"surfaces cross. ICP: fitness {alignment.fitness:.2f}, residual of the inliers "
+            f"{alignment.inlier_rmse:.3f} canonical units (dm).",
+        ),
+        ([(prior, CLAY)], "The aligned prior alone."),
+        ([(surface, SKIN)], "The neutral surface of stage I."),
+    ]
+    figures = []
+    for meshes, caption in rows:
+        views = [draw_meshes(meshes, angle, MESH_SIZE, reach) for angle in ANGLES]
+        figures.append(figure(picture(contact_sheet(views, len(views)), caption), caption))
+    text = "Canonical space from the front, from 45° and from the head's left, all at one scale."
+    return section("Prior and stage I", text, grid(figures))
+
+
+def _curves(title: str, path: Path) -> str:
+    log = pd.read_csv(require(path, "the training log"))
+    figures = []
+    for name in log.columns.drop("step"):
+        logged = log[["step", name]].dropna()
+        if not logged.empty:
+            figures.append(
+                curve(name, logged["step"].to_numpy(float), logged[name].to_numpy(float))
+            )
+    text = "Every logged value over the steps: pale as logged, strong as running median."
+    return section(title, text, grid(figures, small=True))
+
+
+def _run(results: Path, variant: str) -> str:
+    parts = []
+    folder = results / "benchmarks"
+    timings = [_timing(folder, path) for path in sorted(folder.rglob("*.tsv"))]
+    if timings:
+        groups = pd.DataFrame(timings).groupby("rule", sort=False)
+        rows = [
+            {
+                "rule": rule,
+                "jobs": str(len(group)),
+                "time in all (s)": f"{group['seconds'].sum():.0f}",
+                "most memory (MB)": f"{group['megabytes'].max():.0f}",
+            }
+            for rule, group in groups
+        ]
+        parts.append(table(pd.DataFrame(rows)))
+    for stage in ("sdf", "splat"):
+        path = require(results / stage / variant / "model.yaml", "the settings of the model")
+        parts.append(details(f"settings of {stage}", path.read_text()))
+    return section("Run", "Time and memory of the rules, and the settings of both stages.", *parts)
+
+
+def _timing(folder: Path, path: Path) -> dict[str, str | float]:
+    """A benchmark file of Snakemake: <rule>.tsv or <rule>/<job>.tsv."""
+    row = pd.read_csv(path, sep="\t", na_values="-").iloc[0]
+    rule = path.relative_to(folder).with_suffix("").parts[0]
+    return {"rule": rule, "seconds": float(row["s"]), "megabytes": float(row["max_rss"])}
+
+
+def _read_tracks(capture: Path, face: Path) -> dict[str, Tracking]:
+    names = sorted(path.stem for path in capture.glob("*.csv"))
+    if not names:
+        raise UserError(f"{capture} holds no ingested sequence; run `ingest`.")
+    return {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
+
+
+def _strongest(tracks: dict[str, Tracking], sequence: str) -> Moment:
+    """The timestep with the largest norm of the expression coefficients."""
+    track = tracks[sequence]
+    timestep = int(np.linalg.norm(track.expression, axis=1).argmax())
+    pose = (track.rotation[timestep], track.translation[timestep])
+    return Moment(sequence, timestep, pose, track.landmarks[timestep])
+
+
+def _along_arc(cameras: dict[str, Camera], moment: Moment) -> list[str]:
+    serials = list(cameras)
+    centres = np.stack([camera.centre for camera in cameras.values()])
+    return [serials[index] for index in order_along_arc(centres, *moment.pose)]
+
+
+def _read_frame(capture: Path, moment: Moment, serial: str) -> Byte:
+    return _read_image(capture / moment.sequence / serial / f"{moment.timestep:05d}.jpg")
+
+
+def _read_mask(capture: Path, moment: Moment, serial: str) -> Byte:
+    folder = capture / "masks" / moment.sequence / serial
+    return _read_image(folder / f"{moment.timestep:05d}.png")[..., 0]
+
+
+def _read_image(path: Path) -> Byte:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"the image {path} is missing or unreadable; run its stage again.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8)

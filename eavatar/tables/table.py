@@ -1,0 +1,77 @@
+"""``metrics.csv``: the means of ``images.csv``, a row per protocol; names and formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from eavatar.errors import UserError
+from eavatar.io import atomic, require
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the tables: its name, its label, which direction is better, digits printed."""
+
+    column: str
+    label: str
+    higher_is_better: bool
+    digits: int
+
+
+METRICS = (
+    Metric("psnr_db", "PSNR (dB)", True, 2),
+    Metric("ssim", "SSIM", True, 4),
+    Metric("lpips", "LPIPS", False, 4),
+)
+
+COLUMNS = [metric.column for metric in METRICS]
+
+
+def metrics(subject: str, variant: str, images: Path, output: Path) -> Path:
+    """Write ``metrics.csv`` of one subject and variant, and print it.
+
+    A figure is the unweighted mean over all images of a protocol (cameras × timesteps at once).
+    Columns: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips (empty where LPIPS'
+    weights could not be had).
+
+    Raises:
+        UserError: ``images`` is missing, lacks a column or holds no row.
+    """
+    table = pd.read_csv(require(images, "the table of images"), dtype={"camera": str})
+    missing = [name for name in ("protocol", "camera", *COLUMNS) if name not in table]
+    if missing or table.empty:
+        fault = f"lacks the column '{missing[0]}'" if missing else "holds no row"
+        raise UserError(f"{images} {fault}; run `evaluate` again.")
+    rows = [
+        {
+            "subject": subject,
+            "variant": variant,
+            "protocol": protocol,
+            "cameras": group["camera"].nunique(),
+            "images": len(group),
+            **group[COLUMNS].mean().to_dict(),
+        }
+        for protocol, group in table.groupby("protocol", sort=False)
+    ]
+    means = pd.DataFrame(rows)
+    with atomic(output) as temporary:
+        means.to_csv(temporary, index=False, float_format="%.6f")
+    print(format_metrics(means))
+    return output
+
+
+def format_metrics(means: pd.DataFrame) -> str:
+    """The rows of ``metrics.csv`` as aligned text, each metric with its own precision."""
+    shown = means.copy()
+    for metric in METRICS:
+        shown[metric.column] = [format_value(x, metric.digits) for x in means[metric.column]]
+    labels = {metric.column: metric.label for metric in METRICS}
+    return shown.rename(columns=labels).to_string(index=False)
+
+
+def format_value(value: float, digits: int) -> str:
+    """A figure with fixed digits; a dash where there is none."""
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"

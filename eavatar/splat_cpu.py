@@ -38,6 +38,13 @@ SPLAT_COLUMNS = 8
 # Columns of the gradient rows: those of the splat without REACH, then the features.
 GRADIENT_COLUMNS = 7
 
+# Planes of 64 values in a tile's pixel buffer. They lie in one array at constant distances, so that
+# the compiler sees without a check at run time that they do not overlap.
+CENTRE_X, CENTRE_Y, LIVE, TRANSMITTANCE, ALONG, BEHIND = range(0, 6 * PIXELS, PIXELS)
+PIXEL_BUFFER = 6 * PIXELS
+# Likewise in the coverage row of a pair.
+ALPHA, WEIGHT = 0, PIXELS
+
 # float32 constants: a float64 one would halve the width of the vectors.
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 ALPHA_MIN = np.float32(SMALLEST_ALPHA)
@@ -273,8 +280,8 @@ def _project_splat(
 @_kernel
 def _tile_range(low, high, tiles):
     """Half-open range of the tiles with a pixel centre between two coordinates."""
-    first = int(math.ceil(max(low, 0.5) - 0.5)) // TILE
-    last = int(math.floor(min(high, tiles * TILE) - 0.5)) // TILE
+    first = math.ceil(max(low, 0.5) - 0.5) // TILE
+    last = math.floor(min(high, tiles * TILE) - 0.5) // TILE
     return first, last + 1
 
 
@@ -417,92 +424,95 @@ def _exponential(x):
 
 
 @_simd
-def _weigh(splat, left, top, live, transmittance, alphas, weights):
+def _weigh(splat, left, top, pixels, coverage):
     """Alpha and weight of one Gaussian in the tile's pixels; takes it off the transmittance.
 
-    Returns whether it is seen in the tile, and whether any pixel is still unfinished.
+    Returns the sum of the weights, and how many pixels are still unfinished.
     """
-    x, y, opacity = splat[X] - left - HALF, splat[Y] - top - HALF, splat[OPACITY]
+    x, y, opacity = splat[X] - left, splat[Y] - top, splat[OPACITY]
     half_xx, xy, half_yy = HALF * splat[CONIC_XX], splat[CONIC_XY], HALF * splat[CONIC_YY]
-    seen, unfinished = ZERO, ZERO
-    for row in range(TILE):
-        dy = y - np.float32(row)
-        for column in range(TILE):
-            p = row * TILE + column
-            dx = x - np.float32(column)
-            sigma = half_xx * dx * dx + xy * dx * dy + half_yy * dy * dy
-            alpha = min(ALPHA_MAX, opacity * _exponential(-min(sigma, SIGMA_MAX)))
-            alpha = alpha if alpha >= ALPHA_MIN else ZERO
-            alpha *= live[p]
-            after = transmittance[p] * (ONE - alpha)
-            goes_on = ONE if after > STOP else ZERO
-            weight = alpha * transmittance[p] * goes_on
-            live[p] *= goes_on
-            transmittance[p] = after if after > STOP else transmittance[p]
-            alphas[p] = alpha * goes_on
-            weights[p] = weight
-            seen = max(seen, weight)
-            unfinished = max(unfinished, live[p])
-    return seen > ZERO, unfinished > ZERO
+    total, unfinished = ZERO, ZERO
+    for p in range(PIXELS):
+        dx, dy = x - pixels[CENTRE_X + p], y - pixels[CENTRE_Y + p]
+        before = pixels[TRANSMITTANCE + p]
+        sigma = half_xx * dx * dx + xy * dx * dy + half_yy * dy * dy
+        alpha = opacity * _exponential(-(sigma if sigma < SIGMA_MAX else SIGMA_MAX))
+        alpha = alpha if alpha < ALPHA_MAX else ALPHA_MAX
+        alpha = alpha * pixels[LIVE + p] if alpha >= ALPHA_MIN else ZERO
+        after = before * (ONE - alpha)
+        goes_on = ONE if after > STOP else ZERO
+        alpha *= goes_on
+        live = pixels[LIVE + p] * goes_on
+        pixels[LIVE + p] = live
+        pixels[TRANSMITTANCE + p] = before * (ONE - alpha)
+        coverage[ALPHA + p] = alpha
+        coverage[WEIGHT + p] = alpha * before
+        total += alpha * before
+        unfinished += live
+    return total, unfinished
 
 
 @_kernel
-def _start_tile(left, top, width, height, live, transmittance):
+def _start_tile(left, top, width, height, pixels):
     """Nothing is in front of the pixels yet; those outside the image are finished already."""
     for p in range(PIXELS):
-        inside = left + p % TILE < width and top + p // TILE < height
-        live[p] = ONE if inside else ZERO
-        transmittance[p] = ONE
+        column, row = p % TILE, p // TILE
+        pixels[CENTRE_X + p] = column + HALF
+        pixels[CENTRE_Y + p] = row + HALF
+        pixels[LIVE + p] = ONE if left + column < width and top + row < height else ZERO
+        pixels[TRANSMITTANCE + p] = ONE
 
 
 @_kernel
 def _weigh_tile(
-    slots, pair_splat, table, features, left, top, live, transmittance,
-    seen_pairs, alphas, weights, colours,
-):  # fmt: skip
+    slots, pair_splat, table, features, left, top, pixels, seen_pairs, coverage, colours
+):
     """Weigh a tile's pairs near to far; returns how many are seen, rounded up to whole blocks.
 
-    Fills, in that order, the seen pairs (-1 in the last block's spare rows), their alphas and
-    weights (., 64), and their features followed by their depth (., D + 1).
+    Fills, in that order, the seen pairs (-1 in the last block's spare rows), their coverage and
+    their features followed by their depth (., ≥ D + 1).
     """
     channels = features.shape[1]
-    seen_count = 0
+    seen = 0
     for pair in slots:
         splat = table[pair_splat[pair]]
-        seen, unfinished = _weigh(
-            splat, np.float32(left), np.float32(top), live, transmittance,
-            alphas[seen_count], weights[seen_count],
-        )  # fmt: skip
-        if seen:
-            seen_pairs[seen_count] = pair
+        total, unfinished = _weigh(
+            splat, np.float32(left), np.float32(top), pixels, coverage[seen]
+        )
+        if total > ZERO:
+            seen_pairs[seen] = pair
             gaussian = pair_splat[pair] % len(features)
-            colours[seen_count, :channels] = features[gaussian]
-            colours[seen_count, channels] = splat[DEPTH]
-            seen_count += 1
-        if not unfinished:
+            for c in range(channels):
+                colours[seen, c] = features[gaussian, c]
+            colours[seen, channels] = splat[DEPTH]
+            seen += 1
+        if unfinished == ZERO:
             break
-    while seen_count % BLOCK:
-        seen_pairs[seen_count] = -1
-        alphas[seen_count] = ZERO
-        weights[seen_count] = ZERO
-        colours[seen_count] = ZERO
-        seen_count += 1
-    return seen_count
+    while seen % BLOCK:
+        seen_pairs[seen] = -1
+        coverage[seen] = ZERO
+        colours[seen] = ZERO
+        seen += 1
+    return seen
 
 
 @_simd
-def _add_weighted(count, weights, colours, planes):
+def _add_weighted(count, coverage, colours, planes):
     """planes (channels, 64) += coloursᵀ (channels, count) · weights (count, 64)."""
     for first in range(0, count, BLOCK):
-        w0, w1, w2, w3 = weights[first], weights[first + 1], weights[first + 2], weights[first + 3]
+        w0, w1 = coverage[first], coverage[first + 1]
+        w2, w3 = coverage[first + 2], coverage[first + 3]
         for c in range(len(planes)):
             plane = planes[c]
-            c0, c1, c2, c3 = (
-                colours[first, c], colours[first + 1, c],
-                colours[first + 2, c], colours[first + 3, c],
-            )  # fmt: skip
+            c0, c1 = colours[first, c], colours[first + 1, c]
+            c2, c3 = colours[first + 2, c], colours[first + 3, c]
             for p in range(PIXELS):
-                plane[p] += w0[p] * c0 + w1[p] * c1 + w2[p] * c2 + w3[p] * c3
+                plane[p] += (
+                    w0[WEIGHT + p] * c0
+                    + w1[WEIGHT + p] * c1
+                    + w2[WEIGHT + p] * c2
+                    + w3[WEIGHT + p] * c3
+                )
 
 
 @_kernel
@@ -522,31 +532,30 @@ def _composite_share(
     height, width, channels = image.shape[1:]
     columns, rows = -(-width // TILE), -(-height // TILE)
     capacity = _longest(first_slot)
-    live, transmittance = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
+    pixels = np.empty(PIXEL_BUFFER, np.float32)
     seen_pairs = np.empty(capacity, np.int32)
-    alphas = np.empty((capacity, PIXELS), np.float32)
-    weights = np.empty((capacity, PIXELS), np.float32)
-    colours = np.zeros((capacity, channels + BLOCK), np.float32)
+    coverage = np.empty((capacity, 2 * PIXELS), np.float32)
+    colours = np.empty((capacity, channels + 1), np.float32)
     planes = np.empty((channels + 1, PIXELS), np.float32)
     for tile in range(worker, len(first_slot) - 1, workers):
-        view, tile_in_view = tile // (columns * rows), tile % (columns * rows)
+        view, tile_in_view = divmod(tile, columns * rows)
         left, top = tile_in_view % columns * TILE, tile_in_view // columns * TILE
-        _start_tile(left, top, width, height, live, transmittance)
-        seen_count = _weigh_tile(
+        _start_tile(left, top, width, height, pixels)
+        seen = _weigh_tile(
             sorted_pairs[first_slot[tile] : first_slot[tile + 1]], pair_splat, table, features,
-            left, top, live, transmittance, seen_pairs, alphas, weights, colours,
+            left, top, pixels, seen_pairs, coverage, colours,
         )  # fmt: skip
         for c in range(channels):
             for p in range(PIXELS):
-                planes[c, p] = transmittance[p] * background[c]
+                planes[c, p] = pixels[TRANSMITTANCE + p] * background[c]
         planes[channels] = ZERO
-        _add_weighted(seen_count, weights, colours, planes)
+        _add_weighted(seen, coverage, colours, planes)
         for y in range(top, min(top + TILE, height)):
             for x in range(left, min(left + TILE, width)):
                 p = (y - top) * TILE + x - left
                 for c in range(channels):
                     image[view, y, x, c] = planes[c, p]
-                alpha[view, y, x] = ONE - transmittance[p]
+                alpha[view, y, x] = ONE - pixels[TRANSMITTANCE + p]
                 depth[view, y, x] = planes[channels, p]
 
 
@@ -563,7 +572,7 @@ def _composite(
 
 @_kernel
 def _gather_gradients(view, left, top, image_gradient, depth_gradient, planes):
-    """The tile's gradients as planes (≥ D + 1, 64): features, then depth; zero outside the image."""
+    """The tile's gradients as planes: features, then depth; zero outside the image."""
     height, width, channels = image_gradient.shape[1:]
     planes[:] = ZERO
     for y in range(top, min(top + TILE, height)):
@@ -575,78 +584,71 @@ def _gather_gradients(view, left, top, image_gradient, depth_gradient, planes):
 
 
 @_simd
-def _background_gradients(
-    view, left, top, transmittance, background, alpha_gradient, planes, behind, row
-):
-    """Fill the background's gradient (D,) and ``behind``: see `_opacity_gradients`."""
+def _background_gradients(view, left, top, pixels, background, alpha_gradient, planes, row):
+    """Fill the background's gradient (D,) and BEHIND: the background's worth in each pixel."""
     height, width = alpha_gradient.shape[1:]
-    behind[:] = ZERO
+    pixels[BEHIND : BEHIND + PIXELS] = ZERO
     for y in range(top, min(top + TILE, height)):
         for x in range(left, min(left + TILE, width)):
-            behind[(y - top) * TILE + x - left] = -alpha_gradient[view, y, x]
+            pixels[BEHIND + (y - top) * TILE + x - left] = -alpha_gradient[view, y, x]
     for c in range(len(background)):
+        plane = planes[c]
         total = ZERO
         for p in range(PIXELS):
-            total += transmittance[p] * planes[c, p]
-            behind[p] += background[c] * planes[c, p]
+            total += pixels[TRANSMITTANCE + p] * plane[p]
+            pixels[BEHIND + p] += background[c] * plane[p]
         row[c] = total
     for p in range(PIXELS):
-        behind[p] *= transmittance[p]
+        pixels[BEHIND + p] *= pixels[TRANSMITTANCE + p]
 
 
 @_simd
-def _colour_gradients(first, weights, planes, colour_gradients):
+def _colour_gradients(first, coverage, planes, colour_gradients):
     """(BLOCK, D + 1) gradients of a block's features and depths: weights · planesᵀ."""
-    w0, w1, w2, w3 = weights[first], weights[first + 1], weights[first + 2], weights[first + 3]
+    w0, w1 = coverage[first], coverage[first + 1]
+    w2, w3 = coverage[first + 2], coverage[first + 3]
     for c in range(colour_gradients.shape[1]):
         plane = planes[c]
         g0 = g1 = g2 = g3 = ZERO
         for p in range(PIXELS):
-            g0 += w0[p] * plane[p]
-            g1 += w1[p] * plane[p]
-            g2 += w2[p] * plane[p]
-            g3 += w3[p] * plane[p]
+            g0 += w0[WEIGHT + p] * plane[p]
+            g1 += w1[WEIGHT + p] * plane[p]
+            g2 += w2[WEIGHT + p] * plane[p]
+            g3 += w3[WEIGHT + p] * plane[p]
         colour_gradients[0, c], colour_gradients[1, c] = g0, g1
         colour_gradients[2, c], colour_gradients[3, c] = g2, g3
 
 
 @_simd
-def _project_colour(colour, planes, along):
-    """along (64,) = colour (channels,) · planes (channels, 64); channels a multiple of BLOCK."""
-    along[:] = ZERO
+def _project_colour(colour, planes, pixels):
+    """ALONG = colour (channels,) · planes (channels, 64); channels a multiple of BLOCK."""
+    pixels[ALONG : ALONG + PIXELS] = ZERO
     for c in range(0, len(planes), BLOCK):
         g0, g1, g2, g3 = planes[c], planes[c + 1], planes[c + 2], planes[c + 3]
         c0, c1, c2, c3 = colour[c], colour[c + 1], colour[c + 2], colour[c + 3]
         for p in range(PIXELS):
-            along[p] += c0 * g0[p] + c1 * g1[p] + c2 * g2[p] + c3 * g3[p]
+            pixels[ALONG + p] += c0 * g0[p] + c1 * g1[p] + c2 * g2[p] + c3 * g3[p]
 
 
 @_simd
-def _opacity_gradients(splat, left, top, alphas, weights, along, behind, row):
-    """Gradients of one splat's position, conic and opacity from one tile.
-
-    Args:
-        along: (64,) colour · image gradient: what a unit of weight is worth in each pixel.
-        behind: (64,) the same of all that is drawn behind this Gaussian; it is added here.
-        row: receives the columns X … OPACITY.
-    """
-    x, y = splat[X] - left - HALF, splat[Y] - top - HALF
+def _opacity_gradients(splat, left, top, pixels, coverage, row):
+    """Fill the columns X … OPACITY of a gradient row, and add the Gaussian to BEHIND."""
+    x, y = splat[X] - left, splat[Y] - top
     total = total_x = total_y = total_xx = total_xy = total_yy = ZERO
-    for tile_row in range(TILE):
-        dy = y - np.float32(tile_row)
-        for column in range(TILE):
-            p = tile_row * TILE + column
-            dx = x - np.float32(column)
-            own = weights[p] * along[p]
-            change = behind[p] * alphas[p] / (ONE - alphas[p]) - own  # d loss / d sigma
-            change = change if alphas[p] < ALPHA_MAX else ZERO  # clamped alphas do not move
-            behind[p] += own
-            total += change
-            total_x += change * dx
-            total_y += change * dy
-            total_xx += change * dx * dx
-            total_xy += change * dx * dy
-            total_yy += change * dy * dy
+    for p in range(PIXELS):
+        dx, dy = x - pixels[CENTRE_X + p], y - pixels[CENTRE_Y + p]
+        alpha = coverage[ALPHA + p]
+        own = coverage[WEIGHT + p] * pixels[ALONG + p]
+        change = pixels[BEHIND + p] * alpha / (ONE - alpha) - own  # d loss / d sigma
+        change = change if alpha < ALPHA_MAX else ZERO  # a clamped alpha does not move
+        pixels[BEHIND + p] += own
+        change_x, change_y = change * dx, change * dy
+        total += change
+        total_x += change_x
+        total_y += change_y
+        total_xx += change_x * dx
+        total_xy += change_x * dy
+        total_yy += change_y * dy
     row[X] = splat[CONIC_XX] * total_x + splat[CONIC_XY] * total_y
     row[Y] = splat[CONIC_XY] * total_x + splat[CONIC_YY] * total_y
     row[CONIC_XX], row[CONIC_XY], row[CONIC_YY] = HALF * total_xx, total_xy, HALF * total_yy
@@ -662,41 +664,39 @@ def _composite_gradients_share(
     tile_columns, tile_rows = -(-width // TILE), -(-height // TILE)
     padded = (channels // BLOCK + 1) * BLOCK  # room for the depth as well
     capacity = _longest(first_slot)
-    live, transmittance = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
-    along, behind = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
+    pixels = np.empty(PIXEL_BUFFER, np.float32)
     seen_pairs = np.empty(capacity, np.int32)
-    alphas = np.empty((capacity, PIXELS), np.float32)
-    weights = np.empty((capacity, PIXELS), np.float32)
+    coverage = np.empty((capacity, 2 * PIXELS), np.float32)
     colours = np.zeros((capacity, padded), np.float32)
     colour_gradients = np.empty((BLOCK, channels + 1), np.float32)
     planes = np.empty((padded, PIXELS), np.float32)
     for tile in range(worker, len(first_slot) - 1, workers):
         view, tile_in_view = divmod(tile, tile_columns * tile_rows)
         left, top = tile_in_view % tile_columns * TILE, tile_in_view // tile_columns * TILE
-        _start_tile(left, top, width, height, live, transmittance)
-        seen_count = _weigh_tile(
+        _start_tile(left, top, width, height, pixels)
+        seen = _weigh_tile(
             sorted_pairs[first_slot[tile] : first_slot[tile + 1]], pair_splat, table, features,
-            left, top, live, transmittance, seen_pairs, alphas, weights, colours,
+            left, top, pixels, seen_pairs, coverage, colours,
         )  # fmt: skip
         _gather_gradients(view, left, top, image_gradient, depth_gradient, planes)
         _background_gradients(
-            view, left, top, transmittance, background, alpha_gradient, planes, behind,
-            background_rows[tile],
-        )  # fmt: skip
-        for first in range(seen_count - BLOCK, -1, -BLOCK):
-            _colour_gradients(first, weights, planes, colour_gradients)
+            view, left, top, pixels, background, alpha_gradient, planes, background_rows[tile]
+        )
+        for first in range(seen - BLOCK, -1, -BLOCK):
+            _colour_gradients(first, coverage, planes, colour_gradients)
             for i in range(BLOCK - 1, -1, -1):
                 pair = seen_pairs[first + i]
                 if pair < 0:
                     continue
                 row = rows[pair]
-                _project_colour(colours[first + i], planes, along)
+                _project_colour(colours[first + i], planes, pixels)
                 _opacity_gradients(
                     table[pair_splat[pair]], np.float32(left), np.float32(top),
-                    alphas[first + i], weights[first + i], along, behind, row,
+                    pixels, coverage[first + i], row,
                 )  # fmt: skip
                 row[DEPTH] = colour_gradients[i, channels]
-                row[GRADIENT_COLUMNS:] = colour_gradients[i, :channels]
+                for c in range(channels):
+                    row[GRADIENT_COLUMNS + c] = colour_gradients[i, c]
 
 
 @_parallel

@@ -8,9 +8,11 @@ a dataset.
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,12 +32,17 @@ from eavatar.settings import IngestSettings, MatteSettings
 Float = NDArray[Any]  # float32; OpenCV annotates no narrower type
 Mask = NDArray[np.bool_]
 
+logger = logging.getLogger(__name__)
+_session_lock = threading.Lock()
+
 # The plate backend's constants. Distances are CIELAB ΔE, where about 2 is just noticeable.
 SHADOW = 6.0  # darkening of the set that a soft shadow explains
 LEAST_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
 NOISE_FACTOR = 6.0  # threshold above the background's median, in its standard deviations
 BORDER = 1 / 16  # width of the strip taken as background, share of the image size
+COMPONENT = 0.1  # least area of a part of the subject, share of the largest part
 BAND = 1 / 64  # half width of the soft edge, share of the image size
+PLAUSIBLE_COVERAGE = (0.02, 0.95)  # a head in GHA's crop covers about half of it
 CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outweighs the colours
 
 
@@ -106,11 +113,23 @@ def matte(
             seen = cv2.min(alpha, shot.visible)
             write_image(folder / shot.camera / f"{timestep:05d}.png", seen)
             rows.append(MatteRow(timestep, shot.camera, round(float(seen.mean()) / 255, 5)))
+        _warn_if_implausible(rows, sequence)
         return rows
 
     shots = _read_shots(settings, ingest, frames, sequence, mattes)
     rows = [row for rows in in_threads(matte_shot, shots, f"matte {sequence}") for row in rows]
     write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
+
+
+def _warn_if_implausible(rows: Sequence[MatteRow], sequence: str) -> None:
+    least, most = PLAUSIBLE_COVERAGE
+    faulty = [row for row in rows if not least <= row.coverage <= most]
+    if faulty:
+        logger.warning(
+            "%s, camera %s: %d masks cover less than %.0f %% or more than %.0f %% of the image, "
+            "the first at timestep %d; look at them.",
+            sequence, faulty[0].camera, len(faulty), 100 * least, 100 * most, faulty[0].timestep,
+        )  # fmt: skip
 
 
 def read_image(path: Path, flags: int) -> Image:
@@ -201,7 +220,7 @@ def alpha_from_plate(image: Image, plate: Plate) -> Image:
     """(S, S) alpha of a frame: where it differs from the plate, with a soft edge.
 
     The plate is matched to the frame's exposure, the perceptual difference is thresholded above
-    the noise of the background, the subject is the largest component without its false holes, and
+    the noise of the background, the subject is its large components without their false holes, and
     the alpha of its edge follows from the known background (see `_soft_edge`).
     """
     colour = _match_exposure(image, plate)
@@ -210,7 +229,7 @@ def alpha_from_plate(image: Image, plate: Plate) -> Image:
     centre = float(np.median(background))
     deviation = 1.4826 * float(np.median(np.abs(background - centre)))
     threshold = max(LEAST_THRESHOLD, centre + NOISE_FACTOR * deviation)
-    subject = _largest_component(distance > threshold)
+    subject = _main_components(distance > threshold)
     subject = _fill_holes(subject, distance, centre + 2 * deviation)
     return (_soft_edge(colour, plate.colour, subject) * 255).round().astype(np.uint8)
 
@@ -239,13 +258,16 @@ def _distance(colour: Float, plate: Plate) -> Float:
     return np.sqrt(np.einsum("...c,...c", difference, difference))
 
 
-def _largest_component(mask: Mask) -> Mask:
-    """The largest 4-connected region after specks and hairline bridges are removed."""
+def _main_components(mask: Mask) -> Mask:
+    """The large 4-connected regions after specks and hairline bridges are removed.
+
+    More than one, since a neck of the plate's colour may part the head from the shirt.
+    """
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    if count == 1:
-        return np.zeros_like(mask)
-    return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the background
+    return (areas >= max(1, COMPONENT * areas.max()))[labels]
 
 
 def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
@@ -300,9 +322,10 @@ def _distance_within(mask: Image) -> Float:
 
 def matte_by_rembg(shot: Shot) -> Iterator[Image]:
     """Alpha from a pretrained segmentation network of the rembg package."""
+    with _session_lock:  # the cache alone would let two threads load the model twice
+        session = _rembg_session(shot.settings.rembg_model)
     from rembg import remove
 
-    session = _rembg_session(shot.settings.rembg_model)
     for image in shot.images():
         alpha = remove(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), session=session, only_mask=True)
         yield np.clip(np.asarray(alpha), 0, 255).astype(np.uint8)
@@ -311,8 +334,8 @@ def matte_by_rembg(shot: Shot) -> Iterator[Image]:
 @lru_cache(maxsize=1)
 def _rembg_session(name: str) -> Any:
     """A rembg session on a model file that is there already; rembg would download it otherwise."""
-    folder = _rembg_folder()
-    candidates = (folder / "models" / name / f"{name}.onnx", folder / f"{name}.onnx")
+    home, legacy = _rembg_homes()
+    candidates = (home / "models" / name / f"{name}.onnx", legacy / f"{name}.onnx")
     if not any(path.is_file() for path in candidates):
         raise UserError(
             f"the rembg model '{name}' is missing: put {name}.onnx at {candidates[0]} "
@@ -320,22 +343,22 @@ def _rembg_session(name: str) -> Any:
         )
     try:
         from rembg import new_session
-    except ImportError as error:
+    except (ImportError, SystemExit) as error:  # rembg exits if onnxruntime is missing
         raise UserError(
-            "the package rembg is not installed; install rembg[cpu], or set capture.matte.backend "
-            "to plate."
+            "the packages rembg and onnxruntime are needed by the rembg backend; install them, or "
+            "set capture.matte.backend to plate."
         ) from error
     return new_session(name)
 
 
-def _rembg_folder() -> Path:
-    """Where rembg looks for models (its documented order of environment variables)."""
-    for variable in ("U2NET_HOME", "REMBG_HOME"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable])
-    if os.environ.get("XDG_DATA_HOME"):
-        return Path(os.environ["XDG_DATA_HOME"]) / "rembg"
-    return Path.home() / ".rembg"
+def _rembg_homes() -> tuple[Path, Path]:
+    """Where rembg looks for models: its home, and the flat folder of its earlier versions."""
+    data = os.environ.get("XDG_DATA_HOME")
+    legacy = Path(os.environ.get("U2NET_HOME") or Path(data or "~") / ".u2net").expanduser()
+    if os.environ.get("U2NET_HOME"):
+        return legacy, legacy
+    default = Path(data) / "rembg" if data else Path("~/.rembg")
+    return Path(os.environ.get("REMBG_HOME", default)).expanduser(), legacy
 
 
 # --- provided ---------------------------------------------------------------------------------

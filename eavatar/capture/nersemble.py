@@ -29,6 +29,7 @@ from eavatar.io import read_json
 Array = NDArray[np.float64]
 
 FULL_WIDTH, FULL_HEIGHT = 2200, 3208  # the pixels that NeRSemble's intrinsics refer to
+SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
 RIGID_TOLERANCE = 1e-3  # of the entries of RᵀR; published calibrations are rounded to float32
 
 
@@ -114,8 +115,8 @@ def check_videos(capture: Capture, sequences: Sequence[str]) -> dict[str, Header
 
 
 def check_size(path: Path, width: int, height: int) -> None:
-    """Raise `UserError` unless an image is the full image at another size, to the pixel."""
-    if abs(height - width * FULL_HEIGHT / FULL_WIDTH) > 1:
+    """Raise `UserError` unless an image is the full image at another size."""
+    if abs(height - width * FULL_HEIGHT / FULL_WIDTH) > SIZE_TOLERANCE:
         raise UserError(
             f"{path} has {width}×{height} pixels, which is not {FULL_WIDTH}×{FULL_HEIGHT} scaled; "
             "give the uncropped image."

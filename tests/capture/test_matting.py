@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_capture import (
+    HEIGHT,
+    SERIALS,
+    WIDTH,
+    grey_frames,
+    ingest_settings,
+    write_capture,
+    write_video,
+)
+
+from eavatar.capture.ingest import Window, calibrate, ingest
+from eavatar.capture.matting import Plate, alpha_from_plate, matte, read_image
+from eavatar.capture.video import decode
+from eavatar.errors import UserError
+from eavatar.settings import MatteSettings
+
+SIZE = 128
+ALL_VISIBLE = np.full((SIZE, SIZE), 255, np.uint8)
+
+
+def matte_settings(backend: str, model: str = "birefnet-portrait") -> MatteSettings:
+    return MatteSettings.model_validate({"backend": backend, "rembg_model": model})
+
+
+def soft_disc(x: float, y: float, radius: float, size: int = SIZE) -> np.ndarray:
+    """(size, size) coverage of a disc, with an edge two pixels wide."""
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    return np.clip((radius - np.hypot(columns - x, rows - y)) / 2 + 0.5, 0, 1)
+
+
+def uneven_plate() -> np.ndarray:
+    rows, columns = np.mgrid[:SIZE, :SIZE] / SIZE
+    return np.stack([180 - 20 * rows, 175 - 10 * columns, 165 + 10 * rows], axis=-1)
+
+
+def head(plate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A skin-coloured face with dark hair and a shirt that leaves the image, and its alpha."""
+    hair, face = soft_disc(64, 56, 34), soft_disc(64, 66, 26)
+    shirt = soft_disc(64, 138, 52)
+    image = plate
+    for alpha, colour in ((shirt, (75, 60, 55)), (hair, (38, 34, 32)), (face, (130, 160, 205))):
+        image = image + alpha[..., None] * (np.array(colour) - image)
+    return image, 1 - (1 - hair) * (1 - face) * (1 - shirt)
+
+
+def expose(image: np.ndarray, gain: float, noise: float) -> np.ndarray:
+    noisy = gain * image + np.random.default_rng(0).normal(0, noise, image.shape)
+    return np.clip(noisy, 0, 255).round().astype(np.uint8)
+
+
+def intersection_over_union(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+@pytest.mark.parametrize("gain, noise", [(1.0, 1.0), (0.8, 2.0), (1.15, 2.0), (1.0, 8.0)])
+def test_plate_finds_the_subject(gain: float, noise: float) -> None:
+    plate = uneven_plate()
+    image, truth = head(plate)
+    prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
+    alpha = alpha_from_plate(expose(image, gain, noise), prepared) / 255
+    assert intersection_over_union(alpha > 0.5, truth > 0.5) > 0.985
+    edge = (truth > 0) & (truth < 1)
+    # A hard mask of the same disc would be 0.25 off on the edge on average.
+    assert np.abs(alpha - truth)[edge].mean() < 0.08
+
+
+def test_plate_forgives_a_soft_shadow() -> None:
+    plate = uneven_plate()
+    image, truth = head(plate)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    depth = 0.2 * np.exp(-((columns - 112) ** 2 + (rows - 60) ** 2) / 400)  # of linear light
+    shadow = np.where(truth == 0, (1 - depth) ** (1 / 2.2), 1)[..., None]
+    prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
+    alpha = alpha_from_plate(expose(image * shadow, 1.0, 1.0), prepared)
+    assert intersection_over_union(alpha > 127, truth > 0.5) > 0.985
+
+
+def test_plate_fills_false_holes_and_keeps_true_ones() -> None:
+    plate = uneven_plate()
+    image, _ = head(plate)
+    similar = soft_disc(56, 70, 5)[..., None]  # skin of nearly the plate's colour
+    image = image + similar * (plate + np.array([3, 3, 6]) - image)
+    seen_through = soft_disc(76, 70, 5)[..., None]
+    image = image + seen_through * (plate - image)
+    prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
+    alpha = alpha_from_plate(expose(image, 1.0, 1.0), prepared)
+    assert alpha[70, 56] == 255
+    assert alpha[70, 76] == 0
+
+
+def test_plate_keeps_a_shirt_that_is_apart_and_drops_specks() -> None:
+    plate = uneven_plate()
+    image, truth = head(plate)
+    image[88:96], truth[88:96] = plate[88:96], 0
+    image[30:36, 10:16] = 40
+    prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
+    alpha = alpha_from_plate(expose(image, 1.0, 1.0), prepared)
+    assert intersection_over_union(alpha > 127, truth > 0.5) > 0.985
+
+
+def test_plate_of_an_empty_set_is_empty() -> None:
+    plate = uneven_plate()
+    prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
+    assert alpha_from_plate(expose(plate, 1.0, 2.0), prepared).max() == 0
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_plate_masks_and_their_index(tmp_path: Path) -> None:
+    plate = np.full((HEIGHT, WIDTH, 3), (165, 175, 180), np.uint8)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    truth = ((columns - 110) / 60) ** 2 + ((rows - 170) / 80) ** 2 < 1
+    image = np.where(truth[..., None], np.array([60, 40, 40], np.uint8), plate)
+    raw = write_capture(tmp_path / "raw", [image] * 2, sequences=("FREE",), plate=plate)
+    settings, frames = ingest_settings(image_size=128), tmp_path / "capture"
+    calibrate(settings, raw, frames)
+    ingest(settings, raw, "FREE", frames)
+    stale = frames / "masks" / "FREE" / SERIALS[0] / "00009.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    matte(matte_settings("plate"), settings, frames, "FREE", None, frames / "masks")
+    assert not stale.exists()
+    mask = read_image(stale.with_name("00001.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.dtype == np.uint8 and mask.shape == (128, 128)
+    expected = Window.of(settings, WIDTH, HEIGHT).apply(truth.astype(np.uint8) * 255)
+    assert intersection_over_union(mask > 127, expected > 127) > 0.98
+    index = read_rows(frames / "masks" / "FREE.csv")
+    assert list(index[0]) == ["timestep", "camera", "coverage"]
+    assert len(index) == 2 * len(SERIALS)
+    assert float(index[0]["coverage"]) == pytest.approx((expected / 255).mean(), abs=0.01)
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    raw = write_capture(tmp_path / "raw", grey_frames(5), sequences=("FREE",))
+    calibrate(ingest_settings(every=2), raw, tmp_path / "capture")
+    ingest(ingest_settings(every=2), raw, "FREE", tmp_path / "capture")
+    return tmp_path / "capture"
+
+
+def test_plate_without_a_plate_names_it(frames: Path) -> None:
+    with pytest.raises(UserError, match=f"plate of camera {min(SERIALS)}"):
+        matte(matte_settings("plate"), ingest_settings(), frames, "FREE", None, frames / "masks")
+
+
+def write_mattes(folder: Path, count: int) -> None:
+    """Alpha videos at twice the frames' size: a disc that moves 20 pixels per frame."""
+    for serial in SERIALS:
+        discs = [soft_disc(160 + 20 * index, 340, 60, size=2 * HEIGHT) for index in range(count)]
+        images = [np.repeat(disc[:, : 2 * WIDTH, None], 3, axis=2) * 255 for disc in discs]
+        write_video(
+            folder / "FREE" / f"cam_{serial}.mp4", [image.astype(np.uint8) for image in images]
+        )
+
+
+def test_provided_mattes_are_cropped_like_the_frames(frames: Path, tmp_path: Path) -> None:
+    write_mattes(tmp_path / "mattes", 5)
+    settings = ingest_settings(every=2)
+    arguments = (settings, frames, "FREE", tmp_path / "mattes", frames / "masks")
+    matte(matte_settings("provided"), *arguments)
+    disc = soft_disc(160 + 20 * 4, 340, 60, size=2 * HEIGHT)[:, : 2 * WIDTH]
+    expected = Window.of(settings, 2 * WIDTH, 2 * HEIGHT).apply((disc * 255).astype(np.uint8))
+    path = frames / "masks" / "FREE" / SERIALS[0] / "00002.png"  # every=2: video frame 4
+    mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+    assert np.abs(mask.astype(float) - expected).mean() < 2
+
+
+def test_provided_mattes_that_are_missing_or_short_are_named(frames: Path, tmp_path: Path) -> None:
+    def run(mattes: Path | None) -> None:
+        arguments = (ingest_settings(), frames, "FREE", mattes, frames / "masks")
+        matte(matte_settings("provided"), *arguments)
+
+    with pytest.raises(UserError, match="have no folder"):
+        run(None)
+    with pytest.raises(UserError, match="alpha video of camera"):
+        run(tmp_path / "mattes")
+    write_mattes(tmp_path / "mattes", 4)
+    with pytest.raises(UserError, match="has 4 frames but frame 4 is needed"):
+        run(tmp_path / "mattes")
+
+
+def test_rembg_without_its_model_says_where_it_goes(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("U2NET_HOME", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("REMBG_HOME", str(tmp_path / "home"))
+    place = "home/models/birefnet-portrait/birefnet-portrait.onnx"
+    with pytest.raises(UserError, match=f"{place}.*REMBG_HOME.*capture.matte.backend"):
+        matte(matte_settings("rembg"), ingest_settings(), frames, "FREE", None, frames / "masks")
+
+
+def protobuf(*entries: tuple[int, int | str | bytes]) -> bytes:
+    """A protocol buffer message of (field number, value) entries; integers below 2¹⁴."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
+
+    message = b""
+    for number, value in entries:
+        if isinstance(value, int):
+            message += varint(number << 3) + varint(value)
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            message += varint(number << 3 | 2) + varint(len(content)) + content
+    return message
+
+
+def sigmoid_network(size: int) -> bytes:
+    """An ONNX file of y = sigmoid(x), x of shape (1, 3, size, size)."""
+    dimensions = protobuf(*((1, protobuf((1, length))) for length in (1, 3, size, size)))
+    kind = protobuf((1, protobuf((1, 1), (2, dimensions))))
+    node = protobuf((1, "x"), (2, "y"), (4, "Sigmoid"))
+    x, y = (protobuf((1, name), (2, kind)) for name in "xy")
+    graph = protobuf((1, node), (2, "graph"), (11, x), (12, y))
+    return protobuf((1, 8), (7, graph), (8, protobuf((2, 13))))
+
+
+def test_rembg_runs_the_model_file_that_is_there(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in network answers with the red channel, so the mask is bright where frames are."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("rembg")
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path / "models"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "u2netp.onnx").write_bytes(sigmoid_network(320))
+    settings = matte_settings("rembg", "u2netp")
+    matte(settings, ingest_settings(), frames, "FREE", None, frames / "masks")
+    path = frames / "masks" / "FREE" / SERIALS[0] / "00000.png"
+    mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+    assert mask[32, 32] > 200
+    assert mask[:, 0].max() == 0
+
+
+def test_an_implausible_mask_is_reported(
+    frames: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for serial in SERIALS:
+        path = tmp_path / "mattes" / "FREE" / f"cam_{serial}.mp4"
+        write_video(path, [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 5)
+    with caplog.at_level(logging.WARNING):
+        arguments = (ingest_settings(), frames, "FREE", tmp_path / "mattes", frames / "masks")
+        matte(matte_settings("provided"), *arguments)
+    assert "3 masks cover less than 2 %" in caplog.text
+
+
+@pytest.mark.skipif("EAVATAR_SHARED" not in os.environ, reason="EAVATAR_SHARED is not set")
+def test_subject_901_masks_match_the_truth(tmp_path: Path) -> None:
+    shared = Path(os.environ["EAVATAR_SHARED"])
+    serials = ["222200037", "222200045"]
+    settings = ingest_settings(image_size=256, cameras=serials, sequences=["FREE"])
+    calibrate(settings, shared / "captures" / "901", tmp_path)
+    ingest(settings, shared / "captures" / "901", "FREE", tmp_path)
+    matte(matte_settings("plate"), settings, tmp_path, "FREE", None, tmp_path / "masks")
+    for serial in serials:
+        video = shared / "truth" / "901" / "FREE_mask" / f"cam_{serial}.mp4"
+        scores = []
+        for timestep, image in decode(video):
+            truth = Window.of(settings, 550, 802).apply(image[..., 1].copy()) > 127
+            path = tmp_path / "masks" / "FREE" / serial / f"{timestep:05d}.png"
+            mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+            scores.append(intersection_over_union(mask > 127, truth))
+        assert np.mean(scores) > 0.985

@@ -78,13 +78,14 @@ def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
     """Which cameras to keep a picture of, per frame: strong expressions, spread over time and view.
 
     The frames are cut into as many runs as there are pictures, and each run gives the frame whose
-    expression coefficients have the largest norm. The cameras go from the middle of the arc
-    around the head to its sides.
+    expression coefficients have the largest norm. The strongest of them is seen from the middle of
+    the arc around the head, the next from half-way to its sides, and so on.
     """
     centres = np.linalg.inv(frames.world_to_camera.cpu().numpy())[:, :3, 3]
     strength = frames.expression.norm(dim=1).cpu().numpy()
     runs = np.array_split(np.arange(len(frames)), min(count, len(frames)))
     strongest = [int(run[strength[run].argmax()]) for run in runs]
+    strongest.sort(key=lambda frame: -strength[frame])
     chosen: dict[int, list[int]] = {}
     for picture in range(count):
         frame = strongest[picture % len(strongest)]

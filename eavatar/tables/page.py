@@ -80,7 +80,7 @@ def grid(parts: Sequence[str], small: bool = False) -> str:
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
     """Large figures, each with its label."""
-    cells = (f'<div class="tile"><b>{escape(v)}</b>{escape(label)}</div>' for label, v in values)
+    cells = (f'<div class="tile"><b>{escape(v)}</b>{escape(label)}</div>' for v, label in values)
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
@@ -115,7 +115,8 @@ def curve(name: str, steps: NDArray[np.float64], values: NDArray[np.float64]) ->
 
     frame = f'<path d="M0 0V{PLOT_HEIGHT}H{PLOT_WIDTH}" fill="none" stroke="var(--line)"/>'
     labels = (
-        f'<text x="4" y="10">{high:.3g}</text><text x="4" y="{PLOT_HEIGHT - 4}">{low:.3g}</text>'
+        f'<text x="4" y="10">{_short(high)}</text>'
+        f'<text x="4" y="{PLOT_HEIGHT - 4}">{_short(low)}</text>'
         f'<text x="{PLOT_WIDTH}" y="{PLOT_HEIGHT + 13}" text-anchor="end">'
         f"step {int(steps[-1])}</text>"
     )
@@ -124,7 +125,11 @@ def curve(name: str, steps: NDArray[np.float64], values: NDArray[np.float64]) ->
         f'font-size="10" role="img" aria-label="{escape(name)}">{frame}'
         f"{line(values, 0.3)}{line(median, 1)}{labels}</svg>"
     )
-    return figure(drawing, f"{name}: {values[-1]:.4g} at the end")
+    return figure(drawing, f"{name}: {_short(values[-1])} at the end")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 COLUMN_WIDTH, COLUMN_GAP, BOX_HEIGHT, BOX_GAP = 132, 36, 28, 14

@@ -141,7 +141,7 @@ def _head(subject: str, variant: str, means: pd.DataFrame) -> str:
 
 
 def _comparisons(folder: Path) -> str:
-    paths = sorted(require(folder, "the folder of comparison pictures").glob("*.png"))
+    paths = sorted(require(folder, "the folder of pictures").glob("*.png"))
     figures = []
     for path in paths:
         sequence, timestep, camera = path.stem.rsplit("_", 2)

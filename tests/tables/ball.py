@@ -1,0 +1,228 @@
+"""A small results folder through the contracts: a ball with an avatar, seen by four cameras."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import trimesh
+from scipy.spatial.transform import Rotation
+
+from eavatar.cameras import Camera
+from eavatar.drivers import Drivers
+from eavatar.io import (
+    Alignment,
+    Identity,
+    Mesh,
+    Tracking,
+    write_alignment,
+    write_arrays,
+    write_cameras,
+    write_mesh,
+)
+from eavatar.settings import SplatSettings, read_config
+from eavatar.splat.avatar import Avatar, Sizes, write_avatar
+from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.transforms import Similarity
+
+CONFIG = Path(__file__).parents[2] / "config"
+SIZE, EXPRESSION, SCALE = 64, 3, 0.1
+SEQUENCES = {"EXP-1-head": ("train", 2), "FREE": ("test", 3)}
+TURN = Rotation.from_euler("z", 2, degrees=True)  # canonical to the truth's frame
+LANDMARK_SHIFT = 0.001  # metres, of the fit, along world x
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Where the files are, and the cameras as ingested."""
+
+    results: Path
+    truth: Path
+    cameras: dict[str, Camera]
+    full: dict[str, Camera]
+
+
+def full_cameras() -> dict[str, Camera]:
+    """Four cameras of NeRSemble's image size on an arc 1 m from the origin."""
+    cameras = {}
+    for index, azimuth in enumerate([20, -40, 45, 0]):
+        look = Rotation.from_euler("y", azimuth, degrees=True).as_matrix()
+        to_camera = np.diag([1.0, -1.0, -1.0]) @ look.T
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[2, 3] = to_camera, 1.0
+        intrinsics = np.array([[7000.0, 0, 1100], [0, 7000, 1604], [0, 0, 1]])
+        cameras[f"22220003{index}"] = Camera(intrinsics, matrix, 2200, 3208)
+    return cameras
+
+
+def ball_mask(camera: Camera) -> np.ndarray:
+    """Which pixels see the ball of radius 0.1 m at the origin."""
+    across, down = np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5
+    pixels = np.stack(np.meshgrid(across, down), axis=-1)
+    rays = camera.unproject(pixels, np.ones(pixels.shape[:2])) - camera.centre
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    along = -(rays @ camera.centre)
+    return (camera.centre @ camera.centre - along**2 < 0.1**2).astype(np.uint8) * 255
+
+
+def ball_landmarks() -> np.ndarray:
+    """(68, 3) canonical points on the front of the unit ball; 0 and 16 at the sides, 8 below."""
+    angles = np.linspace(-np.pi, 0, 17)
+    jaw = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 0.7
+    spiral = np.arange(51)[:, None] / 51 * 0.6
+    turns = spiral[:, 0] * 40
+    inner = np.concatenate([np.cos(turns)[:, None], np.sin(turns)[:, None]], axis=1) * spiral
+    flat = np.concatenate([jaw, inner])
+    return np.column_stack([flat, np.sqrt(1 - (flat**2).sum(axis=1))])
+
+
+def small_avatar(settings: SplatSettings) -> Avatar:
+    """A ball of Gaussians with random networks, so that expression changes what one sees.
+
+    Half as large as the ball of the masks, which hide nothing of it.
+    """
+    torch.manual_seed(0)
+    sizes = Sizes(EXPRESSION, 8, 8, 16, near=0.1, far=0.25, deform_scale=0.3, scale=SCALE)
+    points = 0.5 * torch.tensor(trimesh.creation.icosphere(3).vertices, dtype=torch.float32)
+    neutral = NeutralGaussians.from_surface(
+        points, torch.rand(len(points), 8) - 0.5, torch.zeros(0, 3), opacity=0.9
+    )
+    drivers = Drivers(EXPRESSION, 8, 8, 16)
+    landmarks = 0.5 * torch.tensor(ball_landmarks(), dtype=torch.float32)
+    return Avatar(settings, sizes, drivers, neutral, landmarks).eval()
+
+
+def make_subject(root: Path) -> Subject:
+    """A complete ``results/<subject>`` with ground truth, up to what `evaluate` needs."""
+    results, truth, full = root / "results", root / "truth", full_cameras()
+    cameras = {s: c.crop(-200, 304, 2600, 2600).resize(SIZE, SIZE) for s, c in full.items()}
+    write_cameras(results / "capture" / "cameras.json", cameras)
+    settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
+    settings = settings.model_copy(update={"image_size": SIZE})
+    avatar = small_avatar(settings)
+    write_avatar(results / "splat" / "full", avatar)
+    for number, (sequence, (split, count)) in enumerate(SEQUENCES.items()):
+        tracking = _write_tracking(results, truth, sequence, count, seed=number)
+        _write_frames(results, sequence, split, tracking, cameras, avatar)
+        _write_true_masks(truth, sequence, count, full)
+    _write_shapes(results, truth)
+    _write_raw(results / "raw", full)
+    return Subject(results, truth, cameras, full)
+
+
+def _write_tracking(results: Path, truth: Path, sequence: str, count: int, seed: int) -> Tracking:
+    random = np.random.default_rng(seed)
+    true = Rotation.from_rotvec(random.normal(scale=0.2, size=(count, 3)))
+    translation = np.zeros((count, 3))
+    expression = random.normal(size=(count, EXPRESSION))
+    expression[-1] *= 5  # the strongest is the last
+    in_model = TURN.apply(SCALE * ball_landmarks())
+    landmarks = np.stack([rotation.apply(in_model) for rotation in true])
+    tracking = Tracking(
+        expression.astype(np.float32),
+        (true * TURN).as_rotvec().astype(np.float32),
+        translation.astype(np.float32),
+        (landmarks + np.array([LANDMARK_SHIFT, 0, 0])).astype(np.float32),
+        np.full((count, 4), 0.5, dtype=np.float32),
+    )
+    write_arrays(results / "face" / "tracking" / f"{sequence}.npz", tracking)
+    # The video has twice the frames: the ingested ones are every second.
+    truth.mkdir(exist_ok=True)
+    doubled = [np.repeat(array, 2, axis=0) for array in (true.as_matrix(), translation, landmarks)]
+    arrays = dict(zip(("R", "t", "landmarks68"), doubled, strict=True))
+    np.savez(truth / f"{sequence}.npz", **arrays)
+    return tracking
+
+
+def _write_frames(
+    results: Path,
+    sequence: str,
+    split: str,
+    tracking: Tracking,
+    cameras: dict[str, Camera],
+    avatar: Avatar,
+) -> None:
+    capture = results / "capture"
+    intrinsics = torch.tensor(np.stack([c.intrinsics for c in cameras.values()])).float()
+    matrices = torch.tensor(np.stack([c.world_to_camera for c in cameras.values()])).float()
+    rows = []
+    for timestep in range(len(tracking.expression)):
+        fields = (tracking.expression, tracking.rotation, tracking.translation)
+        drive = [torch.from_numpy(field[timestep]) for field in fields]
+        images = avatar.render(*drive, intrinsics, matrices).numpy()
+        for (serial, camera), image in zip(cameras.items(), images, strict=True):
+            place = Path(sequence, serial, f"{timestep:05d}")
+            _write_image((capture / place).with_suffix(".jpg"), image[..., ::-1] * 255)
+            _write_image((capture / "masks" / place).with_suffix(".png"), ball_mask(camera))
+            rows.append((timestep, serial, 2 * timestep, split, 1.0))
+    columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
+    pd.DataFrame(rows, columns=columns).to_csv(capture / f"{sequence}.csv", index=False)
+    for serial in cameras:
+        visible = np.full((SIZE, SIZE), 255)
+        visible[:, :5] = 0
+        _write_image(capture / "visible" / f"{serial}.png", visible)
+
+
+def _write_true_masks(truth: Path, sequence: str, count: int, full: dict[str, Camera]) -> None:
+    for serial, camera in full.items():
+        path = truth / f"{sequence}_mask" / f"cam_{serial}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        mask = ball_mask(camera.resize(550, 802))
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 550, 802, "yuv420p"
+            for _ in range(2 * count):
+                frame = av.VideoFrame.from_ndarray(mask, format="gray")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+
+
+def _write_shapes(results: Path, truth: Path) -> None:
+    ball = trimesh.creation.icosphere(4)
+
+    def sized(radius: float) -> Mesh:
+        return Mesh((radius * ball.vertices).astype(np.float32), np.array(ball.faces))
+
+    write_mesh(truth / "neutral.ply", sized(SCALE))
+    landmarks = ball_landmarks().astype(np.float32)
+    identity = Identity(np.zeros(2, np.float32), np.float32(SCALE), landmarks)
+    write_arrays(results / "face" / "identity.npz", identity)
+    write_mesh(results / "face" / "neutral.ply", sized(1.0))
+    write_mesh(results / "prior" / "aligned.ply", sized(1.05))
+    write_mesh(results / "sdf" / "full" / "neutral.ply", sized(0.98))
+    unmoved = Similarity(1.0, np.eye(3), np.zeros(3))
+    write_alignment(results / "prior" / "alignment.json", Alignment(unmoved, 0.9, 0.02))
+    (results / "sdf" / "full" / "model.yaml").write_text("settings:\n  steps: 3\n")
+    for stage in ("sdf", "splat"):
+        log = pd.DataFrame({"step": [0, 10, 20], "rgb": [0.3, 0.2, 0.1], "gaussians": [9, 9, 12]})
+        log.to_csv(results / stage / "full" / "log.csv", index=False)
+    benchmark = results / "benchmarks" / "ingest" / "FREE.tsv"
+    benchmark.parent.mkdir(parents=True)
+    benchmark.write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
+
+
+def _write_raw(raw: Path, full: dict[str, Camera]) -> None:
+    """A capture with its calibration; `score` reads no video of it."""
+    (raw / "calibration").mkdir(parents=True)
+    content = {
+        "world_2_cam": {s: camera.world_to_camera.tolist() for s, camera in full.items()},
+        "intrinsics": next(iter(full.values())).intrinsics.tolist(),
+    }
+    (raw / "calibration" / "camera_params.json").write_text(json.dumps(content))
+    for sequence in SEQUENCES:
+        folder = raw / "sequences" / sequence / "images"
+        folder.mkdir(parents=True)
+        for serial in full:
+            (folder / f"cam_{serial}.mp4").touch()
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
+    assert cv2.imwrite(str(path), image.round().astype(np.uint8), quality)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from ball import SIZE, Subject
+
+from eavatar.errors import UserError
+from eavatar.tables.drawing import compare, order_along_arc
+from eavatar.tables.evaluate import _radical_inverse
+from eavatar.tables.table import format_metrics, metrics
+
+
+@pytest.fixture
+def tables(subject: Subject) -> Path:
+    return subject.results / "tables" / "full"
+
+
+def test_every_held_out_image_is_measured_once(tables: Path) -> None:
+    rows = pd.read_csv(tables / "images.csv", dtype={"camera": str})
+    names = ["protocol", "sequence", "timestep", "camera", "psnr_db", "ssim", "lpips"]
+    assert list(rows.columns) == names
+    assert len(rows) == 2 * 3 * 4
+    assert not rows.duplicated(names[:4]).any()
+    assert set(rows["sequence"]) == {"FREE"}
+    assert rows["lpips"].isna().all()
+
+
+def test_the_avatar_matches_its_own_images(tables: Path) -> None:
+    means = pd.read_csv(tables / "images.csv").groupby("protocol")["psnr_db"].mean()
+    # Truth is the avatar's own render, apart from JPEG and the mask's edge.
+    assert means["self_reenactment"] > 30
+    assert means["self_reenactment"] > means["neutral_expression"] + 1
+
+
+def test_pictures_show_truth_render_and_error(tables: Path) -> None:
+    paths = sorted((tables / "pictures").glob("*.png"))
+    assert len(paths) == 4
+    assert not (tables / "pictures" / "old.png").exists()
+    # The strongest timestep from the camera in the middle of the arc.
+    assert "FREE_00002_222200030.png" in [path.name for path in paths]
+    assert cv2.imread(str(paths[0])).shape == (SIZE, 3 * SIZE, 3)
+
+
+def test_table_averages_over_images(tables: Path, subject: Subject) -> None:
+    rows = pd.read_csv(subject.results / "metrics.csv")
+    images = pd.read_csv(tables / "images.csv")
+    assert list(rows["protocol"]) == ["self_reenactment", "neutral_expression"]
+    assert list(rows["cameras"]) == [4, 4]
+    assert list(rows["images"]) == [12, 12]
+    expected = images[images["protocol"] == "self_reenactment"]["ssim"].mean()
+    assert rows["ssim"][0] == pytest.approx(expected, abs=1e-6)  # written with six digits
+    assert "–" in format_metrics(rows)
+
+
+def test_table_of_another_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.csv"
+    path.write_text("protocol,camera,psnr_db,ssim\na,1,20,0.9\n")
+    with pytest.raises(UserError, match="lpips"):
+        metrics("ball", "full", path, tmp_path / "metrics.csv")
+
+
+def test_comparison_colours() -> None:
+    truth, render = np.zeros((2, 2, 3)), np.zeros((2, 2, 3))
+    render[0, 0] = 1
+    strip = compare(truth, render)
+    assert strip.shape == (2, 6, 3)
+    assert strip[1, 5].tolist() == [255, 255, 255]
+    assert strip[0, 4].tolist() == [50, 0, 60]
+
+
+def test_arc_goes_from_the_heads_right_to_its_left() -> None:
+    centres = np.array([[0.5, 0, 1], [-0.5, 0, 1], [0, 0, 1]])
+    assert order_along_arc(centres, np.zeros(3), np.zeros(3)) == [1, 2, 0]
+    # A head that looks away from the world's z sees the same cameras the other way round.
+    turned = np.array([0, np.pi * 0.75, 0])
+    behind = centres * [1, 1, -1]
+    assert order_along_arc(behind, turned, np.zeros(3))[1] != 1
+
+
+def test_radical_inverse_fills_the_interval() -> None:
+    assert [_radical_inverse(i) for i in range(1, 5)] == [0.5, 0.25, 0.75, 0.125]

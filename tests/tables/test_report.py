@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import trimesh
+from ball import Subject
+
+from eavatar.errors import UserError
+from eavatar.io import Mesh
+from eavatar.tables.drawing import contact_sheet, draw_contour, draw_meshes, draw_points
+from eavatar.tables.page import curve, stage_graph
+from eavatar.tables.report import report
+
+
+class Balanced(HTMLParser):
+    """Checks that elements close in order."""
+
+    VOID = frozenset({"meta", "img", "rect", "path", "polyline", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report("ball", "full", subject.results, path)
+    return path.read_text()
+
+
+def test_page_is_whole_and_self_contained(page: str) -> None:
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert len(page) < 6e6
+
+
+def test_page_shows_every_stage(page: str) -> None:
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Truth, render, error",
+        "Pipeline",
+        "Capture",
+        "Face",
+        "Prior and stage I",
+        "Stage I: training",
+        "Stage II: training",
+        "Run",
+    ]
+    assert page.count("<img") == 4 + 2 + 2 + 4  # strips, sheets, a sequence each, shapes
+    assert "gaussians: 12 at the end" in page
+    assert "dB</b>gain from expression" in page
+
+
+def test_missing_input_is_one_sentence(subject: Subject, tmp_path) -> None:
+    with pytest.raises(UserError, match="pictures is missing"):
+        report("ball", "none", subject.results, tmp_path / "report.html")
+
+
+def test_nearer_surface_hides_the_other() -> None:
+    ball = trimesh.creation.icosphere(3)
+    faces = np.array(ball.faces)
+    near = Mesh((0.5 * ball.vertices + [0, 0, 1]).astype(np.float32), faces)
+    far = Mesh(ball.vertices.astype(np.float32), faces)
+    red, blue = (255, 0, 0), (0, 0, 255)
+    front = draw_meshes([(near, red), (far, blue)], 0, 64, 2.0)
+    assert front[32, 32, 0] > 200
+    assert front[32, 32, 2] < 30
+    assert front[32, 18, 2] > 80  # the large ball around it
+    assert (front[2, 2] == 255).all()
+    left = draw_meshes([(near, red), (far, blue)], 90, 64, 2.0)
+    # From the head's left, its front (+z) points to the left of the picture.
+    assert left[32, 12, 0] > 80
+    assert (left[32, 56] == 255).all()
+
+
+def test_overlays() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:30, 10:30] = 255
+    outlined = draw_contour(image, mask, (0, 255, 0))
+    assert outlined[10, 20, 1] > 100
+    assert outlined[20, 20].tolist() == [0, 0, 0]
+    dotted = draw_points(image, np.array([[20.5, 5.5]]), (255, 0, 0))
+    assert dotted[5, 20, 0] == 255
+    assert image.max() == 0
+    assert contact_sheet([outlined] * 5, 3).shape == (84, 128, 3)
+
+
+def test_curve_of_a_constant_and_graph() -> None:
+    steps = np.arange(1000.0)
+    assert "nan" not in curve("rgb", steps, np.ones(1000))
+    assert "nan" not in curve("rgb", np.zeros(1), np.ones(1))
+    graph = stage_graph([("a", ["x", "y"]), ("b", ["z"]), ("c", [])], [("a", "c")])
+    assert graph.count("marker-end") == 1 + 2 + 1

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trimesh
+from ball import LANDMARK_SHIFT, SCALE, Subject, ball_landmarks, ball_mask
+
+from eavatar.errors import UserError
+from eavatar.io import Mesh
+from eavatar.tables.score import crop_mask, face_points, overlap, score, surface_distances
+
+
+@pytest.fixture(scope="module")
+def figures(subject: Subject):
+    return score(subject.results, subject.truth).set_index("figure")
+
+
+def test_poses_are_compared_with_the_right_frames(figures) -> None:
+    # The canonical frame is the truth's turned by 2°; float32 storage.
+    for column in ("held_out", "all"):
+        assert figures.loc["head rotation error", column] == pytest.approx(2.0, abs=1e-3)
+        assert figures.loc["… less a constant rotation", column] < 1e-3
+        assert figures.loc["landmark error", column] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_reprojection_is_relative_to_the_face_width(figures) -> None:
+    # 1 mm along x of a face 140 mm wide is 0.71 % seen from the front, less from the side and,
+    # near the sides of the ball, a little more or less by depth.
+    front = 100 * LANDMARK_SHIFT / 0.14
+    assert 0.7 * front < figures.loc["reprojection error", "all"] < 1.1 * front
+
+
+def test_masks_overlap(figures) -> None:
+    # The masks are the same disc, 29 pixels wide, sampled at two resolutions.
+    assert 0.97 < figures.loc["mask IoU", "all"] <= 1
+
+
+def test_surfaces_are_compared_in_the_models_frame(figures) -> None:
+    # Balls of radius 1, 1.05 and 0.98 dm against 1 dm; chin at -0.7 dm to crown at 1 dm.
+    # 0.1 %: the ball's facets.
+    size = 1.7
+    expected = {"fitted face": 0.0, "aligned prior": 0.05, "stage I surface": 0.02}
+    for name, distance in expected.items():
+        assert figures.loc[name, "all"] == pytest.approx(100 * distance / size, abs=0.1)
+
+
+def test_truth_of_another_subject_is_refused(subject: Subject, tmp_path) -> None:
+    with pytest.raises(UserError, match="has no <sequence>"):
+        score(subject.results, tmp_path)
+
+
+def test_cropped_mask_is_the_mask_of_the_cropped_camera(subject: Subject) -> None:
+    for serial, camera in subject.cameras.items():
+        full = subject.full[serial]
+        mask = ball_mask(full.resize(550, 802)) > 127
+        cropped = crop_mask(mask, full, camera.resize(256, 256))
+        # A disc 76 pixels in radius; half a pixel of shift would lose 1 %.
+        assert overlap(cropped, ball_mask(camera.resize(256, 256)) > 127) > 0.993
+
+
+def test_face_points_are_in_front_and_hide_what_is_inside() -> None:
+    ball, inner = trimesh.creation.icosphere(4), trimesh.creation.icosphere(3)
+    vertices = SCALE * np.concatenate([ball.vertices, 0.5 * inner.vertices])
+    faces = np.concatenate([ball.faces, inner.faces + len(ball.vertices)])
+    points = face_points(Mesh(vertices.astype(np.float32), faces), SCALE * ball_landmarks())
+    assert len(points) > 500
+    assert points[:, 2].min() > 0.06
+    # All on the outer ball, up to its facets.
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), SCALE, atol=3e-4)
+
+
+def test_surface_distance_against_a_plane_of_two_large_triangles() -> None:
+    corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], np.float32)
+    square = Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
+    points = np.array([[0.3, 0.2, 0.5], [0.9, -0.9, -0.001], [2.0, 0.0, 0.0]])
+    distances = surface_distances(points, square)
+    np.testing.assert_allclose(distances, [0.5, 0.001, 1.0], atol=1e-6)  # float32 corners

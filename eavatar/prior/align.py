@@ -1,0 +1,222 @@
+"""Similarity ICP: the prior mesh into canonical space, from an unknown orientation and scale.
+
+The fitted face may be a small part of the prior, and a face alone fits a head in many wrong
+places. So the search first compares complete heads: the fitted face completed by the generic
+head, against the prior. Only then is the face itself, which is known best, fitted to the prior;
+in that direction hair, neck and shoulders have no say. The recipe (multi-start, a symmetric
+clipped score because one-sided fitness rewards shrinking, bounded scale, coarse to fine) follows
+FACTS G.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from eavatar.errors import UserError
+from eavatar.io import (
+    Alignment,
+    Identity,
+    Mesh,
+    read_arrays,
+    read_mesh,
+    write_alignment,
+    write_mesh,
+)
+from eavatar.prior.generate import fit_head
+from eavatar.prior.open3d_loader import import_open3d
+from eavatar.settings import AlignSettings
+from eavatar.transforms import Array, Similarity
+
+logger = logging.getLogger(__name__)
+
+# Lengths in canonical units (dm).
+ROTATIONS = Rotation.create_group("I")  # 60 turns; no orientation is over 45° from all of them
+SCALES = (0.8, 1.25)  # first guesses, as factors of the ratio of the sizes
+SCALE_DRIFT = 1.5  # a start that ICP scales by more has collapsed or burst
+START_SAMPLES = 1000  # of each head while searching
+START_STAGES = ((0.5, 15), (0.25, 15))  # correspondence distance, most iterations
+FINALISTS = 4  # starts that are refined
+HEAD_STAGES = ((0.4, 30), (0.2, 30))
+FINE_SAMPLES = 4000  # of the head, and of the face, while refining
+FACE_STAGES = ((0.3, 40), (0.2, 40), (0.1, 60), (0.05, 60))
+FACE_RADIUS = 0.3  # the face: what is this close to a landmark; more would take in hair
+CLIP = 0.3  # distances count up to this in the score
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the prior is aligned to, canonical.
+
+    Attributes:
+        face: (N, 3) samples of the fitted neutral mesh near the landmarks.
+        head: (M, 3) samples of the generic head fitted to it.
+    """
+
+    face: Array
+    head: Array
+
+
+def align_prior(
+    settings: AlignSettings, seed: int, raw: Path, identity: Path, neutral: Path, output: Path
+) -> None:
+    """Write ``aligned.ply`` and ``alignment.json`` to a folder.
+
+    Args:
+        settings: samples and what counts as a good alignment.
+        seed: of the surface samples; the search itself is deterministic.
+        raw: the prior in any orientation, position and scale; its axes must be right-handed.
+        identity: ``face/identity.npz``, for the neutral landmarks.
+        neutral: ``face/neutral.ply``: the fitted neutral mesh, a face or more of the head.
+        output: folder of the two files.
+
+    Raises:
+        UserError: an input is malformed, or no orientation fits well enough.
+    """
+    prior = check_extent(read_mesh(raw), raw)
+    face = check_extent(read_mesh(neutral), neutral)
+    landmarks = read_arrays(Identity, identity).landmarks.astype(np.float64)
+    target = build_target(face, landmarks, settings.samples, seed)
+    samples = sample_surface(prior, settings.samples, seed)
+    transform = search(samples, target)
+    alignment = judge(transform, samples, target, settings.inlier_distance)
+    logger.info(
+        "prior aligned: fitness %.3f, rmse %.4f dm, scale %.4g",
+        alignment.fitness, alignment.inlier_rmse, transform.scale,
+    )  # fmt: skip
+    check_quality(alignment, settings, raw)
+    vertices = transform.apply(prior.vertices.astype(np.float64)).astype(np.float32)
+    write_mesh(output / "aligned.ply", replace(prior, vertices=vertices))
+    write_alignment(output / "alignment.json", alignment)
+
+
+def check_extent(mesh: Mesh, path: Path) -> Mesh:
+    """``mesh`` if its vertices are finite and span a volume, else a `UserError`."""
+    used = mesh.vertices[np.unique(mesh.faces)]
+    if not np.isfinite(used).all() or np.linalg.matrix_rank(used - used.mean(axis=0)) < 3:
+        raise UserError(
+            f"{path} is no usable mesh: its vertices must be finite and not in a plane."
+        )
+    return mesh
+
+
+def check_quality(alignment: Alignment, settings: AlignSettings, raw: Path) -> None:
+    if alignment.fitness < settings.min_fitness or alignment.inlier_rmse > settings.max_rmse:
+        raise UserError(
+            f"{raw} does not match the fitted face in any orientation: {alignment.fitness:.0%} of "
+            f"the face is within {settings.inlier_distance} dm of it (at least "
+            f"{settings.min_fitness:.0%} wanted), at an rmse of {alignment.inlier_rmse:.3f} dm "
+            f"(at most {settings.max_rmse}); check that it is one upright or turned, complete, "
+            "unmirrored head, or set prior.generate.source to 'template'."
+        )
+
+
+def build_target(face: Mesh, landmarks: Array, samples: int, seed: int) -> Target:
+    points = sample_surface(face, samples, seed)
+    near = cKDTree(landmarks).query(points)[0] < FACE_RADIUS
+    if not near.any():
+        raise UserError(
+            "the fitted neutral mesh and the neutral landmarks are apart: no part of the mesh is "
+            f"within {FACE_RADIUS} dm of a landmark; run fit_face again."
+        )
+    head = fit_head(landmarks, face).mesh
+    return Target(points[near][:FINE_SAMPLES], sample_surface(head, FINE_SAMPLES, seed))
+
+
+def sample_surface(mesh: Mesh, count: int, seed: int) -> Array:
+    """(count, 3) points spread evenly over the area of a mesh."""
+    import trimesh
+
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    return np.asarray(trimesh.sample.sample_surface(shape, count, seed=seed)[0], dtype=np.float64)
+
+
+def search(prior: Array, target: Target) -> Similarity:
+    """The similarity from the prior's frame to canonical space.
+
+    Args:
+        prior: (N, 3) samples in the prior's frame.
+    """
+    few = prior[:START_SAMPLES], target.head[:START_SAMPLES]
+    tried = []
+    for start in tqdm(list(starts(prior, target.head)), desc="align_prior", unit="start"):
+        found = icp(*few, start, START_STAGES)
+        if 1 / SCALE_DRIFT < found.scale / start.scale < SCALE_DRIFT:
+            tried.append((score(found.apply(few[0]), few[1], few[1]), len(tried), found))
+    if not tried:
+        raise UserError("the prior cannot be aligned: its scale collapses from every start.")
+    refined = [refine(prior, target, found) for _, _, found in sorted(tried)[:FINALISTS]]
+    several = prior[:FINE_SAMPLES]
+    return min(refined, key=lambda found: score(found.apply(several), target.face, target.head))
+
+
+def starts(prior: Array, head: Array) -> list[Similarity]:
+    """First guesses: every rotation and scale, the middles of both heads together."""
+    prior_centre, head_centre = np.median(prior, axis=0), np.median(head, axis=0)
+    size = np.linalg.norm(head - head_centre, axis=1).mean()
+    ratio = size / np.linalg.norm(prior - prior_centre, axis=1).mean()
+    return [
+        Similarity(scale * ratio, turn, head_centre - scale * ratio * turn @ prior_centre)
+        for scale in SCALES
+        for turn in ROTATIONS.as_matrix()
+    ]
+
+
+def refine(prior: Array, target: Target, start: Similarity) -> Similarity:
+    """From a rough alignment to a precise one: complete heads first, then the face alone."""
+    rough = icp(prior[:FINE_SAMPLES], target.head, start, HEAD_STAGES)
+    moved = rough.apply(prior)
+    distance, _ = cKDTree(target.face).query(moved)
+    around = moved[distance < 2 * FACE_STAGES[0][0]]
+    if len(around) == 0:
+        return rough
+    # the face moves on to the prior: every point of it has a counterpart, hair has none
+    identity = Similarity(1.0, np.eye(3), np.zeros(3))
+    return icp(target.face, around, identity, FACE_STAGES).inverse().compose(rough)
+
+
+def icp(
+    source: Array, target: Array, start: Similarity, stages: tuple[tuple[float, int], ...]
+) -> Similarity:
+    """Open3D's point-to-point ICP with scale, through stages of (distance, iterations)."""
+    open3d = import_open3d()
+    registration = open3d.pipelines.registration
+    clouds = [
+        open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
+        for points in (source, target)
+    ]
+    matrix = start.matrix
+    for distance, iterations in stages:
+        result = registration.registration_icp(
+            *clouds, distance, matrix,
+            registration.TransformationEstimationPointToPoint(with_scaling=True),
+            registration.ICPConvergenceCriteria(1e-6, 1e-6, iterations),
+        )  # fmt: skip
+        matrix = np.asarray(result.transformation)
+    scale = float(np.cbrt(np.linalg.det(matrix[:3, :3])))
+    return Similarity(scale, matrix[:3, :3] / scale, matrix[:3, 3].copy())
+
+
+def score(prior: Array, seen: Array, expected: Array) -> float:
+    """Symmetric clipped distance, dm: of what was seen to the prior and of the prior to a head.
+
+    Args:
+        prior, seen, expected: (N, 3), (M, 3), (K, 3) samples, canonical.
+    """
+    there, _ = cKDTree(prior).query(seen, distance_upper_bound=CLIP)
+    back, _ = cKDTree(expected).query(prior, distance_upper_bound=CLIP)
+    return float(np.minimum(there, CLIP).mean() + np.minimum(back, CLIP).mean())
+
+
+def judge(transform: Similarity, prior: Array, target: Target, inlier_distance: float) -> Alignment:
+    """How much of the face the aligned prior explains, and how closely."""
+    distance, _ = cKDTree(transform.apply(prior)).query(target.face)
+    inliers = distance[distance < inlier_distance]
+    rmse = float(np.sqrt((inliers**2).mean())) if len(inliers) else float("inf")
+    return Alignment(transform, len(inliers) / len(distance), rmse)

@@ -1,0 +1,29 @@
+"""Heads for the tests of this stage: random smooth variations of the generic head, and parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from eavatar.io import Mesh
+from eavatar.prior.generate import warp
+from eavatar.prior.template import Head, generic_head
+
+
+def random_head(seed: int, amplitude: float = 0.08) -> Head:
+    """The generic head under a random smooth warp of about ``amplitude`` dm per axis."""
+    random = np.random.default_rng(seed)
+    generic = generic_head()
+    sources = random.uniform([-1, -1.5, -1], [1, 1.5, 1.3], size=(25, 3))
+    targets = sources + amplitude * random.normal(size=sources.shape)
+    vertices = warp(generic.mesh.vertices.astype(np.float64), sources, targets, np.zeros(25))
+    landmarks = warp(generic.landmarks, sources, targets, np.zeros(25))
+    return Head(replace(generic.mesh, vertices=vertices.astype(np.float32)), landmarks)
+
+
+def cut(mesh: Mesh, keep: np.ndarray) -> Mesh:
+    """The faces all of whose vertices are kept (V,) bool, with those vertices alone."""
+    faces = mesh.faces[keep[mesh.faces].all(axis=1)]
+    used, faces = np.unique(faces, return_inverse=True)
+    return Mesh(mesh.vertices[used], faces.reshape(-1, 3))

@@ -27,6 +27,7 @@ NEAR_PLANE = 0.01
 LOW_PASS = 0.3  # added to the variance in pixels², so that no Gaussian falls between pixels
 FIELD_OF_VIEW_MARGIN = 0.3  # the Jacobian is frozen beyond the image border plus this share
 SMALLEST_ALPHA = 1 / 255
+ROUNDING = 1e-3  # added to REACH: no tile is missed because its edge pixel is at the threshold
 
 TILE = 8  # pixels; measured against 4 and 16
 PIXELS = TILE * TILE
@@ -62,7 +63,9 @@ SERIES = tuple(
 # NaN and infinity keep their meaning; only the order of sums and products is free.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
-# numpy's error model: a check for zero in every division would keep loops from becoming SIMD.
+# Kernels take whole arrays and an index: a row cut out of a shared array is reference-counted,
+# and the counter is fought over by the threads. In numpy's error model no check for zero before a
+# division keeps a loop from becoming SIMD.
 _kernel = njit(cache=True, error_model="numpy")
 _simd = njit(cache=True, error_model="numpy", fastmath=FAST)
 _parallel = njit(cache=True, error_model="numpy", parallel=True)
@@ -189,11 +192,10 @@ def tiles_across(pixels: int) -> int:
 
 
 @_kernel
-def _rotate(quaternion, rotation):
-    """Fill the matrix (3, 3) of a wxyz quaternion of any length but zero; returns that length."""
-    w, x, y, z = (
-        float(quaternion[0]), float(quaternion[1]), float(quaternion[2]), float(quaternion[3])
-    )  # fmt: skip
+def _rotate(quaternions, n, rotation):
+    """Fill the matrix (3, 3) of quaternion ``n``, wxyz, not zero; returns its length."""
+    w, x = float(quaternions[n, 0]), float(quaternions[n, 1])
+    y, z = float(quaternions[n, 2]), float(quaternions[n, 3])
     length = math.sqrt(w * w + x * x + y * y + z * z)
     w, x, y, z = w / length, x / length, y / length, z / length
     rotation[0, 0] = 1 - 2 * (y * y + z * z)
@@ -209,13 +211,13 @@ def _rotate(quaternion, rotation):
 
 
 @_kernel
-def _to_camera(world_to_camera, point):
-    x, y, z = float(point[0]), float(point[1]), float(point[2])
-    m = world_to_camera
+def _to_camera(world_to_camera, view, means, n):
+    x, y, z = float(means[n, 0]), float(means[n, 1]), float(means[n, 2])
+    m, v = world_to_camera, view
     return (
-        m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3],
-        m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3],
-        m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3],
+        m[v, 0, 0] * x + m[v, 0, 1] * y + m[v, 0, 2] * z + m[v, 0, 3],
+        m[v, 1, 0] * x + m[v, 1, 1] * y + m[v, 1, 2] * z + m[v, 1, 3],
+        m[v, 2, 0] * x + m[v, 2, 1] * y + m[v, 2, 2] * z + m[v, 2, 3],
     )
 
 
@@ -227,54 +229,57 @@ def _clamp_slope(slope, focal, centre, size):
 
 
 @_kernel
-def _image_axes(world_to_camera, intrinsics, x, y, z, width, height, axes):
+def _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes):
     """Fill the rows (2, 3) that take a small world displacement to pixels: Jacobian · rotation."""
-    focal_x, focal_y = float(intrinsics[0, 0]), float(intrinsics[1, 1])
-    slope_x = _clamp_slope(x / z, focal_x, float(intrinsics[0, 2]), width)
-    slope_y = _clamp_slope(y / z, focal_y, float(intrinsics[1, 2]), height)
+    focal_x, focal_y = float(intrinsics[view, 0, 0]), float(intrinsics[view, 1, 1])
+    slope_x = _clamp_slope(x / z, focal_x, float(intrinsics[view, 0, 2]), width)
+    slope_y = _clamp_slope(y / z, focal_y, float(intrinsics[view, 1, 2]), height)
     for k in range(3):
-        forward = world_to_camera[2, k]
-        axes[0, k] = focal_x / z * (world_to_camera[0, k] - slope_x * forward)
-        axes[1, k] = focal_y / z * (world_to_camera[1, k] - slope_y * forward)
+        forward = world_to_camera[view, 2, k]
+        axes[0, k] = focal_x / z * (world_to_camera[view, 0, k] - slope_x * forward)
+        axes[1, k] = focal_y / z * (world_to_camera[view, 1, k] - slope_y * forward)
     return slope_x, slope_y
 
 
 @_kernel
 def _project_splat(
-    mean, quaternion, scale, opacity, world_to_camera, intrinsics,
-    width, height, rotation, axes, splat,
+    means, quaternions, scales, opacities, world_to_camera, intrinsics,
+    width, height, rotation, axes, table, s,
 ):  # fmt: skip
-    """One row of the splat table; REACH stays zero unless the Gaussian can be seen."""
-    splat[:] = 0
-    x, y, z = _to_camera(world_to_camera, mean)
+    """Fill row ``s`` of the splat table; REACH stays zero unless the Gaussian can be seen."""
+    view, n = s // len(means), s % len(means)
+    for column in range(SPLAT_COLUMNS):
+        table[s, column] = 0
+    x, y, z = _to_camera(world_to_camera, view, means, n)
+    opacity = float(opacities[n])
     # Written so that NaN is culled too: a tile index made of it would leave the arrays.
     if not (z >= NEAR_PLANE and opacity >= SMALLEST_ALPHA):
         return
-    _rotate(quaternion, rotation)
-    _image_axes(world_to_camera, intrinsics, x, y, z, width, height, axes)
+    _rotate(quaternions, n, rotation)
+    _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
     xx, xy, yy = LOW_PASS, 0.0, LOW_PASS
     for k in range(3):
         u = v = 0.0
         for j in range(3):
             u += axes[0, j] * rotation[j, k]
             v += axes[1, j] * rotation[j, k]
-        squared = float(scale[k]) ** 2
+        squared = float(scales[n, k]) ** 2
         xx += squared * u * u
         xy += squared * u * v
         yy += squared * v * v
     determinant = xx * yy - xy * xy
-    mean_x = intrinsics[0, 0] * x / z + intrinsics[0, 2]
-    mean_y = intrinsics[1, 1] * y / z + intrinsics[1, 2]
-    reach = 2 * math.log(opacity / SMALLEST_ALPHA)
+    mean_x = intrinsics[view, 0, 0] * x / z + intrinsics[view, 0, 2]
+    mean_y = intrinsics[view, 1, 1] * y / z + intrinsics[view, 1, 2]
+    reach = 2 * math.log(opacity / SMALLEST_ALPHA) + ROUNDING
     radius_x, radius_y = math.sqrt(reach * xx), math.sqrt(reach * yy)
     if not (determinant > 0 and np.isfinite(determinant)):
         return
     if not (-radius_x < mean_x < width + radius_x and -radius_y < mean_y < height + radius_y):
         return
-    splat[X], splat[Y] = mean_x, mean_y
-    splat[CONIC_XX], splat[CONIC_XY] = yy / determinant, -xy / determinant
-    splat[CONIC_YY] = xx / determinant
-    splat[OPACITY], splat[DEPTH], splat[REACH] = opacity, z, reach
+    table[s, X], table[s, Y] = mean_x, mean_y
+    table[s, CONIC_XX], table[s, CONIC_XY] = yy / determinant, -xy / determinant
+    table[s, CONIC_YY] = xx / determinant
+    table[s, OPACITY], table[s, DEPTH], table[s, REACH] = opacity, z, reach
 
 
 @_kernel
@@ -286,42 +291,42 @@ def _tile_range(low, high, tiles):
 
 
 @_kernel
-def _tile_rows(splat, rows):
+def _tile_rows(table, s, rows):
     """Half-open range of the rows of tiles that the ellipse touches, and its half-height."""
-    xx, xy, yy = float(splat[CONIC_XX]), float(splat[CONIC_XY]), float(splat[CONIC_YY])
-    half_height = math.sqrt(splat[REACH] * xx / (xx * yy - xy * xy))
-    first, end = _tile_range(splat[Y] - half_height, splat[Y] + half_height, rows)
+    xx, xy, yy = float(table[s, CONIC_XX]), float(table[s, CONIC_XY]), float(table[s, CONIC_YY])
+    half_height = math.sqrt(table[s, REACH] * xx / (xx * yy - xy * xy))
+    first, end = _tile_range(table[s, Y] - half_height, table[s, Y] + half_height, rows)
     return first, end, half_height
 
 
 @_kernel
-def _tile_columns(splat, row, half_height, columns):
+def _tile_columns(table, s, row, half_height, columns):
     """Half-open range of the columns of tiles that the ellipse touches in one row of tiles.
 
     The right end of the ellipse's chord is a concave function of the height, so within the band of
     the row's pixel centres it is greatest at the rightmost point or at the border nearer to it.
     """
-    xx, xy, yy = float(splat[CONIC_XX]), float(splat[CONIC_XY]), float(splat[CONIC_YY])
-    low = max(row * TILE + 0.5 - splat[Y], -half_height)
-    high = min(row * TILE + TILE - 0.5 - splat[Y], half_height)
+    xx, xy, yy = float(table[s, CONIC_XX]), float(table[s, CONIC_XY]), float(table[s, CONIC_YY])
+    low = max(row * TILE + 0.5 - table[s, Y], -half_height)
+    high = min(row * TILE + TILE - 0.5 - table[s, Y], half_height)
     determinant = xx * yy - xy * xy
-    rightmost = -xy / yy * math.sqrt(splat[REACH] * yy / determinant)
+    rightmost = -xy / yy * math.sqrt(table[s, REACH] * yy / determinant)
     ends = (min(high, max(low, -rightmost)), min(high, max(low, rightmost)))
-    chord_left = math.sqrt(max(0.0, xx * splat[REACH] - determinant * ends[0] ** 2))
-    chord_right = math.sqrt(max(0.0, xx * splat[REACH] - determinant * ends[1] ** 2))
-    left = splat[X] - (xy * ends[0] + chord_left) / xx
-    right = splat[X] - (xy * ends[1] - chord_right) / xx
+    chord_left = math.sqrt(max(0.0, xx * table[s, REACH] - determinant * ends[0] ** 2))
+    chord_right = math.sqrt(max(0.0, xx * table[s, REACH] - determinant * ends[1] ** 2))
+    left = table[s, X] - (xy * ends[0] + chord_left) / xx
+    right = table[s, X] - (xy * ends[1] - chord_right) / xx
     return _tile_range(left, right, columns)
 
 
 @_kernel
-def _count_tiles(splat, columns, rows):
-    if splat[REACH] == 0:
+def _count_tiles(table, s, columns, rows):
+    if table[s, REACH] == 0:
         return 0
-    first_row, end_row, half_height = _tile_rows(splat, rows)
+    first_row, end_row, half_height = _tile_rows(table, s, rows)
     total = 0
     for row in range(first_row, end_row):
-        first, end = _tile_columns(splat, row, half_height, columns)
+        first, end = _tile_columns(table, s, row, half_height, columns)
         total += max(0, end - first)
     return total
 
@@ -331,17 +336,14 @@ def _project_share(
     start, end, means, quaternions, scales, opacities, world_to_camera, intrinsics,
     width, height, table, pairs_of_splat,
 ):  # fmt: skip
-    count = len(means)
     columns, rows = -(-width // TILE), -(-height // TILE)
     rotation, axes = np.empty((3, 3)), np.empty((2, 3))
     for s in range(start, end):
-        n = s % count
         _project_splat(
-            means[n], quaternions[n], scales[n], opacities[n],
-            world_to_camera[s // count], intrinsics[s // count],
-            width, height, rotation, axes, table[s],
+            means, quaternions, scales, opacities, world_to_camera, intrinsics,
+            width, height, rotation, axes, table, s,
         )  # fmt: skip
-        pairs_of_splat[s] = _count_tiles(table[s], columns, rows)
+        pairs_of_splat[s] = _count_tiles(table, s, columns, rows)
 
 
 @_parallel
@@ -364,9 +366,9 @@ def _list_share(start, end, table, first_pair, columns, rows, pair_splat, pair_t
         pair = first_pair[s]
         if pair == first_pair[s + 1]:
             continue
-        first_row, end_row, half_height = _tile_rows(table[s], rows)
+        first_row, end_row, half_height = _tile_rows(table, s, rows)
         for row in range(first_row, end_row):
-            first, last = _tile_columns(table[s], row, half_height, columns)
+            first, last = _tile_columns(table, s, row, half_height, columns)
             for column in range(first, last):
                 pair_splat[pair] = s
                 pair_tile[pair] = row * columns + column
@@ -424,13 +426,13 @@ def _exponential(x):
 
 
 @_simd
-def _weigh(splat, left, top, pixels, coverage):
-    """Alpha and weight of one Gaussian in the tile's pixels; takes it off the transmittance.
+def _weigh(table, s, left, top, pixels, coverage, i):
+    """Fill coverage row ``i`` with splat ``s``; takes it off the transmittance.
 
     Returns the sum of the weights, and how many pixels are still unfinished.
     """
-    x, y, opacity = splat[X] - left, splat[Y] - top, splat[OPACITY]
-    half_xx, xy, half_yy = HALF * splat[CONIC_XX], splat[CONIC_XY], HALF * splat[CONIC_YY]
+    x, y, opacity = table[s, X] - left, table[s, Y] - top, table[s, OPACITY]
+    half_xx, xy, half_yy = HALF * table[s, CONIC_XX], table[s, CONIC_XY], HALF * table[s, CONIC_YY]
     total, unfinished = ZERO, ZERO
     for p in range(PIXELS):
         dx, dy = x - pixels[CENTRE_X + p], y - pixels[CENTRE_Y + p]
@@ -445,8 +447,8 @@ def _weigh(splat, left, top, pixels, coverage):
         live = pixels[LIVE + p] * goes_on
         pixels[LIVE + p] = live
         pixels[TRANSMITTANCE + p] = before * (ONE - alpha)
-        coverage[ALPHA + p] = alpha
-        coverage[WEIGHT + p] = alpha * before
+        coverage[i, ALPHA + p] = alpha
+        coverage[i, WEIGHT + p] = alpha * before
         total += alpha * before
         unfinished += live
     return total, unfinished
@@ -475,16 +477,15 @@ def _weigh_tile(
     channels = features.shape[1]
     seen = 0
     for pair in slots:
-        splat = table[pair_splat[pair]]
+        s = pair_splat[pair]
         total, unfinished = _weigh(
-            splat, np.float32(left), np.float32(top), pixels, coverage[seen]
+            table, s, np.float32(left), np.float32(top), pixels, coverage, seen
         )
         if total > ZERO:
             seen_pairs[seen] = pair
-            gaussian = pair_splat[pair] % len(features)
             for c in range(channels):
-                colours[seen, c] = features[gaussian, c]
-            colours[seen, channels] = splat[DEPTH]
+                colours[seen, c] = features[s % len(features), c]
+            colours[seen, channels] = table[s, DEPTH]
             seen += 1
         if unfinished == ZERO:
             break
@@ -620,25 +621,31 @@ def _colour_gradients(first, coverage, planes, colour_gradients):
 
 
 @_simd
-def _project_colour(colour, planes, pixels):
-    """ALONG = colour (channels,) · planes (channels, 64); channels a multiple of BLOCK."""
-    pixels[ALONG : ALONG + PIXELS] = ZERO
+def _project_colour(colours, i, planes, pixels):
+    """ALONG = colour ``i`` (channels,) · planes (channels, 64); channels a multiple of BLOCK."""
+    for p in range(PIXELS):
+        pixels[ALONG + p] = ZERO
     for c in range(0, len(planes), BLOCK):
-        g0, g1, g2, g3 = planes[c], planes[c + 1], planes[c + 2], planes[c + 3]
-        c0, c1, c2, c3 = colour[c], colour[c + 1], colour[c + 2], colour[c + 3]
+        c0, c1, c2, c3 = colours[i, c], colours[i, c + 1], colours[i, c + 2], colours[i, c + 3]
         for p in range(PIXELS):
-            pixels[ALONG + p] += c0 * g0[p] + c1 * g1[p] + c2 * g2[p] + c3 * g3[p]
+            pixels[ALONG + p] += (
+                c0 * planes[c, p]
+                + c1 * planes[c + 1, p]
+                + c2 * planes[c + 2, p]
+                + c3 * planes[c + 3, p]
+            )
 
 
 @_simd
-def _opacity_gradients(splat, left, top, pixels, coverage, row):
-    """Fill the columns X … OPACITY of a gradient row, and add the Gaussian to BEHIND."""
-    x, y = splat[X] - left, splat[Y] - top
+def _opacity_gradients(table, s, left, top, pixels, coverage, i, rows, pair):
+    """Fill the columns X … OPACITY of the pair's gradient row, and add the splat to BEHIND."""
+    x, y = table[s, X] - left, table[s, Y] - top
+    xx, xy, yy = table[s, CONIC_XX], table[s, CONIC_XY], table[s, CONIC_YY]
     total = total_x = total_y = total_xx = total_xy = total_yy = ZERO
     for p in range(PIXELS):
         dx, dy = x - pixels[CENTRE_X + p], y - pixels[CENTRE_Y + p]
-        alpha = coverage[ALPHA + p]
-        own = coverage[WEIGHT + p] * pixels[ALONG + p]
+        alpha = coverage[i, ALPHA + p]
+        own = coverage[i, WEIGHT + p] * pixels[ALONG + p]
         change = pixels[BEHIND + p] * alpha / (ONE - alpha) - own  # d loss / d sigma
         change = change if alpha < ALPHA_MAX else ZERO  # a clamped alpha does not move
         pixels[BEHIND + p] += own
@@ -649,10 +656,12 @@ def _opacity_gradients(splat, left, top, pixels, coverage, row):
         total_xx += change_x * dx
         total_xy += change_x * dy
         total_yy += change_y * dy
-    row[X] = splat[CONIC_XX] * total_x + splat[CONIC_XY] * total_y
-    row[Y] = splat[CONIC_XY] * total_x + splat[CONIC_YY] * total_y
-    row[CONIC_XX], row[CONIC_XY], row[CONIC_YY] = HALF * total_xx, total_xy, HALF * total_yy
-    row[OPACITY] = -total / splat[OPACITY]
+    rows[pair, X] = xx * total_x + xy * total_y
+    rows[pair, Y] = xy * total_x + yy * total_y
+    rows[pair, CONIC_XX] = HALF * total_xx
+    rows[pair, CONIC_XY] = total_xy
+    rows[pair, CONIC_YY] = HALF * total_yy
+    rows[pair, OPACITY] = -total / table[s, OPACITY]
 
 
 @_kernel
@@ -688,15 +697,14 @@ def _composite_gradients_share(
                 pair = seen_pairs[first + i]
                 if pair < 0:
                     continue
-                row = rows[pair]
-                _project_colour(colours[first + i], planes, pixels)
+                _project_colour(colours, first + i, planes, pixels)
                 _opacity_gradients(
-                    table[pair_splat[pair]], np.float32(left), np.float32(top),
-                    pixels, coverage[first + i], row,
+                    table, pair_splat[pair], np.float32(left), np.float32(top),
+                    pixels, coverage, first + i, rows, pair,
                 )  # fmt: skip
-                row[DEPTH] = colour_gradients[i, channels]
+                rows[pair, DEPTH] = colour_gradients[i, channels]
                 for c in range(channels):
-                    row[GRADIENT_COLUMNS + c] = colour_gradients[i, c]
+                    rows[pair, GRADIENT_COLUMNS + c] = colour_gradients[i, c]
 
 
 @_parallel
@@ -712,10 +720,11 @@ def _composite_gradients(
 
 
 @_kernel
-def _unrotate(quaternion, length, rotation_gradient, quaternion_gradient):
-    """Add the gradient of a quaternion (4,) given that of its rotation matrix (3, 3)."""
+def _unrotate(quaternions, n, length, rotation_gradient, quaternion_gradients):
+    """Set the gradient of quaternion ``n`` from that of its rotation matrix (3, 3)."""
     g = rotation_gradient
-    w, x, y, z = quaternion / length
+    w, x = quaternions[n, 0] / length, quaternions[n, 1] / length
+    y, z = quaternions[n, 2] / length, quaternions[n, 3] / length
     unit = (
         2 * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1])),
         2 * (w * (g[2, 1] - g[1, 2]) + y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0]))
@@ -727,13 +736,13 @@ def _unrotate(quaternion, length, rotation_gradient, quaternion_gradient):
     )
     along = unit[0] * w + unit[1] * x + unit[2] * y + unit[3] * z
     for k in range(4):
-        quaternion_gradient[k] += (unit[k] - along * quaternion[k] / length) / length
+        quaternion_gradients[n, k] = (unit[k] - along * quaternions[n, k] / length) / length
 
 
 @_kernel
-def _covariance_gradients(splat, row):
+def _covariance_gradients(table, s, row):
     """Gradients of the covariance's xx, xy, yy from those of its inverse, the conic."""
-    xx, xy, yy = float(splat[CONIC_XX]), float(splat[CONIC_XY]), float(splat[CONIC_YY])
+    xx, xy, yy = float(table[s, CONIC_XX]), float(table[s, CONIC_XY]), float(table[s, CONIC_YY])
     g_xx, g_xy, g_yy = row[CONIC_XX], row[CONIC_XY], row[CONIC_YY]
     return (
         -(xx * xx * g_xx + xx * xy * g_xy + xy * xy * g_yy),
@@ -743,19 +752,21 @@ def _covariance_gradients(splat, row):
 
 
 @_kernel
-def _shape_gradients(covariance_gradient, scale, axes, rotation, gradients):
-    """Add the gradients of scale (3,), axes (2, 3) and rotation (3, 3) to the three arrays.
+def _shape_gradients(
+    covariance_gradient, scales, n, axes, rotation,
+    scale_gradients, axes_gradient, rotation_gradient,
+):  # fmt: skip
+    """Add the gradients of scale ``n``, axes (2, 3) and rotation (3, 3) to the three arrays.
 
-    The covariance is M Mᵀ with M = axes · rotation · diag(scale).
+    The covariance is M Mᵀ with M = axes · rotation · diag(scales[n]).
     """
     g_xx, g_xy, g_yy = covariance_gradient
-    scale_gradient, axes_gradient, rotation_gradient = gradients
     for k in range(3):
-        s = float(scale[k])
+        s = float(scales[n, k])
         u = axes[0, 0] * rotation[0, k] + axes[0, 1] * rotation[1, k] + axes[0, 2] * rotation[2, k]
         v = axes[1, 0] * rotation[0, k] + axes[1, 1] * rotation[1, k] + axes[1, 2] * rotation[2, k]
         g_u, g_v = 2 * g_xx * u + g_xy * v, 2 * g_yy * v + g_xy * u
-        scale_gradient[k] += s * (g_u * u + g_v * v)
+        scale_gradients[n, k] += s * (g_u * u + g_v * v)
         for j in range(3):
             rotation_gradient[j, k] += s * s * (g_u * axes[0, j] + g_v * axes[1, j])
             axes_gradient[0, j] += s * s * g_u * rotation[j, k]
@@ -764,39 +775,41 @@ def _shape_gradients(covariance_gradient, scale, axes, rotation, gradients):
 
 @_kernel
 def _mean_gradient(
-    mean, world_to_camera, intrinsics, width, height, row, axes, axes_gradient, gradient
-):
-    """Add the gradient of a mean (3,): through its pixel, its depth and the image axes."""
-    x, y, z = _to_camera(world_to_camera, mean)
-    slope_x, slope_y = _image_axes(world_to_camera, intrinsics, x, y, z, width, height, axes)
-    scale_x, scale_y = intrinsics[0, 0] / z, intrinsics[1, 1] / z  # pixels per metre
+    means, n, world_to_camera, intrinsics, view, width, height,
+    row, axes, axes_gradient, mean_gradients,
+):  # fmt: skip
+    """Add the gradient of mean ``n``: through its pixel, its depth and the image axes."""
+    x, y, z = _to_camera(world_to_camera, view, means, n)
+    slope_x, slope_y = _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
+    scale_x, scale_y = intrinsics[view, 0, 0] / z, intrinsics[view, 1, 1] / z  # pixels per metre
     g_slope_x = g_slope_y = 0.0
     g_z = float(row[DEPTH])
     for k in range(3):
         if slope_x == x / z:  # a clamped slope does not move
-            g_slope_x -= scale_x * axes_gradient[0, k] * world_to_camera[2, k]
+            g_slope_x -= scale_x * axes_gradient[0, k] * world_to_camera[view, 2, k]
         if slope_y == y / z:
-            g_slope_y -= scale_y * axes_gradient[1, k] * world_to_camera[2, k]
+            g_slope_y -= scale_y * axes_gradient[1, k] * world_to_camera[view, 2, k]
         g_z -= (axes_gradient[0, k] * axes[0, k] + axes_gradient[1, k] * axes[1, k]) / z
-    g_x = (g_slope_x + row[X] * intrinsics[0, 0]) / z
-    g_y = (g_slope_y + row[Y] * intrinsics[1, 1]) / z
+    g_x = (g_slope_x + row[X] * intrinsics[view, 0, 0]) / z
+    g_y = (g_slope_y + row[Y] * intrinsics[view, 1, 1]) / z
     g_z -= (g_x * x + g_y * y) / z
     for k in range(3):
-        gradient[k] += (
-            world_to_camera[0, k] * g_x + world_to_camera[1, k] * g_y + world_to_camera[2, k] * g_z
+        mean_gradients[n, k] += (
+            world_to_camera[view, 0, k] * g_x
+            + world_to_camera[view, 1, k] * g_y
+            + world_to_camera[view, 2, k] * g_z
         )
 
 
 @_kernel
-def _add_rows(rows, first, end, total, feature_gradient):
+def _add_rows(rows, first, end, total, feature_gradients, n):
     """Add up a splat's pairs: the columns of the splat, and the features on top of other views'."""
     total[:] = 0
     for pair in range(first, end):
-        row = rows[pair]
         for column in range(GRADIENT_COLUMNS):
-            total[column] += row[column]
-        for c in range(len(feature_gradient)):
-            feature_gradient[c] += row[GRADIENT_COLUMNS + c]
+            total[column] += rows[pair, column]
+        for c in range(feature_gradients.shape[1]):
+            feature_gradients[n, c] += rows[pair, GRADIENT_COLUMNS + c]
 
 
 @_kernel
@@ -808,26 +821,26 @@ def _project_gradients_share(
     rotation, axes, total = np.empty((3, 3)), np.empty((2, 3)), np.empty(GRADIENT_COLUMNS)
     rotation_gradient, axes_gradient = np.empty((3, 3)), np.empty((2, 3))
     for n in range(start, end):
-        length = _rotate(quaternions[n], rotation)
+        length = _rotate(quaternions, n, rotation)
         rotation_gradient[:] = 0
         for view in range(len(world_to_camera)):
             s = view * len(means) + n
             if first_pair[s] == first_pair[s + 1]:
                 continue
-            _add_rows(rows, first_pair[s], first_pair[s + 1], total, feature_gradients[n])
+            _add_rows(rows, first_pair[s], first_pair[s + 1], total, feature_gradients, n)
             opacity_gradients[n] += total[OPACITY]
-            x, y, z = _to_camera(world_to_camera[view], means[n])
-            _image_axes(world_to_camera[view], intrinsics[view], x, y, z, width, height, axes)
+            x, y, z = _to_camera(world_to_camera, view, means, n)
+            _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
             axes_gradient[:] = 0
             _shape_gradients(
-                _covariance_gradients(table[s], total), scales[n], axes, rotation,
-                (scale_gradients[n], axes_gradient, rotation_gradient),
+                _covariance_gradients(table, s, total), scales, n, axes, rotation,
+                scale_gradients, axes_gradient, rotation_gradient,
             )  # fmt: skip
             _mean_gradient(
-                means[n], world_to_camera[view], intrinsics[view], width, height,
-                total, axes, axes_gradient, mean_gradients[n],
+                means, n, world_to_camera, intrinsics, view, width, height,
+                total, axes, axes_gradient, mean_gradients,
             )  # fmt: skip
-        _unrotate(quaternions[n], length, rotation_gradient, quaternion_gradients[n])
+        _unrotate(quaternions, n, length, rotation_gradient, quaternion_gradients)
 
 
 @_parallel

@@ -1,0 +1,278 @@
+"""The CPU splatting kernel against a dense float64 reference, closed forms and gsplat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from eavatar.render import Gaussians, Rendering, splat
+from tests.dense_splat import dense_splat
+
+INPUTS = ("means", "quaternions", "scales", "opacities", "features", "background")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Gaussians with a background (D,), C cameras and an image size."""
+
+    gaussians: Gaussians
+    background: Tensor
+    world_to_camera: Tensor
+    intrinsics: Tensor
+    width: int
+    height: int
+
+
+def make_scene(count=200, channels=5, views=3, width=37, height=29, seed=0) -> Scene:
+    """A cloud about the cameras' common axis; some of it is behind them, outside or transparent."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    gaussians = Gaussians(
+        means=2.4 * random(count, 3) - 1.2,
+        quaternions=torch.randn(count, 4, generator=generator),
+        scales=0.02 + 0.1 * random(count, 3),
+        opacities=random(count),
+        features=torch.randn(count, channels, generator=generator),
+    )
+    angles = 0.4 * torch.arange(views) - 0.2
+    world_to_camera = torch.eye(4).repeat(views, 1, 1)
+    world_to_camera[:, 0, 0] = world_to_camera[:, 2, 2] = angles.cos()
+    world_to_camera[:, 0, 2], world_to_camera[:, 2, 0] = angles.sin(), -angles.sin()
+    world_to_camera[:, 2, 3] = 1.0
+    intrinsics = torch.tensor([[width, 0, 0.45 * width], [0, 1.1 * width, 0.5 * height], [0, 0, 1]])
+    return Scene(
+        gaussians,
+        random(channels),
+        world_to_camera,
+        intrinsics.repeat(views, 1, 1),
+        width,
+        height,
+    )
+
+
+def leaves(scene: Scene, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, ...]:
+    """The six differentiable inputs, as fresh leaves in another precision."""
+    tensors = [getattr(scene.gaussians, field.name) for field in fields(Gaussians)]
+    return tuple(
+        tensor.to(device=device, dtype=dtype, copy=True).requires_grad_()
+        for tensor in (*tensors, scene.background)
+    )
+
+
+def draw(renderer, scene: Scene, inputs: tuple[Tensor, ...]) -> Rendering:
+    *gaussians, background = inputs
+    return renderer(
+        Gaussians(*gaussians),
+        scene.world_to_camera.to(background),
+        scene.intrinsics.to(background),
+        scene.width,
+        scene.height,
+        background,
+    )
+
+
+def loss(rendering: Rendering) -> Tensor:
+    """A fixed random projection of all outputs, so that every gradient path carries weight."""
+    generator = torch.Generator().manual_seed(1)
+    images = (rendering.features, rendering.alpha, rendering.depth)
+    return sum(
+        (image * torch.randn(image.shape, generator=generator).to(image)).sum() for image in images
+    )
+
+
+def gradients(renderer, scene: Scene, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    inputs = leaves(scene, dtype, device)
+    return torch.autograd.grad(loss(draw(renderer, scene, inputs)), inputs)
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    return ((value.cpu() - truth.cpu()).norm() / truth.norm()).item()
+
+
+def assert_same_images(scene: Scene) -> None:
+    """1e-5 of the largest value: float32 keeps 1e-7 of each of some tens of summands."""
+    with torch.no_grad():
+        drawn = draw(splat, scene, leaves(scene, torch.float32))
+        truth = draw(dense_splat, scene, leaves(scene, torch.float64))
+    for field in fields(Rendering):
+        expected = getattr(truth, field.name)
+        scale = max(1.0, expected.abs().max().item())
+        error = (getattr(drawn, field.name) - expected).abs().max().item()
+        assert error < 1e-5 * scale, field.name
+
+
+@pytest.mark.parametrize(
+    "size", [(37, 29), (8, 8), (1, 1), (16, 5), (64, 40)], ids="{0[0]}x{0[1]}".format
+)
+def test_images_equal_the_dense_reference(size):
+    assert_same_images(make_scene(width=size[0], height=size[1]))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 33])
+def test_any_number_of_channels(channels):
+    assert_same_images(make_scene(channels=channels, views=1))
+
+
+def test_opaque_crowd_finishes_pixels_early():
+    scene = make_scene(count=600, views=1)
+    crowd = replace(scene.gaussians, opacities=torch.full((600,), 0.95))
+    assert_same_images(replace(scene, gaussians=crowd))
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_gradients_equal_the_dense_reference(name):
+    scene = make_scene()
+    index = INPUTS.index(name)
+    ours = gradients(splat, scene, torch.float32)[index]
+    truth = gradients(dense_splat, scene, torch.float64)[index]
+    # float32 sums over hundreds of pixels and pairs; measured 1e-7 to 1e-6.
+    assert relative_error(ours, truth) < 1e-5
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_reference_gradients_equal_finite_differences(name):
+    """The reference's own autograd, in random directions of every input.
+
+    The derivative jumps where alpha crosses 1/255, 0.999 or a pixel finishes, so the step is small
+    (1e-6 of inputs of order one; float64 leaves 1e-9) and the scene is small enough to have no
+    crossing within it.
+    """
+    scene = make_scene(count=25, views=2, width=12, height=10)
+    inputs = list(leaves(scene, torch.float64))
+    index = INPUTS.index(name)
+    (gradient,) = torch.autograd.grad(loss(draw(dense_splat, scene, inputs)), inputs[index])
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+        values = []
+        for step in (1e-6, -1e-6):
+            moved = list(inputs)
+            moved[index] = inputs[index] + step * direction
+            values.append(loss(draw(dense_splat, scene, moved)).item())
+        difference = (values[0] - values[1]) / 2e-6
+        expected = (gradient * direction).sum().item()
+        assert difference == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def single(mean: tuple[float, float, float], opacity: float = 0.8) -> Scene:
+    """One round Gaussian of 0.05 m before one camera of 16×16 pixels and focal length 20."""
+    gaussians = Gaussians(
+        means=torch.tensor([mean]),
+        quaternions=torch.tensor([[2.0, 0.0, 0.0, 0.0]]),
+        scales=torch.full((1, 3), 0.05),
+        opacities=torch.tensor([opacity]),
+        features=torch.tensor([[3.0]]),
+    )
+    intrinsics = torch.tensor([[[20.0, 0, 8.5], [0, 20, 8.5], [0, 0, 1]]])
+    return Scene(gaussians, torch.tensor([1.0]), torch.eye(4)[None], intrinsics, 16, 16)
+
+
+def test_single_gaussian_has_its_closed_form():
+    """On the axis at 2 m: variance (20 · 0.05 / 2)² + 0.3 = 0.55 pixels², at pixel (8, 8)."""
+    rendering = draw(splat, single((0, 0, 2.0)), leaves(single((0, 0, 2.0)), torch.float32))
+    for dx, dy in ((0, 0), (1, 0), (0, -1), (1, 2)):
+        alpha = 0.8 * math.exp(-(dx * dx + dy * dy) / (2 * 0.55))
+        pixel = (0, 8 + dy, 8 + dx)
+        assert rendering.alpha[pixel].item() == pytest.approx(alpha, rel=1e-5)
+        assert rendering.depth[pixel].item() == pytest.approx(2 * alpha, rel=1e-5)
+        assert rendering.features[pixel].item() == pytest.approx(3 * alpha + 1 - alpha, rel=1e-5)
+    # 0.8 exp(-x² / 1.1) < 1/255 beyond x = 2.42: nothing is drawn there.
+    assert rendering.alpha[0, 8, 11] == 0
+
+
+def test_opacity_one_is_held_at_0_999():
+    scene = single((0, 0, 2.0), opacity=1.0)
+    inputs = leaves(scene, torch.float32)
+    alpha = draw(splat, scene, inputs).alpha[0, 8, 8]
+    assert alpha.item() == pytest.approx(0.999, abs=1e-6)
+    (gradient,) = torch.autograd.grad(alpha, inputs[3])
+    assert gradient.item() == 0
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        (0, 0, -2.0),
+        (0, 0, 0.009),
+        (50, 0, 2.0),
+        (0, -50, 2.0),
+        (math.nan, 0, 2.0),
+        (0, 0, math.inf),
+    ],
+)
+def test_unseen_gaussians_leave_the_background_and_no_gradient(mean):
+    scene = single(mean)
+    inputs = leaves(scene, torch.float32)
+    rendering = draw(splat, scene, inputs)
+    assert torch.equal(rendering.features, torch.ones(1, 16, 16, 1))
+    assert not rendering.alpha.any()
+    assert not rendering.depth.any()
+    *to_gaussians, to_background = torch.autograd.grad(rendering.features.sum(), inputs)
+    assert all(not gradient.any() for gradient in to_gaussians)
+    assert to_background.item() == 16 * 16
+
+
+def test_no_gaussians_at_all():
+    scene = make_scene(count=0)
+    inputs = leaves(scene, torch.float32)
+    rendering = draw(splat, scene, inputs)
+    assert torch.equal(rendering.features, scene.background.expand(3, 29, 37, 5))
+    rendering.features.sum().backward()
+    assert inputs[0].grad.shape == (0, 3)
+
+
+def test_without_a_background_features_lie_on_zero():
+    scene = make_scene()
+    black = replace(scene, background=torch.zeros(5))
+    with_zero = draw(splat, black, leaves(black, torch.float32)).features
+    without = splat(
+        scene.gaussians, scene.world_to_camera, scene.intrinsics, scene.width, scene.height
+    )
+    assert torch.equal(without.features, with_zero)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    import numba
+
+    scene = make_scene()
+    several = gradients(splat, scene, torch.float32)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        one = gradients(splat, scene, torch.float32)
+    finally:
+        numba.set_num_threads(threads)
+    assert all(torch.equal(first, second) for first, second in zip(several, one, strict=True))
+
+
+def test_a_wrong_shape_is_named():
+    scene = make_scene()
+    with pytest.raises(ValueError, match="opacities"):
+        replace(scene.gaussians, opacities=torch.rand(200, 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_kernel_and_gsplat_agree(channels):
+    """Tolerances: gsplat's fast exponential, and its gradients' atomic sums in any order."""
+    scene = make_scene(count=1000, channels=channels, views=2, width=64, height=48)
+    with torch.no_grad():
+        ours = draw(splat, scene, leaves(scene, torch.float32))
+        theirs = draw(splat, scene, leaves(scene, torch.float32, "cuda"))
+    for field in fields(Rendering):
+        expected = getattr(ours, field.name)
+        difference = (getattr(theirs, field.name).cpu() - expected).abs()
+        # A pixel whose alpha is within rounding of 1/255 may go either way: one in ten thousand.
+        assert difference.flatten().quantile(0.9999) < 1e-4, field.name
+    on_cpu = gradients(splat, scene, torch.float32)
+    on_cuda = gradients(splat, scene, torch.float32, "cuda")
+    for name, ours_, theirs_ in zip(INPUTS, on_cpu, on_cuda, strict=True):
+        assert relative_error(theirs_, ours_) < 1e-3, name

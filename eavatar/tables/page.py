@@ -43,7 +43,7 @@ pre { background: var(--card); border-radius: .5rem; padding: .8rem;
 summary { cursor: pointer; color: var(--accent); margin: .4rem 0; }
 """
 
-PLOT_WIDTH, PLOT_HEIGHT = 240, 110
+PLOT_WIDTH, PLOT_HEIGHT = 200, 110
 MOST_POINTS = 400  # of a curve; more cannot be seen
 
 
@@ -115,13 +115,13 @@ def curve(name: str, steps: NDArray[np.float64], values: NDArray[np.float64]) ->
 
     frame = f'<path d="M0 0V{PLOT_HEIGHT}H{PLOT_WIDTH}" fill="none" stroke="var(--line)"/>'
     labels = (
-        f'<text x="4" y="10">{_short(high)}</text>'
-        f'<text x="4" y="{PLOT_HEIGHT - 4}">{_short(low)}</text>'
+        f'<text x="-4" y="8" text-anchor="end">{_short(high)}</text>'
+        f'<text x="-4" y="{PLOT_HEIGHT}" text-anchor="end">{_short(low)}</text>'
         f'<text x="{PLOT_WIDTH}" y="{PLOT_HEIGHT + 13}" text-anchor="end">'
         f"step {int(steps[-1])}</text>"
     )
     drawing = (
-        f'<svg viewBox="-1 -4 {PLOT_WIDTH + 2} {PLOT_HEIGHT + 20}" width="{PLOT_WIDTH}" '
+        f'<svg viewBox="-52 -4 {PLOT_WIDTH + 54} {PLOT_HEIGHT + 20}" width="{PLOT_WIDTH + 54}" '
         f'font-size="10" role="img" aria-label="{escape(name)}">{frame}'
         f"{line(values, 0.3)}{line(median, 1)}{labels}</svg>"
     )
@@ -132,7 +132,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-COLUMN_WIDTH, COLUMN_GAP, BOX_HEIGHT, BOX_GAP = 132, 36, 28, 14
+COLUMN_WIDTH, COLUMN_GAP, BOXES_TOP, BOX_HEIGHT, BOX_GAP = 132, 36, 34, 28, 14
+ARROW = 'fill="none" stroke="var(--soft)" marker-end="url(#tip)"'
 
 
 def stage_graph(
@@ -145,36 +146,23 @@ def stage_graph(
         shortcuts: pairs of stages that are not neighbours, from producer to user.
     """
     step = COLUMN_WIDTH + COLUMN_GAP
-    depth = max(len(rules) for _, rules in stages)
-    bottom = 34 + depth * (BOX_HEIGHT + BOX_GAP)
-    arrow = 'fill="none" stroke="var(--soft)" marker-end="url(#tip)"'
-    parts = []
-    for column, (stage, rules) in enumerate(stages):
-        left = column * step
-        middle = left + COLUMN_WIDTH / 2
-        parts.append(
-            f'<rect x="{left}" y="0" width="{COLUMN_WIDTH}" height="{bottom}" rx="8" '
-            f'fill="var(--card)"/><text x="{middle}" y="20" text-anchor="middle" '
-            f'font-weight="600">{stage}</text>'
-        )
-        for row, rule in enumerate(rules):
-            top = 34 + row * (BOX_HEIGHT + BOX_GAP)
-            parts.append(
-                f'<rect x="{left + 6}" y="{top}" width="{COLUMN_WIDTH - 12}" height="{BOX_HEIGHT}" '
-                f'rx="5" fill="var(--paper)" stroke="var(--line)"/>'
-                f'<text x="{middle}" y="{top + 18}" text-anchor="middle">{rule}</text>'
-            )
-            if row:
-                parts.append(f'<path d="M{middle} {top - BOX_GAP}V{top - 2}" {arrow}/>')
-        if column:
-            parts.append(f'<path d="M{left - COLUMN_GAP} 48H{left - 3}" {arrow}/>')
+    bottom = BOXES_TOP + max(len(rules) for _, rules in stages) * (BOX_HEIGHT + BOX_GAP)
+    parts = [
+        _stage_column(stage, rules, column * step, bottom)
+        for column, (stage, rules) in enumerate(stages)
+    ]
+    level = BOXES_TOP + BOX_HEIGHT / 2
+    parts += [
+        f'<path d="M{column * step - COLUMN_GAP} {level}h{COLUMN_GAP - 3}" {ARROW}/>'
+        for column in range(1, len(stages))
+    ]
     columns = {stage: column for column, (stage, _) in enumerate(stages)}
     for producer, user in shortcuts:
         start, end = (columns[stage] * step + COLUMN_WIDTH / 2 for stage in (producer, user))
         dip = bottom + 14 + 13 * (columns[user] - columns[producer])
         parts.append(
             f'<path d="M{start + 10} {bottom}C{start + 30} {dip} {end - 30} {dip} '
-            f'{end - 10} {bottom + 2}" {arrow} opacity=".6"/>'
+            f'{end - 10} {bottom + 2}" {ARROW} opacity=".6"/>'
         )
     width, height = len(stages) * step - COLUMN_GAP, bottom + 80
     tip = (
@@ -186,3 +174,22 @@ def stage_graph(
         f'<svg viewBox="-2 -2 {width + 4} {height}" width="{width}" font-size="13" role="img" '
         f'aria-label="the rules of the pipeline">{tip}{"".join(parts)}</svg>'
     )
+
+
+def _stage_column(stage: str, rules: Sequence[str], left: float, height: float) -> str:
+    middle = left + COLUMN_WIDTH / 2
+    parts = [
+        f'<rect x="{left}" y="0" width="{COLUMN_WIDTH}" height="{height}" rx="8" '
+        f'fill="var(--card)"/><text x="{middle}" y="20" text-anchor="middle" '
+        f'font-weight="600">{stage}</text>'
+    ]
+    for row, rule in enumerate(rules):
+        top = BOXES_TOP + row * (BOX_HEIGHT + BOX_GAP)
+        parts.append(
+            f'<rect x="{left + 3}" y="{top}" width="{COLUMN_WIDTH - 6}" height="{BOX_HEIGHT}" '
+            f'rx="5" fill="var(--paper)" stroke="var(--line)"/>'
+            f'<text x="{middle}" y="{top + 18}" text-anchor="middle">{rule}</text>'
+        )
+        if row:
+            parts.append(f'<path d="M{middle} {top - BOX_GAP}v{BOX_GAP - 2}" {ARROW}/>')
+    return "".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import cv2
@@ -134,7 +135,7 @@ def _head(subject: str, variant: str, means: pd.DataFrame) -> str:
         "dash: not measured, because the weights of LPIPS were not at hand."
     )
     return (
-        f'<h1>{subject}</h1><p class="soft">EAvatar, variant “{variant}”</p>'
+        f'<h1>{escape(subject)}</h1><p class="soft">EAvatar, variant “{escape(variant)}”</p>'
         f"{tiles([*large, (f'{gain:+.2f} dB', 'gain from expression')])}"
         f"{table(shown)}<p>{text}</p>"
     )

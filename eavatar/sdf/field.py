@@ -133,7 +133,8 @@ def write_field(folder: Path, field: HeadField, surface: Surface) -> None:
 
     The tensors are the field's parameters (``geometry.*``, ``drivers.*``, ``neutral_landmarks``)
     and the neutral surface that stage II starts from: ``surface.positions`` (S, 3) and
-    ``surface.features`` (S, F). The YAML holds ``expression_size`` and ``settings``.
+    ``surface.features`` (S, F). The YAML holds ``sizes``, which is what stage II needs to know,
+    and ``settings``.
 
     Raises:
         UserError: a value is not finite; nothing is written then.
@@ -151,10 +152,17 @@ def write_field(folder: Path, field: HeadField, surface: Surface) -> None:
             "finite; lower sdf.learning_rate or look at the input frames."
         )
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    description = {
-        "expression_size": field.expression_size,
-        "settings": field.settings.model_dump(mode="json"),
+    settings = field.settings
+    sizes = {
+        "expression": field.expression_size,
+        "feature": settings.feature_size,
+        "colour": settings.colour_size,
+        "width": settings.width,
+        "near": settings.near,
+        "far": settings.far,
+        "deform_scale": settings.deform_scale,
     }
+    description = {"sizes": sizes, "settings": settings.model_dump(mode="json")}
     with atomic(folder / "model.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(description, sort_keys=False))
     with atomic(folder / "model.safetensors") as temporary:
@@ -174,7 +182,7 @@ def read_field(folder: Path) -> HeadField:
     description: dict[str, Any] = read_yaml(folder / "model.yaml")
     try:
         settings = validate(SdfSettings, description["settings"], str(folder / "model.yaml"))
-        field = HeadField(settings, int(description["expression_size"]))
+        field = HeadField(settings, int(description["sizes"]["expression"]))
         tensors = load_file(path)
         own = {name: value for name, value in tensors.items() if not name.startswith("surface.")}
         field.load_state_dict(own)

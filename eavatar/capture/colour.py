@@ -7,7 +7,7 @@ in the order of the colour-science package, which made the published matrices.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import cv2
@@ -40,9 +40,8 @@ TERMS: dict[int, tuple[str, ...]] = {
 }
 """Number of terms to the monomials, each written as the product of its channels."""
 
-LEVELS = (
-    65535  # of the encoding table: its steps are below 0.06 of an 8-bit level, even in the dark
-)
+CHUNK = 16384  # pixels at a time: all monomials of a chunk stay in the processor's cache
+LEVELS = 65535  # of the encoding table: a step is less than 0.06 of an 8-bit level
 
 
 @lru_cache(maxsize=1)
@@ -57,14 +56,19 @@ def _tables() -> tuple[Float, Image]:
 
 def polynomial(linear: Float, matrix: NDArray[np.float64]) -> Float:
     """Linear RGB (..., 3) through a (3, terms) colour matrix to linear RGB (..., 3)."""
-    channels = dict(zip("RGB", np.moveaxis(linear, -1, 0), strict=True))
-    result = np.zeros_like(linear)
-    for term, weights in zip(TERMS[matrix.shape[1]], matrix.T.astype(np.float32), strict=True):
-        monomial = np.ones_like(linear[..., 0])
-        for letter in term.replace("1", ""):
-            monomial = monomial * channels[letter]
-        result += monomial[..., None] * weights
-    return result
+    weights, pixels = matrix.astype(np.float32), linear.reshape(-1, 3)
+    result = np.empty_like(pixels)
+    for start in range(0, len(pixels), CHUNK):
+        chunk = pixels[start : start + CHUNK]
+        channels = dict(zip("RGB", np.ascontiguousarray(chunk.T), strict=True))
+        channels["1"] = np.ones(len(chunk), dtype=np.float32)
+        monomials = [
+            reduce(np.multiply, [channels[letter] for letter in term])
+            for term in TERMS[matrix.shape[1]]
+        ]
+        # Not a matrix product: BLAS would start threads of its own in every worker thread.
+        result[start : start + CHUNK] = np.einsum("ct,tn->nc", weights, np.stack(monomials))
+    return result.reshape(linear.shape)
 
 
 def correct_colour(image: Image, matrix: NDArray[np.float64]) -> Image:

@@ -138,7 +138,7 @@ def score(a: Arguments) -> None:
     """Compare a subject's results with ground truth (the demo has it; no stage reads it)."""
     from eavatar.tables.score import score as run
 
-    run(a.results, a.truth)
+    run(a.results, a.truth, a.capture)
 
 
 Flag = tuple[str, type, str, bool]
@@ -251,6 +251,7 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
     score: [
         ("results", Path, "results/<subject>", True),
         ("truth", Path, "folder of ground truth, e.g. results/demo/truth", True),
+        ("capture", Path, "raw capture; results/<subject>/raw if not given", False),
     ],
 }
 

@@ -62,10 +62,17 @@ rule report:
     input:
         metrics=rules.metrics.output[0],
         pictures="results/{subject}/tables/full/pictures",
-        avatar="results/{subject}/splat/full/log.csv",
-        surface="results/{subject}/sdf/full/neutral.ply",
-        prior=rules.align_prior.output.mesh,
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        cameras=rules.calibrate.output.cameras,
         tracking=rules.fit_face.output.tracking,
+        neutral=rules.fit_face.output.neutral,
+        prior=rules.align_prior.output.mesh,
+        alignment=rules.align_prior.output.alignment,
+        surface="results/{subject}/sdf/full/neutral.ply",
+        surface_curves="results/{subject}/sdf/full/log.csv",
+        avatar="results/{subject}/splat/full/model.yaml",
+        avatar_curves="results/{subject}/splat/full/log.csv",
     output:
         "results/{subject}/report.html",
     log:

@@ -283,10 +283,11 @@ def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
     height, width = subject.shape
     for label in range(1, count):
         x, y, w, h, _ = stats[label]
-        touches = x == 0 or y == 0 or x + w == width or y + h == height
+        if x == 0 or y == 0 or x + w == width or y + h == height:
+            continue
         region = (slice(y, y + h), slice(x, x + w))
         hole = labels[region] == label
-        if not touches and np.median(distance[region][hole]) > noise:
+        if np.median(distance[region][hole]) > noise:
             filled[region] |= hole
     return filled
 

@@ -1,0 +1,64 @@
+"""Landmark detections of the demo capture, with a detector's faults.
+
+Sizes are pixels of the full 2200×3208 image, where 1 mm at the head is about 8 pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.cameras import Camera
+from eavatar.capture.demo_render import SAMPLES
+
+Array = NDArray[np.floating]
+
+BIAS = 0.001  # metres: a detector's idea of a landmark is not the model's
+NOISE, NOISE_AT_LIMB = 4.5, 12.0  # standard deviation, facing the camera and seen edge-on
+OUTLIERS = 0.008  # share of points
+OUTLIER_SIZE = 80.0
+MISSED = 0.01  # share of images without a face
+SURFACE_TOLERANCE = 0.008  # metres: a landmark this far behind what is seen is hidden
+
+
+def landmark_bias(generator: np.random.Generator) -> Array:
+    """(68, 3) constant offset of each landmark in the head's frame, metres."""
+    return generator.normal(0, BIAS / np.sqrt(3), (68, 3))
+
+
+def seen(points: Array, camera: Camera, depth: Array) -> Array:
+    """(68,) whether each world point lies on the surface nearest to a camera.
+
+    Args:
+        points: (68, 3) world, metres.
+        camera: of the stored image.
+        depth: nearest depths at the samples of the stored image, see `demo_render.View`.
+    """
+    pixels, distance = camera.project(points)
+    column, row = np.floor(SAMPLES * pixels).astype(int).T
+    inside = (row >= 0) & (column >= 0) & (row < depth.shape[0]) & (column < depth.shape[1])
+    nearest = depth[row * inside, column * inside]
+    return inside & (distance < nearest + SURFACE_TOLERANCE)
+
+
+def detect(
+    points: Array, normals: Array, visible: Array, camera: Camera, generator: np.random.Generator
+) -> tuple[Array, Array]:
+    """Noisy detections of one image: points (68, 2), and confidence (68,), 0 where not seen.
+
+    Args:
+        points: (68, 3) true landmarks plus bias, world.
+        normals: (68, 3) of the surface.
+        visible: (68,) from `seen`.
+        camera: at full size.
+    """
+    view = camera.centre - points
+    facing = (normals * view).sum(-1) / np.linalg.norm(view, axis=-1)
+    facing = np.clip(facing, 0, 1)
+    sigma = NOISE + (NOISE_AT_LIMB - NOISE) * (1 - facing) ** 2
+    pixels = camera.project(points)[0] + sigma[:, None] * generator.normal(size=(68, 2))
+    outlier = generator.random((68, 1)) < OUTLIERS
+    pixels += outlier * generator.normal(0, OUTLIER_SIZE, (68, 2))
+    confidence = 0.35 + 0.55 * facing + generator.normal(0, 0.04, 68)
+    found = visible & (facing > 0.05) & (generator.random() > MISSED)
+    return pixels, np.where(found, np.clip(confidence, 0.05, 1), 0)

@@ -1,0 +1,292 @@
+"""The demo family of heads: one topology, a mesh per head, and its look.
+
+Model frame: that of `demo_sculpt`, in metres: y up, the face towards +z, +x the subject's left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.capture import demo_controls, demo_look
+from eavatar.capture.demo_sculpt import (
+    EYE,
+    EYE_RADIUS,
+    HAIR,
+    MOUTH_Y,
+    SHIRT,
+    SKIN,
+    Surface,
+    axis,
+    mesh,
+)
+
+Float = NDArray[np.float32]
+METRES = 0.1  # per decimetre
+
+SKIN_AXES = (
+    axis((-1.05, 0.03), (-0.66, 0.018), (0.66, 0.03), (1.05, 0)),
+    axis((-1.42, 0.05), (-0.95, 0.018), (0.66, 0.045), (1.6, 0)),
+    axis((-1.15, 0.06), (-0.42, 0.03), (0.35, 0.018), (1.3, 0)),
+)
+HAIR_AXES = (
+    axis((-1.1, 0.03), (1.1, 0)),
+    axis((-0.8, 0.03), (1.75, 0)),
+    axis((-1.3, 0.03), (1.2, 0)),
+)
+SHIRT_AXES = (
+    axis((-2.2, 0.06), (-0.9, 0.04), (0.9, 0.06), (2.2, 0)),
+    axis((-2.5, 0.06), (-1.5, 0.035), (-0.6, 0)),
+    axis((-1.3, 0.05), (0.9, 0)),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of the head, in the sculpt frame.
+
+    Attributes:
+        surface: its mesh.
+        displacements: (K, V, 3) of the expression controls, or None if it ignores them.
+        head: (V,) share of the head's pose.
+        look: (V, A) shading attributes, see `demo_look`.
+    """
+
+    surface: Surface
+    displacements: NDArray[np.float64] | None
+    head: NDArray[np.float64]
+    look: Float
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of the family with everything that the renderer needs, in metres.
+
+    Attributes:
+        neutral: (V, 3) model frame.
+        displacements: (K, V, 3) of the expression controls at full strength.
+        faces: (F, 3).
+        head: (V,) share of the head's pose; the rest of a vertex stays with the torso.
+        look: (V, A) shading attributes.
+        eyes: left and right eyeball: slice of the vertices.
+        eye_centres: (2, 3).
+        skin: number of skin vertices, which come first.
+        landmarks: (68,) skin vertices of the iBUG points.
+    """
+
+    neutral: Float
+    displacements: Float
+    faces: NDArray[np.int32]
+    head: Float
+    look: Float
+    eyes: tuple[slice, slice]
+    eye_centres: Float
+    skin: int
+    landmarks: NDArray[np.int64]
+
+    def vertices(self, expression: Float, gaze: tuple[float, float]) -> Float:
+        """(V, 3) at rest pose with control strengths (K,) and gaze (yaw, pitch) in radians."""
+        result = self.neutral + np.tensordot(expression.astype(np.float32), self.displacements, 1)
+        yaw, pitch = gaze
+        cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+        turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array(
+            [[1, 0, 0], [0, cp, sp], [0, -sp, cp]]
+        )
+        for eye, centre in zip(self.eyes, self.eye_centres, strict=True):
+            result[eye] = (result[eye] - centre) @ turn.T.astype(np.float32) + centre
+        return result
+
+
+def grid_faces(rows: int, columns: int, closed: bool) -> NDArray[np.int32]:
+    """Triangles of a grid of vertices; ``closed`` joins the last column to the first."""
+    row, column = np.mgrid[: rows - 1, : columns - (0 if closed else 1)]
+    a = row * columns + column
+    b = row * columns + (column + 1) % columns
+    quads = np.stack([a, b, b + columns, a + columns], -1).reshape(-1, 4)
+    return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]).astype(np.int32)
+
+
+def ball(centre: tuple[float, ...], radii: tuple[float, ...], rows: int, columns: int) -> Surface:
+    """An ellipsoid with its pole towards +z and rows closer together near it."""
+    polar = np.pi * np.linspace(0, 1, rows) ** 1.4
+    around = 2 * np.pi * np.arange(columns) / columns
+    x = np.sin(polar)[:, None] * np.cos(around)
+    y = np.sin(polar)[:, None] * np.sin(around)
+    z = np.broadcast_to(np.cos(polar)[:, None], x.shape)
+    unit = np.stack([x, y, z], -1).reshape(-1, 3)
+    faces = grid_faces(rows, columns, closed=True)[:, ::-1]
+    return Surface((unit * radii + centre).astype(np.float32), np.ascontiguousarray(faces))
+
+
+def dental_arch(upper: bool) -> Surface:
+    """A row of teeth with gum: a bent ribbon with a rounded section, closed at the biting edge."""
+    along = np.linspace(-1, 1, 97)
+    # Section from the gum down the front, round the edge and up the back: (depth, height).
+    depth = np.array([0.0, 0.018, 0.022, 0.018, 0.0, -0.03, -0.05, -0.05])
+    height = np.array([0.0, 0.035, 0.08, 0.115, 0.128, 0.118, 0.06, 0.0])
+    tooth = np.abs(np.sin(along * np.pi * 5.0))
+    edge = 1.0 - 0.05 * (1 - tooth**0.3)
+    x = 0.235 * np.sin(along * np.pi / 2 * 0.92)
+    z = 0.66 + (0.27 if upper else 0.25) * np.cos(along * np.pi / 2 * 0.92)
+    outward = np.stack([np.sin(along * 1.3), np.cos(along * 1.3)], -1)
+    bulge = 0.7 + 0.3 * tooth**0.5
+    px = x + outward[:, 0] * depth[:, None] * bulge
+    pz = z + outward[:, 1] * depth[:, None] * bulge
+    root, direction = (MOUTH_Y + 0.125, -1) if upper else (MOUTH_Y - 0.155, 1)
+    py = root + direction * height[:, None] * edge
+    faces = grid_faces(len(depth), len(along), closed=False)
+    faces = faces if not upper else faces[:, ::-1]
+    vertices = np.stack([px, py, pz], -1).reshape(-1, 3)
+    return Surface(vertices.astype(np.float32), np.ascontiguousarray(faces))
+
+
+def vertex_normals(surface: Surface) -> Float:
+    """(V, 3) unit normals, weighted by area."""
+    corner = surface.vertices[surface.faces]
+    normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    total = np.stack(
+        [
+            np.bincount(surface.faces.ravel(), np.repeat(normal[:, i], 3), len(surface.vertices))
+            for i in range(3)
+        ],
+        axis=1,
+    )
+    length = np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    return (total / length).astype(np.float32)
+
+
+def static_part(surface: Surface, look: Float, head: float) -> Part:
+    """A part without expression."""
+    return Part(surface, None, np.full(len(surface.vertices), head), look)
+
+
+def skin_part(generator: np.random.Generator) -> Part:
+    surface = mesh(SKIN, SKIN_AXES)
+    points = surface.vertices.astype(np.float64)
+    look = demo_look.skin_look(points, vertex_normals(surface), generator)
+    moves = demo_controls.skin_displacements(points)
+    return Part(surface, moves, demo_controls.head_weight(points), look)
+
+
+def jaw_part(surface: Surface, look: Float) -> Part:
+    points = surface.vertices.astype(np.float64)
+    return Part(surface, demo_controls.jaw_displacements(points), np.ones(len(points)), look)
+
+
+def build_parts(generator: np.random.Generator) -> list[Part]:
+    """Skin, left and right eye, lower and upper teeth, tongue, hair, shirt."""
+    eyes = [ball((side * EYE[0], *EYE[1:]), (EYE_RADIUS,) * 3, 28, 40) for side in (1, -1)]
+    lower, upper = dental_arch(upper=False), dental_arch(upper=True)
+    tongue = ball((0.0, MOUTH_Y - 0.10, 0.66), (0.16, 0.06, 0.22), 12, 20)
+    hair, shirt = mesh(HAIR, HAIR_AXES), mesh(SHIRT, SHIRT_AXES)
+    return [
+        skin_part(generator),
+        *(static_part(eye, demo_look.eye_look(eye, generator), 1.0) for eye in eyes),
+        jaw_part(lower, demo_look.teeth_look(lower.vertices, upper=False)),
+        static_part(upper, demo_look.teeth_look(upper.vertices, upper=True), 1.0),
+        jaw_part(tongue, demo_look.tongue_look(tongue.vertices)),
+        static_part(hair, demo_look.hair_look(hair.vertices, vertex_normals(hair)), 1.0),
+        static_part(shirt, demo_look.shirt_look(shirt.vertices, vertex_normals(shirt)), 0.0),
+    ]
+
+
+def shaped(part: Part, shape: NDArray[np.floating], neutral: bool) -> tuple[Float, Float]:
+    """Neutral vertices (V, 3) and control displacements (K, V, 3) of a part on one head, metres.
+
+    Args:
+        shape: the head's coefficients, see `demo_controls.random_shape`.
+        neutral: close the lips of the sculpture.
+    """
+    points = part.surface.vertices.astype(np.float64)
+    base = points + demo_controls.lip_closure(points) if neutral else points
+    start = demo_controls.warp(base, shape)
+    if part.displacements is None:
+        moves = np.zeros((len(demo_controls.CONTROLS), *points.shape))
+    else:
+        moves = np.stack(
+            [demo_controls.warp(base + move, shape) - start for move in part.displacements]
+        )
+    return (METRES * start).astype(np.float32), (METRES * moves).astype(np.float32)
+
+
+# iBUG-68 points of the left half on the sculpture, from the middle of the face outwards where a
+# row crosses it; decimetres. The nearest skin vertex is the landmark.
+JAW_LINE = (
+    (0.0, -0.83, 0.92), (0.155, -0.81, 0.90), (0.29, -0.75, 0.80), (0.41, -0.66, 0.60),
+    (0.50, -0.57, 0.38), (0.56, -0.42, 0.17), (0.62, -0.22, 0.10), (0.68, 0.02, 0.10),
+    (0.70, 0.28, 0.12),
+)  # fmt: skip
+BROW = (
+    (0.11, 0.47, 0.95),
+    (0.20, 0.515, 0.94),
+    (0.30, 0.54, 0.88),
+    (0.40, 0.53, 0.80),
+    (0.50, 0.47, 0.68),
+)
+BRIDGE = ((0.0, 0.33, 0.95), (0.0, 0.22, 1.02), (0.0, 0.11, 1.12), (0.0, 0.01, 1.21))
+NOSTRILS = ((0.0, -0.145, 1.06), (0.07, -0.135, 1.05), (0.145, -0.105, 1.03))
+EYE_CORNERS = (
+    (0.175, 0.305, 0.83), (0.26, 0.368, 0.905), (0.36, 0.372, 0.90),
+    (0.45, 0.322, 0.81), (0.36, 0.270, 0.90), (0.26, 0.268, 0.90),
+)  # fmt: skip
+OUTER_LIPS_UPPER = (
+    (0.0, -0.262, 1.08),
+    (0.075, -0.258, 1.075),
+    (0.165, -0.295, 1.02),
+    (0.272, -0.35, 0.90),
+)
+OUTER_LIPS_LOWER = ((0.0, -0.488, 1.03), (0.09, -0.48, 1.02), (0.18, -0.445, 0.97))
+INNER_LIPS_UPPER = ((0.0, -0.338, 1.03), (0.10, -0.333, 1.01), (0.245, -0.35, 0.90))
+INNER_LIPS_LOWER = ((0.0, -0.394, 1.01), (0.10, -0.388, 1.0))
+
+
+def landmark_points() -> NDArray[np.float64]:
+    """(68, 3) iBUG points on the sculpture, from the subject's right to left as the order has it."""
+
+    def right(points: tuple[tuple[float, ...], ...]) -> list[tuple[float, ...]]:
+        return [(-x, y, z) for x, y, z in points]
+
+    def row(half: tuple[tuple[float, ...], ...]) -> list[tuple[float, ...]]:
+        return [*right(half[1:])[::-1], *half]
+
+    eye_right = right(tuple(EYE_CORNERS[i] for i in (3, 2, 1, 0, 5, 4)))
+    points = [
+        *row(JAW_LINE), *right(BROW)[::-1], *BROW, *BRIDGE, *row(NOSTRILS), *eye_right, *EYE_CORNERS,
+        *row(OUTER_LIPS_UPPER), *row(OUTER_LIPS_LOWER)[::-1],
+        *row(INNER_LIPS_UPPER), *row(INNER_LIPS_LOWER)[::-1],
+    ]  # fmt: skip
+    return np.array(points)
+
+
+def nearest_vertices(vertices: Float, points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the vertex nearest to each point."""
+    from scipy.spatial import cKDTree
+
+    return np.asarray(cKDTree(vertices).query(points)[1], dtype=np.int64)
+
+
+def build_head(seed: int) -> Head:
+    """The subject: a random head of the family, deterministic from the seed."""
+    generator = np.random.default_rng([seed, 1])
+    parts = build_parts(generator)
+    shape = demo_controls.random_shape(generator)
+    # The shirt is the same for all heads; teeth and tongue keep their place between the lips.
+    pieces = [shaped(part, shape, neutral=index == 0) for index, part in enumerate(parts)]
+    sizes = [len(neutral) for neutral, _ in pieces]
+    starts = np.cumsum([0, *sizes])
+    eyes = slice(starts[1], starts[2]), slice(starts[2], starts[3])
+    faces = [part.surface.faces + start for part, start in zip(parts, starts, strict=False)]
+    centres = np.array([[side * EYE[0], EYE[1], EYE[2]] for side in (1.0, -1.0)])
+    return Head(
+        neutral=np.concatenate([neutral for neutral, _ in pieces]),
+        displacements=np.concatenate([moves for _, moves in pieces], axis=1),
+        faces=np.concatenate(faces).astype(np.int32),
+        head=np.concatenate([part.head for part in parts]).astype(np.float32),
+        look=np.concatenate([part.look for part in parts]),
+        eyes=eyes,
+        eye_centres=(METRES * demo_controls.warp(centres, shape)).astype(np.float32),
+        skin=sizes[0],
+        landmarks=nearest_vertices(parts[0].surface.vertices, landmark_points()),
+    )

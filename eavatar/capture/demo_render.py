@@ -1,0 +1,328 @@
+"""Ray casting and shading of the demo head.
+
+Each sample's ray is tested against the triangles whose projected bounds cover it and the nearest
+hit is kept: exact primary visibility, without an acceleration structure. Four samples a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.cameras import Camera
+from eavatar.capture.demo_look import COLUMNS, KEY_LIGHT
+
+Float = NDArray[np.float32]
+
+SAMPLES = 2  # along each side of a pixel
+NOISE_SIZE = 64
+STRAND_ROWS, STRAND_COLUMNS = 64, 1024
+FILL_LIGHT = np.array([-0.75, 0.12, 0.65]) / np.linalg.norm([-0.75, 0.12, 0.65])
+RIM_LIGHT = np.array([-0.55, 0.55, -0.63]) / np.linalg.norm([-0.55, 0.55, -0.63])
+LIGHTS = np.stack([KEY_LIGHT, FILL_LIGHT, RIM_LIGHT]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class NoiseTables:
+    """Detail finer than the mesh, periodic, values in about [-1, 1].
+
+    Attributes:
+        volume: (64, 64, 64) mottling.
+        strands: (64, 1024) strands: along, across.
+    """
+
+    volume: Float
+    strands: Float
+
+
+def noise_tables(generator: np.random.Generator) -> NoiseTables:
+    """Smoothed white noise, normalised."""
+    from scipy.ndimage import gaussian_filter
+
+    volume = gaussian_filter(generator.normal(size=(NOISE_SIZE,) * 3), 1.0, mode="wrap")
+    strands = sum(
+        gaussian_filter(generator.normal(size=(STRAND_ROWS, STRAND_COLUMNS)), blur, mode="wrap")
+        * np.sqrt(blur[0] * blur[1])
+        for blur in ((5.0, 0.8), (8.0, 3.0))
+    )
+    tables = [table / (2.5 * table.std()) for table in (volume, strands)]
+    return NoiseTables(*(table.clip(-1, 1).astype(np.float32) for table in tables))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The posed head of one timestep.
+
+    Attributes:
+        vertices: (V, 3) world, metres.
+        normals: (V, 3) unit.
+    """
+
+    vertices: Float
+    normals: Float
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def smooth_normals(vertices, faces):
+    """(V, 3) unit vertex normals, weighted by area."""
+    normals = np.zeros_like(vertices)
+    for f in range(len(faces)):
+        a, b, c = faces[f]
+        ux, uy, uz = (
+            vertices[b, 0] - vertices[a, 0],
+            vertices[b, 1] - vertices[a, 1],
+            vertices[b, 2] - vertices[a, 2],
+        )
+        vx, vy, vz = (
+            vertices[c, 0] - vertices[a, 0],
+            vertices[c, 1] - vertices[a, 1],
+            vertices[c, 2] - vertices[a, 2],
+        )
+        for vertex in (a, b, c):
+            normals[vertex, 0] += uy * vz - uz * vy
+            normals[vertex, 1] += uz * vx - ux * vz
+            normals[vertex, 2] += ux * vy - uy * vx
+    for v in range(len(normals)):
+        length = math.sqrt(normals[v, 0] ** 2 + normals[v, 1] ** 2 + normals[v, 2] ** 2)
+        for i in range(3):
+            normals[v, i] /= max(length, 1e-12)
+    return normals
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def cast(points, faces, fx, fy, cx, cy, width, height):
+    """Nearest front-facing triangle and its depth at the centre of every sample.
+
+    Args:
+        points: (V, 3) vertices in camera space, metres.
+        fx, fy, cx, cy: intrinsics in samples.
+
+    Returns:
+        ids (height, width), -1 for none, and depths (height, width) along the optical axis.
+    """
+    ids = np.full((height, width), -1, np.int32)
+    depths = np.full((height, width), np.float32(1e9))
+    u = np.empty(len(points), np.float32)
+    v = np.empty(len(points), np.float32)
+    for i in range(len(points)):
+        u[i] = fx * points[i, 0] / points[i, 2] + cx
+        v[i] = fy * points[i, 1] / points[i, 2] + cy
+    for f in range(len(faces)):
+        a, b, c = faces[f]
+        area = (u[b] - u[a]) * (v[c] - v[a]) - (u[c] - u[a]) * (v[b] - v[a])
+        if area >= 0:  # seen from behind: image y points down
+            continue
+        left = max(math.ceil(min(u[a], u[b], u[c]) - 0.5), 0)
+        right = min(math.floor(max(u[a], u[b], u[c]) - 0.5), width - 1)
+        top = max(math.ceil(min(v[a], v[b], v[c]) - 0.5), 0)
+        bottom = min(math.floor(max(v[a], v[b], v[c]) - 0.5), height - 1)
+        if left > right or top > bottom:
+            continue
+        za, zb, zc = 1 / points[a, 2], 1 / points[b, 2], 1 / points[c, 2]
+        for y in range(top, bottom + 1):
+            for x in range(left, right + 1):
+                px, py = x + np.float32(0.5), y + np.float32(0.5)
+                wa = (u[c] - u[b]) * (py - v[b]) - (v[c] - v[b]) * (px - u[b])
+                wb = (u[a] - u[c]) * (py - v[c]) - (v[a] - v[c]) * (px - u[c])
+                wc = area - wa - wb
+                if wa <= 0 and wb <= 0 and wc <= 0:
+                    depth = area / (wa * za + wb * zb + wc * zc)
+                    if depth < depths[y, x]:
+                        depths[y, x] = depth
+                        ids[y, x] = f
+    return ids, depths
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def look_up_volume(volume, x, y, z):
+    """Trilinear, periodic."""
+    i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+    tx, ty, tz = x - i, y - j, z - k
+    total = 0.0
+    for di in range(2):
+        for dj in range(2):
+            for dk in range(2):
+                weight = (tx if di else 1 - tx) * (ty if dj else 1 - ty) * (tz if dk else 1 - tz)
+                total += weight * volume[(i + di) & 63, (j + dj) & 63, (k + dk) & 63]
+    return total
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def look_up_strands(strands, along, across):
+    """Bilinear, periodic."""
+    i, j = int(math.floor(along)), int(math.floor(across))
+    ti, tj = along - i, across - j
+    low = (1 - tj) * strands[i & 63, j & 1023] + tj * strands[i & 63, (j + 1) & 1023]
+    high = (1 - tj) * strands[(i + 1) & 63, j & 1023] + tj * strands[(i + 1) & 63, (j + 1) & 1023]
+    return (1 - ti) * low + ti * high
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def shade(look, normal, view, lights, volume, strands, colour):
+    """Outgoing linear colour of one hit, into ``colour``."""
+    x, y, z = look[11], look[12], look[13]
+    factor = 1.0
+    freckle = 0.0
+    if look[3] > 0.01:
+        coarse = look_up_volume(volume, 9.0 * x, 9.0 * y, 9.0 * z)
+        fine = look_up_volume(volume, 30.0 * x + 7.0, 30.0 * y, 30.0 * z)
+        factor += look[3] * (0.10 * coarse + 0.09 * fine)
+        freckle = look[3] * max(fine * 0.8 + coarse * 0.5 - 0.35, 0.0)
+    gloss = look[7]
+    if look[4] > 0.01:
+        strand = look_up_strands(strands, 60.0 * look[6], 260.0 * look[5])
+        factor *= math.exp(0.85 * look[4] * strand)
+        gloss *= 1.0 + 0.8 * look[4] * strand
+    key = normal[0] * lights[0, 0] + normal[1] * lights[0, 1] + normal[2] * lights[0, 2]
+    fill = normal[0] * lights[1, 0] + normal[1] * lights[1, 1] + normal[2] * lights[1, 2]
+    rim = normal[0] * lights[2, 0] + normal[1] * lights[2, 1] + normal[2] * lights[2, 2]
+    facing = max(normal[0] * view[0] + normal[1] * view[1] + normal[2] * view[2], 0.0)
+    open_share, lit = look[8], look[9]
+    spread = (0.30, 0.16, 0.10)
+    tint = (1.04, 1.0, 0.95)
+    for channel in range(3):
+        wrap = spread[channel] * look[10]
+        direct = max((key + wrap) / (1 + wrap), 0.0) * (lit + 0.12 * wrap)
+        around = 0.27 * max((fill + 0.4) / 1.4, 0.0) + 0.12 * max(rim, 0.0)
+        ambient = 0.23 + 0.08 * normal[1]
+        # Light that bounces within a crease keeps the colour of what it bounced off.
+        bounced = open_share ** (1.0 - 0.35 * look[channel])
+        light = 0.86 * tint[channel] * direct + (around + ambient) * bounced
+        albedo = look[channel] * factor * (1.0 - freckle * (0.35, 0.62, 0.75)[channel])
+        colour[channel] = albedo * light
+    half = (view[0] + lights[0, 0], view[1] + lights[0, 1], view[2] + lights[0, 2])
+    length = math.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
+    aligned = normal[0] * half[0] + normal[1] * half[1] + normal[2] * half[2]
+    aligned = max(aligned / max(length, 1e-6), 0.0)
+    shine = 0.16 * aligned**18 if gloss < 0.9 else 0.12 * aligned**18 + 0.9 * aligned**220
+    shine = shine * lit + 0.05 * (1 - facing) ** 4 * open_share
+    for channel in range(3):
+        colour[channel] += gloss * shine
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def resolve(
+    ids, points, faces, vertices, normals, looks, fx, fy, cx, cy, eye, lights, volume, strands
+):
+    """Shade all samples and average them per pixel.
+
+    Returns:
+        colour (H, W, 3) linear, premultiplied by coverage, and coverage (H, W).
+    """
+    height, width = ids.shape[0] // SAMPLES, ids.shape[1] // SAMPLES
+    image = np.zeros((height, width, 3), np.float32)
+    coverage = np.zeros((height, width), np.float32)
+    look = np.empty(COLUMNS, np.float32)
+    normal, view, colour = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
+    share = np.float32(1 / SAMPLES**2)
+    for y in range(height * SAMPLES):
+        for x in range(width * SAMPLES):
+            f = ids[y, x]
+            if f < 0:
+                continue
+            a, b, c = faces[f]
+            dx, dy = (x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy
+            # Barycentric coordinates where the ray (dx, dy, 1) meets the triangle's plane.
+            wa = ray_volume(dx, dy, points, b, c)
+            wb = ray_volume(dx, dy, points, c, a)
+            wc = ray_volume(dx, dy, points, a, b)
+            total = wa + wb + wc
+            wa, wb, wc = wa / total, wb / total, wc / total
+            for i in range(COLUMNS):
+                look[i] = wa * looks[a, i] + wb * looks[b, i] + wc * looks[c, i]
+            n_length, v_length = 0.0, 0.0
+            for i in range(3):
+                normal[i] = wa * normals[a, i] + wb * normals[b, i] + wc * normals[c, i]
+                at = wa * vertices[a, i] + wb * vertices[b, i] + wc * vertices[c, i]
+                view[i] = eye[i] - at
+                n_length += normal[i] ** 2
+                v_length += view[i] ** 2
+            n_length, v_length = math.sqrt(max(n_length, 1e-12)), math.sqrt(v_length)
+            for i in range(3):
+                normal[i] /= n_length
+                view[i] /= v_length
+            shade(look, normal, view, lights, volume, strands, colour)
+            py, px = y // SAMPLES, x // SAMPLES
+            coverage[py, px] += share
+            for i in range(3):
+                image[py, px, i] += share * colour[i]
+    return image, coverage
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True, inline="always")
+def ray_volume(dx, dy, points, b, c):
+    """Triple product of the ray (dx, dy, 1) with two vertices in camera space."""
+    return (
+        dx * (points[b, 1] * points[c, 2] - points[b, 2] * points[c, 1])
+        + dy * (points[b, 2] * points[c, 0] - points[b, 0] * points[c, 2])
+        + (points[b, 0] * points[c, 1] - points[b, 1] * points[c, 0])
+    )
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def develop(image, coverage, plate, camera_colour, curve, noise):
+    """What the camera stores: (H, W, 3) uint8.
+
+    Args:
+        image, coverage: from `resolve`.
+        plate: (H, W, 3) linear background.
+        camera_colour: (3, 3) linear scene colour to linear camera colour.
+        curve: (4096,) sRGB encoding of linear [0, 1], in 8-bit steps.
+        noise: (H, W, 3) of the sensor, in 8-bit steps.
+    """
+    height, width = coverage.shape
+    result = np.empty((height, width, 3), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            away = 1 - coverage[y, x]
+            r = image[y, x, 0] + away * plate[y, x, 0]
+            g = image[y, x, 1] + away * plate[y, x, 1]
+            b = image[y, x, 2] + away * plate[y, x, 2]
+            for i in range(3):
+                linear = camera_colour[i, 0] * r + camera_colour[i, 1] * g + camera_colour[i, 2] * b
+                step = int(min(max(linear, 0.0), 1.0) * (len(curve) - 1) + 0.5)
+                value = curve[step] + noise[y, x, i]
+                result[y, x, i] = np.uint8(min(max(value + 0.5, 0.0), 255.0))
+    return result
+
+
+@dataclass(frozen=True)
+class View:
+    """What one camera sees, before its sensor.
+
+    Attributes:
+        image: (H, W, 3) linear colour, premultiplied.
+        coverage: (H, W) in [0, 1].
+        depth: (2H, 2W) metres along the optical axis at the samples, 1e9 where nothing is hit.
+    """
+
+    image: Float
+    coverage: Float
+    depth: Float
+
+
+def render(
+    geometry: Geometry, faces: NDArray[np.int32], looks: Float, camera: Camera, noise: NoiseTables
+) -> View:
+    """Cast and shade one image; looks are the per-vertex columns of `demo_look`."""
+    transform = camera.world_to_camera
+    points = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3]).astype(np.float32)
+    k = camera.intrinsics * SAMPLES
+    optics = tuple(np.float32(value) for value in (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
+    ids, depth = cast(points, faces, *optics, camera.width * SAMPLES, camera.height * SAMPLES)
+    image, coverage = resolve(
+        ids, points, faces, geometry.vertices, geometry.normals, looks, *optics,
+        camera.centre.astype(np.float32), LIGHTS, noise.volume, noise.strands,
+    )  # fmt: skip
+    return View(image, coverage, depth)
+
+
+def encoding_curve() -> Float:
+    """(4096,) sRGB encoding of linear [0, 1] in 8-bit steps."""
+    linear = np.linspace(0, 1, 4096)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (255 * encoded).astype(np.float32)

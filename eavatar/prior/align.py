@@ -3,9 +3,8 @@
 The fitted face may be a small part of the prior, and a face alone fits a head in many wrong
 places. So the search first compares complete heads: the fitted face completed by the generic
 head, against the prior. Only then is the face itself, which is known best, fitted to the prior;
-in that direction hair, neck and shoulders have no say. The recipe (multi-start, a symmetric
-clipped score because one-sided fitness rewards shrinking, bounded scale, coarse to fine) follows
-FACTS G.
+in that direction hair, neck and shoulders have no say. Starts are ranked by a symmetric clipped
+distance, because one-sided fitness rewards shrinking.
 """
 
 from __future__ import annotations
@@ -144,8 +143,8 @@ def search(prior: Array, target: Target) -> Similarity:
         prior: (N, 3) samples in the prior's frame.
     """
     few = prior[:START_SAMPLES], target.head[:START_SAMPLES]
-    tried = []
-    for start in tqdm(list(starts(prior, target.head)), desc="align_prior", unit="start"):
+    tried: list[tuple[float, int, Similarity]] = []
+    for start in tqdm(starts(prior, target.head), desc="align_prior", unit="start"):
         found = icp(*few, start, START_STAGES)
         if 1 / SCALE_DRIFT < found.scale / start.scale < SCALE_DRIFT:
             tried.append((score(found.apply(few[0]), few[1], few[1]), len(tried), found))

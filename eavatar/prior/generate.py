@@ -1,7 +1,7 @@
 """A complete head mesh in its generator's own frame: ``prior/raw.ply``.
 
-A backend takes the fitted face and writes nothing: it returns the mesh, whose position,
-orientation and scale mean nothing until `align_prior` has found them.
+A backend is a function of the fitted face (and, for `provided`, of the user's file) that returns
+the mesh. Its position, orientation and scale mean nothing until `align_prior` has found them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, read_arrays, read_mesh, write_mesh
@@ -50,14 +51,14 @@ def generate_prior(
 def generate_template(identity: Path, neutral: Path, mesh: Path | None) -> Mesh:
     """The generic head fitted to the subject, in a generator's frame.
 
-    The frame is that of TRELLIS' meshes (FACTS F1): a unit box around the origin, z up, the
+    The frame is that of TRELLIS' meshes: a unit box around the origin, z up, the
     face towards -y. Whatever the source, a prior thus passes the same alignment.
     """
     landmarks = read_arrays(Identity, identity).landmarks
     head = fit_head(landmarks.astype(np.float64), read_mesh(neutral)).mesh
     low, high = head.vertices.min(axis=0), head.vertices.max(axis=0)
     centred = (head.vertices - (low + high) / 2) / (high - low).max()
-    turned = centred[:, [0, 2, 1]] * np.float32([1, -1, 1])
+    turned = centred[:, [0, 2, 1]] * np.array([1, -1, 1], dtype=np.float32)
     return replace(head, vertices=turned)
 
 
@@ -121,7 +122,7 @@ def warp(points: Array, sources: Array, targets: Array, smoothing: Array) -> Arr
 
 
 def surface_pulls(
-    vertices: Array, faces: Array, neutral: Mesh, reach: float
+    vertices: Array, faces: NDArray[np.int64], neutral: Mesh, reach: float
 ) -> tuple[Array, Array]:
     """Template vertices (M, 3) and the points (M, 3) of the fitted face that they belong to.
 
@@ -145,7 +146,7 @@ def surface_pulls(
     return vertices[near], vertices[near] + offset[:, None] * face_normals[nearest]
 
 
-def vertex_normals(vertices: Array, faces: Array) -> Array:
+def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.int64]) -> Array:
     """(V, 3) unit normals, averaged over the faces of a vertex by area; zero where it has none."""
     a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
     areas = np.repeat(np.cross(b - a, c - a), 3, axis=0)
@@ -155,7 +156,7 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
-def on_border(mesh: Mesh) -> Array:
+def on_border(mesh: Mesh) -> NDArray[np.bool_]:
     """(V,) bool: vertices of edges that only one face has."""
     edges = np.sort(mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
     unique, count = np.unique(edges, axis=0, return_counts=True)

@@ -82,7 +82,10 @@ JAW = (
     (-0.58, -0.45, 0.5), (-0.45, -0.6, 0.65), (-0.31, -0.7, 0.8), (-0.16, -0.76, 0.92),
     (0, -0.77, 0.96),
 )  # fmt: skip
-BROW = ((-0.62, 0.5, 0.75), (-0.52, 0.59, 0.85), (-0.39, 0.62, 0.93), (-0.25, 0.61, 0.99), (-0.12, 0.58, 1.0))  # fmt: skip
+BROW = (
+    (-0.62, 0.5, 0.75), (-0.52, 0.59, 0.85), (-0.39, 0.62, 0.93), (-0.25, 0.61, 0.99),
+    (-0.12, 0.58, 1.0),
+)  # fmt: skip
 BRIDGE = ((0, 0.38, 1.0), (0, 0.27, 1.1), (0, 0.14, 1.2), (0, 0.02, 1.29))
 NOSTRILS = ((-0.14, -0.11, 1.1), (-0.07, -0.12, 1.14), (0, -0.12, 1.16))
 EYE = (
@@ -109,7 +112,7 @@ class Head:
 
 
 def head_distance(points: Array) -> Array:
-    """(...,) blended signed distance of the generic head at points (..., 3), dm, negative inside."""
+    """(...,) signed distance, dm, of points (..., 3) to the generic head, negative inside."""
     result = HEAD[0].distance(points)
     for block in HEAD[1:]:
         sign = -1.0 if block.carve else 1.0

@@ -50,8 +50,8 @@ def moved(mesh: Mesh, transform: Similarity) -> Mesh:
 
 
 @pytest.mark.parametrize(
-    ("seed", "radius", "neck"), [(0, 0.45, -1.9), (1, 0.45, -1.0), (2, np.inf, -1.0)],
-    ids=["face in bust", "face in head", "bust on head"],
+    ("seed", "radius", "neck"), [(1, 0.45, -1.0), (2, np.inf, -1.0)],
+    ids=["face in head", "bust on head"],
 )  # fmt: skip
 def test_a_known_similarity_is_recovered(
     seed: int, radius: float, neck: float, tmp_path: Path

@@ -69,7 +69,7 @@ class FitSettings(Settings):
     expression_components: int = Field(ge=1, description="most leading expression components used")
     identity_weight: float = Field(gt=0, description="prior; 1 = the model's normal distribution")
     expression_weight: float = Field(gt=0, description="prior; 1 = the model's normal distribution")
-    smoothness_weight: float = Field(ge=0, description="prior on second differences over time")
+    smoothness_weight: float = Field(gt=0, description="prior on second differences over time")
     landmark_bias: float = Field(
         gt=0, description="deviation of a person's landmarks from any face of the model, dm"
     )

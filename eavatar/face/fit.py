@@ -1,10 +1,11 @@
 """Joint multi-view fit of a morphable model to the 2-D landmarks of all sequences of a subject.
 
 1. Each landmark of each timestep is triangulated from all cameras, outliers rejected.
-2. A similarity from the mean face to these points starts each pose; the median scale is kept.
+2. A similarity from the mean face to these points starts each pose; the median scale is kept:
+   a free scale would grow without end, as smaller coefficients please their priors.
 3. A Levenberg-Marquardt iteration refines everything at once against all 2-D detections: the
-   neutral landmarks and the scale, which all timesteps share, and each timestep's rotation,
-   translation and expression. Every step solves the full normal equations: a timestep is
+   neutral landmarks, which all timesteps share, and each timestep's rotation, translation and
+   expression. Every step solves the full normal equations: a timestep is
    coupled only to its neighbours (smoothness) and to the shared unknowns, so the matrix is block
    banded with a border, and its factorisation costs time linear in the number of timesteps.
 
@@ -14,7 +15,7 @@ detector marks every landmark of a person with its own constant bias. The identi
 the ones most probable given the neutral landmarks, so the bias does not leak into them.
 
 Letters: T timesteps, C cameras, L = 68 landmarks, E expression coefficients, U = 6 + E unknowns
-of a timestep, S = 1 + 3L shared unknowns.
+of a timestep, S = 3L shared unknowns.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ ROTATION_CHANGE = 0.05  # radians
 TRANSLATION_CHANGE = 0.005  # metres
 EXPRESSION_CHANGE = 0.5  # standard deviations of the coefficients
 FIRST_DAMPING = 1e-4
+LEAST_DAMPING = 1e-3  # keeps timesteps in place that nothing determines; nil against one detection
 CONVERGED = 1e-6  # relative change of the cost
 
 
@@ -315,16 +317,11 @@ def refine(
 
 def damped(problem: Problem, damping: float) -> tuple[list[Chain], Array, Array]:
     """The normal equations with their diagonals enlarged by the factor 1 + ``damping``."""
-    chains = [
-        replace(
-            chain,
-            blocks=chain.blocks
-            + damping
-            * np.einsum("tii->ti", chain.blocks)[..., None]
-            * np.eye(len(chain.blocks[0])),
-        )
-        for chain in problem.chains
-    ]
+    chains = []
+    for chain in problem.chains:
+        extra = damping * np.einsum("tii->ti", chain.blocks) + LEAST_DAMPING
+        diagonal = extra[..., None] * np.eye(extra.shape[1])
+        chains.append(replace(chain, blocks=chain.blocks + diagonal))
     matrix = problem.matrix + damping * np.diag(np.diag(problem.matrix))
     return chains, matrix, problem.gradient
 
@@ -366,14 +363,13 @@ def landmark_terms(
     summed there into a 3×3 information matrix before the unknowns enter.
     """
     turn = motion.matrices
-    canonical = shared.neutral + np.einsum("lij,tj->tli", face.expression, motion.expression)
-    turned = np.einsum("tij,tlj->tli", turn, canonical)
-    world = shared.scale * turned + motion.translation[:, None]
+    centred = head_centred(face, shared, motion)
+    world = centred + motion.translation[:, None]
     cost, information, force = reprojection_terms(settings, observations, world, width)
     count, expressions = motion.expression.shape
 
     jacobian = np.zeros((count, LANDMARKS, 3, 6 + expressions))
-    jacobian[..., :3] = -skew(shared.scale * turned) @ left_jacobian(motion.rotation)[:, None]
+    jacobian[..., :3] = -skew(centred) @ left_jacobian(motion.rotation)[:, None]
     jacobian[..., 3:6] = np.eye(3)
     jacobian[..., 6:] = shared.scale * np.einsum("tij,ljk->tlik", turn, face.expression)
     weighted = information @ jacobian
@@ -387,6 +383,12 @@ def landmark_terms(
     chain = Chain(blocks, nothing, nothing, border, gradient)
     matrix, shared_gradient = neutral_terms(shared.scale * turn, information, force)
     return Problem([chain], matrix, shared_gradient, cost)
+
+
+def head_centred(face: FaceModel, shared: Shared, motion: Motion) -> Array:
+    """(T, L, 3) landmarks with the world's axes and unit, the canonical origin at zero."""
+    canonical = shared.neutral + np.einsum("lij,tj->tli", face.expression, motion.expression)
+    return shared.scale * np.einsum("tij,tlj->tli", motion.matrices, canonical)
 
 
 def neutral_terms(by_neutral: Array, information: Array, force: Array) -> tuple[Array, Array]:
@@ -462,14 +464,15 @@ def left_jacobian(rotation: Array) -> Array:
 
 def track(face: FaceModel, shared: Shared, motion: Motion, observations: Observations) -> Tracking:
     """The contract's record of one sequence."""
-    turn = motion.matrices
-    canonical = shared.neutral + np.einsum("lij,tj->tli", face.expression, motion.expression)
-    world = shared.scale * np.einsum("tij,tlj->tli", turn, canonical)
-    world += motion.translation[:, None]
+    world = head_centred(face, shared, motion) + motion.translation[:, None]
     pixels, _ = reproject(observations.projections, world)
     distance = np.linalg.norm(pixels - observations.points, axis=-1)
     seen = observations.confidence > 0
     count = seen.sum(axis=2)
     error = np.where(count > 0, (distance * seen).sum(axis=2) / np.maximum(count, 1), np.nan)
-    parts = (motion.expression, Rotation.from_matrix(turn).as_rotvec(), motion.translation)
+    parts = (
+        motion.expression,
+        Rotation.from_matrix(motion.matrices).as_rotvec(),
+        motion.translation,
+    )
     return Tracking(*(part.astype(np.float32) for part in (*parts, world, error)))

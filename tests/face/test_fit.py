@@ -243,3 +243,21 @@ def test_refusals(tmp_path: Path) -> None:
     serials = np.array([*list(cameras)[:-1], "999"])
     write_arrays(folder / "FREE.npz", replace(landmarks, cameras=serials))
     refused("camera 999")
+
+
+@pytest.mark.parametrize("seen", [[0], [7], [2, 3]])
+def test_a_sequence_that_is_hardly_seen_stays_in_place(tmp_path: Path, seen: list[int]) -> None:
+    """Second differences leave a drift free that only a second timestep would determine."""
+    model = write_model(tmp_path / "model.h5")
+    cameras = rig(np.eye(3))
+    write_cameras(tmp_path / "cameras.json", cameras)
+    motion = random_motion(model, np.eye(3), 4)
+    world, landmarks = detections(model, motion, model.mean[:68], cameras)
+    confidence = np.zeros_like(landmarks.confidence)
+    confidence[seen] = landmarks.confidence[seen]
+    landmarks = replace(landmarks, confidence=confidence)
+    write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
+    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face")
+    found = read_arrays(Tracking, tmp_path / "face" / "FREE.npz")
+    assert np.isfinite(found.landmarks).all()
+    assert np.median(np.linalg.norm(found.landmarks[seen] - world[seen], axis=-1)) < 0.002

@@ -20,7 +20,7 @@ from eavatar.io import (
     read_mesh,
     write_arrays,
     write_mesh,
-)  # fmt: skip
+)
 from eavatar.prior.align import Target, align_prior, judge, score
 from eavatar.prior.generate import generate_prior
 from eavatar.prior.template import Head

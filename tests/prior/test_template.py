@@ -18,7 +18,7 @@ from eavatar.prior.generate import (
     surface_pulls,
     vertex_normals,
     warp,
-)  # fmt: skip
+)
 from eavatar.prior.template import generic_head, head_distance
 from eavatar.settings import GenerateSettings
 

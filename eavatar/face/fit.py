@@ -171,7 +171,8 @@ def fit_face(
     Args:
         capture: folder with ``cameras.json``.
         landmarks: folder with a ``<sequence>.npz`` of detections per sequence.
-        output: folder; receives ``identity.npz``, ``neutral.ply`` and ``<sequence>.npz``.
+        output: folder; receives ``identity.npz``, ``neutral.ply`` and
+            ``tracking/<sequence>.npz``.
 
     Raises:
         UserError: an input is missing or malformed, or no face was seen.
@@ -191,7 +192,7 @@ def fit_face(
     errors = []
     for path, observations, motion in zip(paths, sequences, estimate.motions, strict=True):
         tracking = track(face, shared, motion, observations)
-        write_arrays(output / path.name, tracking)
+        write_arrays(output / "tracking" / path.name, tracking)
         errors.append(tracking.reprojection_error.ravel())
     logger.info(
         "scale %.5f m per unit; median reprojection error %.2f px of %d",

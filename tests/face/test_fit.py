@@ -141,7 +141,7 @@ def test_known_faces_are_recovered(tmp_path: Path, turn: tuple[float, float, flo
     distance = np.linalg.norm(shape.apply(identity.landmarks) - SCALE * neutral, axis=1)
     assert np.median(distance) < 0.0015
     for name, motion in motions.items():
-        found = read_arrays(Tracking, output / f"{name}.npz")
+        found = read_arrays(Tracking, output / "tracking" / f"{name}.npz")
         rotation = (
             Rotation.from_rotvec(found.rotation) * Rotation.from_matrix(motion.matrices).inv()
         )
@@ -258,6 +258,6 @@ def test_a_sequence_that_is_hardly_seen_stays_in_place(tmp_path: Path, seen: lis
     landmarks = replace(landmarks, confidence=confidence)
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
     fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face")
-    found = read_arrays(Tracking, tmp_path / "face" / "FREE.npz")
+    found = read_arrays(Tracking, tmp_path / "face" / "tracking" / "FREE.npz")
     assert np.isfinite(found.landmarks).all()
     assert np.median(np.linalg.norm(found.landmarks[seen] - world[seen], axis=-1)) < 0.002

@@ -46,7 +46,7 @@ class Perceptual:
                 # lpips still passes torchvision's old `pretrained`, which warns.
                 warnings.simplefilter("ignore", UserWarning)
                 model = lpips.LPIPS(net=net, verbose=False)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{weights_path(net)} does not hold the published weights; download it again "
                 f"from {SITE}/{BACKBONES[net]}."

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from eavatar.errors import UserError
 
@@ -193,6 +200,13 @@ class SplatSettings(Settings):
     learning_rates: SplatLearningRates
     weights: SplatLossWeights
     checkpoint_every: int = Field(ge=1, description="steps between resume points")
+
+    @field_validator("upsampling")
+    @classmethod
+    def _divides_the_image(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("image_size", 0) % value:
+            raise ValueError("it must divide image_size")
+        return value
 
 
 class EvaluateSettings(Settings):

@@ -1,4 +1,4 @@
-"""A small synthetic subject in contract files: a textured ellipsoid that opens a mouth and turns."""
+"""A small synthetic subject in contract files: a textured ellipsoid that deforms and turns."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def cameras(count: int, size: int) -> dict[str, Camera]:
 
 
 def draw(expression: torch.Tensor, pose: torch.Tensor, views: dict[str, Camera]) -> torch.Tensor:
-    """(C, H, W, 4) colour on white and alpha of the subject, from many small Gaussians."""
-    rest = AXES * sphere(40000)
+    """(C, H, W, 4) colour on white and alpha of the subject, from small Gaussians."""
+    rest = AXES * sphere(8000)
     moved = SCALE * deform(rest, expression) @ axis_angle_to_matrix(pose[:3]).T + pose[3:]
     count, size = len(rest), next(iter(views.values())).width
     gaussians = Gaussians(
         moved,
         torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
-        torch.full((count, 3), 0.0009),
+        torch.full((count, 3), 0.0018),
         torch.full((count,), 0.95),
         paint(rest),
     )
@@ -125,7 +125,7 @@ def write_sequence(
             rows.append([timestep, serial, timestep, split, 1.0])
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(root / "capture" / f"{name}.csv", index=False)
-    write_arrays(root / "face" / f"{name}.npz", track)
+    write_arrays(root / "face" / "tracking" / f"{name}.npz", track)
 
 
 def write_stage_one(folder: Path, vertices: int, width: int, features: int, colours: int) -> None:

@@ -1,0 +1,176 @@
+"""Stage II end to end on a synthetic subject in contract files: learns, resumes, refuses."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from splat_scene import write_stage_one, write_subject
+
+from eavatar.errors import UserError
+from eavatar.frames import FrameSet
+from eavatar.settings import SplatSettings, merge, read_yaml, validate
+from eavatar.splat.avatar import check_finite, read_avatar, write_avatar
+from eavatar.splat.train import SplatTraining, start_avatar, train_splat
+from eavatar.training import seed_everything
+
+CONFIG = Path(__file__).parents[2] / "config"
+SMALL = {
+    "steps": 60, "views_per_step": 2, "image_size": 64, "upsampler_width": 8, "width": 16,
+    "mouth_points": 50, "checkpoint_every": 25, "lpips_required": False,
+    "split": {"start": 10, "every": 20, "stop": 50},
+    "learning_rates": {"networks": 0.005, "features": 0.02, "opacities": 0.05, "scales": 0.01},
+}  # fmt: skip
+
+
+def small_settings(**changes) -> SplatSettings:
+    blocks = [read_yaml(CONFIG / name)["splat"] for name in ("config.yaml", "demo.yaml")]
+    return validate(SplatSettings, merge(*blocks, SMALL, changes), "test")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory) -> Path:
+    return write_subject(tmp_path_factory.mktemp("subject"))
+
+
+def folders(subject: Path) -> tuple[Path, Path, Path]:
+    return subject / "capture", subject / "face", subject / "sdf"
+
+
+def training(subject: Path, settings: SplatSettings) -> SplatTraining:
+    seed_everything(0)
+    capture, face, sdf = folders(subject)
+    frames = FrameSet.read(capture, face, "train", settings.image_size)
+    return SplatTraining(settings, frames, start_avatar(settings, sdf, frames), None)
+
+
+def test_trains_and_reads_back(subject, tmp_path):
+    settings = small_settings()
+    path = train_splat(settings, 0, *folders(subject), tmp_path)
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert path == tmp_path / "model.safetensors" and not (tmp_path / "checkpoints").exists()
+    assert {"loss", "rgb", "coarse", "gaussians", "control_share"} <= set(log.columns)
+    # measured 0.3: random colours at the start on a white background leave much to learn
+    assert log["loss"].iloc[-1] < 0.6 * log["loss"].iloc[0]
+
+    avatar = read_avatar(tmp_path)
+    frames = FrameSet.read(*folders(subject)[:2], "test", 64)
+    images = avatar.render(
+        frames.expression[0],
+        frames.rotation[0],
+        frames.translation[0],
+        frames.intrinsics,
+        frames.world_to_camera,
+    )
+    assert images.shape == (3, 64, 64, 3) and images.min() >= 0 and images.max() <= 1
+    truth = frames.views(0, range(3)).images
+    blank = (1 - truth).square().mean()
+    assert (images - truth).square().mean() < 0.25 * blank
+
+
+def test_resumes_exactly(subject):
+    """From a restored state the same steps give the same result, across a split."""
+    settings = small_settings(split={"threshold": 0.01, "start": 1, "every": 2, "stop": 7})
+    whole, later = training(subject, settings), training(subject, settings)
+    for step in range(5):
+        whole.step(step)
+    random, file = torch.get_rng_state(), BytesIO()
+    torch.save(whole.state(), file)
+    file.seek(0)
+    first = len(later.avatar.neutral)
+    later.restore(torch.load(file, weights_only=True))
+    assert len(later.avatar.neutral) > first
+    expected = [whole.step(step) for step in range(5, 8)]
+    torch.set_rng_state(random)
+    actual = [later.step(step) for step in range(5, 8)]
+    for one, other in zip(expected, actual, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)  # sums of float32 on several threads
+    for name, value in whole.avatar.state_dict().items():
+        torch.testing.assert_close(later.avatar.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_count_stays_below_the_cap(subject):
+    settings = small_settings(
+        split={"threshold": 1e-6, "start": 1, "every": 1, "stop": 9, "cap": 1.2}
+    )
+    task = training(subject, settings)
+    first = len(task.avatar.neutral)
+    counts = [task.step(step)["gaussians"] for step in range(8)]
+    assert counts[0] == first and len(task.avatar.neutral) == int(1.2 * first)
+
+
+def test_learning_rates_decay_to_the_final_factor(subject):
+    settings = small_settings(steps=4, learning_rates={"final": 0.0625})
+    task = training(subject, settings)
+    rates = []
+    for step in range(4):
+        task.step(step)
+        rates.append(task.optimiser.param_groups[0]["lr"] / settings.learning_rates.networks)
+    assert rates == pytest.approx([1, 0.5, 0.25, 0.125])
+
+
+def test_invisible_pixels_have_no_influence(subject):
+    """Whatever the padding of the crop shows, the losses do not see it."""
+    task = training(subject, small_settings())
+    task.frames.visible[:, :, :32] = 0
+    views = task.frames.views(0, [0, 1])
+    picture = task.avatar(
+        task.frames.expression[0],
+        torch.cat([task.frames.rotation[0], task.frames.translation[0]]),
+        task.frames.intrinsics[[0, 1]],
+        task.frames.world_to_camera[[0, 1]],
+    )
+    before = {name: value.item() for name, value in task._losses(picture, views).items()}
+    views.images[:, :, :32] = 0.123
+    after = {name: value.item() for name, value in task._losses(picture, views).items()}
+    assert after == before
+
+
+def test_avatar_survives_the_file(subject, tmp_path):
+    avatar = training(subject, small_settings()).avatar
+    write_avatar(tmp_path, avatar)
+    again = read_avatar(tmp_path)
+    assert again.sizes == avatar.sizes and again.settings == avatar.settings
+    for name, value in avatar.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_refuses_to_save_what_is_not_finite(subject, tmp_path):
+    avatar = training(subject, small_settings()).avatar
+    avatar.neutral.scales.data[3, 1] = torch.nan
+    with pytest.raises(UserError, match=r"neutral\.scales is not finite"):
+        write_avatar(tmp_path, avatar)
+    assert list(tmp_path.iterdir()) == []
+    avatar.neutral.scales.data[3, 1] = 0
+    check_finite(avatar)
+
+
+def test_foreign_files_are_refused(subject, tmp_path):
+    avatar = training(subject, small_settings()).avatar
+    write_avatar(tmp_path, avatar)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["neutral.positions"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"neutral\.positions"):
+        read_avatar(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_avatar(tmp_path / "nowhere")
+
+    capture, face, _ = folders(subject)
+    frames = FrameSet.read(capture, face, "train", 64)
+    write_stage_one(tmp_path / "sdf", 100, 16, 8, 6)
+    description = tmp_path / "sdf" / "model.yaml"
+    description.write_text(description.read_text().replace("expression: 3", "expression: 4"))
+    with pytest.raises(UserError, match="no stage I model of this version"):
+        start_avatar(small_settings(), tmp_path / "sdf", frames)
+    with pytest.raises(UserError, match="does not exist"):
+        start_avatar(small_settings(), tmp_path / "nowhere", frames)
+
+
+def test_upsampling_must_divide_the_image():
+    with pytest.raises(UserError, match=r"'upsampling'.*must divide image_size"):
+        small_settings(image_size=65)

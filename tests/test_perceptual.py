@@ -1,0 +1,107 @@
+"""LPIPS through the real package, with a weights file of the published name and shapes."""
+
+from __future__ import annotations
+
+import logging
+
+import lpips
+import pytest
+import torch
+import torchvision
+
+from eavatar.errors import UserError
+from eavatar.perceptual import Perceptual, load_perceptual, weights_path
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path
+
+
+def write_alexnet(path) -> dict[str, torch.Tensor]:
+    """The published AlexNet's tensors by name and shape; one stored zero stands for the classifier.
+
+    Expanded tensors keep the file at 10 MB instead of 233 MB, as LPIPS drops the classifier.
+    """
+    with torch.device("meta"):
+        shapes = torchvision.models.alexnet(weights=None).state_dict()
+    torch.manual_seed(0)
+    state = {
+        name: 0.05 * torch.randn(value.shape)
+        if name.startswith("features")
+        else torch.zeros(1).expand(value.shape)
+        for name, value in shapes.items()
+    }
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    return state
+
+
+def by_hand(state, first, second) -> torch.Tensor:
+    """Zhang et al. 2018, Eq. 1, written out for AlexNet with the package's linear heads."""
+    features = torchvision.models.AlexNet().features.eval()
+    features.load_state_dict({k.removeprefix("features."): v for k, v in state.items()
+                              if k.startswith("features.")})  # fmt: skip
+    path = f"{lpips.__path__[0]}/weights/v0.1/alex.pth"
+    heads = torch.load(path, weights_only=True, map_location="cpu")
+    shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+    spread = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+    pair = [(2 * image.permute(2, 0, 1) - 1 - shift) / spread for image in (first, second)]
+    total = torch.zeros(())
+    taps = [1, 4, 7, 9, 11]
+    for index, layer in enumerate(features):
+        pair = [layer(values[None])[0] for values in pair]
+        if index in taps:
+            a, b = (v / (v.square().sum(0).sqrt() + 1e-10) for v in pair)
+            head = heads[f"lin{taps.index(index)}.model.1.weight"][0]
+            total = total + ((a - b).square() * head).sum(0).mean()
+    return total
+
+
+def test_distance_is_that_of_the_paper(cache):
+    state = write_alexnet(weights_path("alex"))
+    perceptual = load_perceptual("alex", CPU, required=True)
+    assert perceptual is not None
+    torch.manual_seed(1)
+    first, second = torch.rand(2, 64, 64, 3), torch.rand(2, 64, 64, 3)
+    with torch.no_grad():
+        expected = torch.stack([by_hand(state, a, b) for a, b in zip(first, second, strict=True)])
+        # float32 convolutions, added in another order
+        torch.testing.assert_close(perceptual(first, second), expected, rtol=1e-3, atol=1e-6)
+        assert torch.equal(perceptual(first, first), torch.zeros(2))
+
+
+def test_gradient_reaches_the_image_and_not_the_weights(cache):
+    write_alexnet(weights_path("alex"))
+    perceptual = Perceptual("alex", CPU)
+    image = torch.rand(1, 64, 64, 3, requires_grad=True)
+    perceptual(image, torch.rand(1, 64, 64, 3)).sum().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in perceptual.model.parameters())
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_missing_weights_are_told_once(cache, caplog, net):
+    with caplog.at_level(logging.WARNING):
+        assert load_perceptual(net, CPU, required=False) is None
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert str(weights_path(net)) in message and "https://download.pytorch.org" in message
+    with pytest.raises(UserError, match="lpips_required"):
+        load_perceptual(net, CPU, required=True)
+    assert not weights_path(net).exists()  # nothing was downloaded
+
+
+@pytest.mark.parametrize("content", ["cut short", "other tensors"])
+def test_damaged_weights_are_an_error(cache, content):
+    path = weights_path("alex")
+    write_alexnet(path)
+    if content == "cut short":
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="does not hold the published weights"):
+        load_perceptual("alex", CPU, required=False)

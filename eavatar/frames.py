@@ -156,7 +156,8 @@ class FrameSet:
         )
         keys = [(str(sequence), int(timestep)) for sequence, timestep in pairs.to_numpy()]
         identity = read_arrays(Identity, face / "identity.npz")
-        tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name, _ in keys}
+        names = {name for name, _ in keys}
+        tracks = {n: read_arrays(Tracking, face / "tracking" / f"{n}.npz") for n in names}
         resized = [camera.resize(image_size, image_size) for camera in cameras.values()]
         visible = [read_grey(capture / "visible" / f"{serial}.png") for serial in cameras]
 

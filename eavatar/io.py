@@ -160,7 +160,7 @@ def read_arrays(kind: type[Record], path: Path) -> Record:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}.") from error
     missing = [field.name for field in fields(kind) if field.name not in arrays]
     if missing:
@@ -204,7 +204,10 @@ def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> Path:
 def read_cameras(path: Path) -> dict[str, Camera]:
     """Read ``capture/cameras.json``: serial number to camera, sorted by serial number."""
     cameras = {}
-    for serial, entry in sorted(read_json(path, "the camera file").items()):
+    content = read_json(path, "the camera file")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a camera file: it holds no mapping of serial numbers.")
+    for serial, entry in sorted(content.items()):
         try:
             intrinsics = np.array(entry["intrinsics"], dtype=np.float64)
             world_to_camera = np.array(entry["world_to_camera"], dtype=np.float64)
@@ -249,6 +252,8 @@ def read_alignment(path: Path) -> Alignment:
     content = read_json(path, "the alignment file")
     try:
         rotation, translation = np.array(content["rotation"]), np.array(content["translation"])
+        if rotation.shape != (3, 3) or translation.shape != (3,):
+            raise ValueError("rotation must be 3×3 and translation 3")
         transform = Similarity(float(content["scale"]), rotation, translation)
         return Alignment(transform, float(content["fitness"]), float(content["inlier_rmse"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -56,10 +56,7 @@ def kill_training(project: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         words = entry.read_bytes().split(b"\0") if entry.exists() else []
-        if (
-            b"train-splat" in words
-            and str(project).encode() in os.readlink(entry.with_name("cwd")).encode()
-        ):
+        if b"train-splat" in words and entry.with_name("cwd").readlink() == project.resolve():
             os.kill(int(entry.parent.name), signal.SIGKILL)
 
 

@@ -31,12 +31,11 @@ from eavatar.capture.nersemble import (
     check_size,
     check_videos,
     open_capture,
-    select,
 )
 from eavatar.capture.video import Header, Image, decode
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras
-from eavatar.settings import IngestSettings
+from eavatar.settings import IngestSettings, select
 
 logger = logging.getLogger(__name__)
 

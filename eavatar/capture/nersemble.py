@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ def open_capture(root: Path) -> Capture:
     """Read the calibration and list the images of a NeRSemble v2 capture; no image is read.
 
     Raises:
-        UserError: a file is missing or malformed, a camera is not rigid, or cameras and videos do
-            not match one another.
+        UserError: a file is missing or malformed, or a camera is not rigid.
     """
     sequences = root / "sequences"
     if not sequences.is_dir():
@@ -67,20 +65,9 @@ def open_capture(root: Path) -> Capture:
     videos = {folder.parent.name: _by_serial(folder, "cam_*.mp4") for folder in folders}
     if not videos:
         raise UserError(f"{sequences} holds no sequence (<sequence>/images/cam_<serial>.mp4).")
-    for sequence, paths in videos.items():
-        _match_videos(sequences / sequence / "images", paths, cameras)
     colours = _read_colours(root / "calibration" / "color_calibration.json", cameras)
     plates = _by_serial(sequences / "BACKGROUND", "image_*.jpg")
     return Capture(root, cameras, colours, videos, plates)
-
-
-def select(names: Sequence[str], include: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
-    """The names, in their order, that match a wildcard of ``include`` and none of ``exclude``."""
-
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-    return [name for name in names if matches(name, include) and not matches(name, exclude)]
 
 
 def check_videos(capture: Capture, sequences: Sequence[str]) -> dict[str, Header]:
@@ -89,13 +76,16 @@ def check_videos(capture: Capture, sequences: Sequence[str]) -> dict[str, Header
     Fast: only containers are opened (see `read_header`).
 
     Raises:
-        UserError: a sequence that the capture lacks, a truncated video, a size that is not that
+        UserError: a sequence that the capture lacks, a camera without a video or the reverse, a
+            truncated video, a size that is not that
             of the full image scaled down, or videos of different sizes or lengths.
     """
     headers: dict[str, Header] = {}
     for sequence in sequences:
         if sequence not in capture.videos:
             raise UserError(f"{capture.root} has no sequence '{sequence}'.")
+        folder = capture.root / "sequences" / sequence / "images"
+        _match_videos(folder, capture.videos[sequence], capture.cameras)
         for path in capture.videos[sequence].values():
             header = read_header(path)
             first = headers.setdefault(sequence, header)

@@ -52,7 +52,7 @@ rule fit_face:
         "results/{subject}/benchmarks/fit_face.tsv"
     conda:
         "../../envs/face.yaml"
-    threads: 8
+    threads: 1  # small matrices: more threads only wait for one another
     resources:
         mem_mb=8000,
         runtime=120,

@@ -45,7 +45,8 @@ class ConditionedMLP(MLP):
 class Drivers(nn.Module):
     """Colour and deformation by expression and by pose (Eq. 2 and 3).
 
-    Layers are Gaussian Head Avatar's, in proportion to ``width`` (256 there).
+    Layers are Gaussian Head Avatar's, in proportion to ``width`` (256 there). The deformations
+    start at zero, so that training begins from the neutral shape in every timestep.
 
     Args:
         expression_size: E. feature_size: F. colour_size: K.
@@ -61,6 +62,9 @@ class Drivers(nn.Module):
         self.pose_colour = ConditionedMLP([feature_size + pose, width // 2, colour_size])
         self.expression_deformation = ConditionedMLP([point + expression_size, *[width] * 5, 3])
         self.pose_deformation = ConditionedMLP([point + pose, width, width, 3])
+        for network in (self.expression_deformation, self.pose_deformation):
+            for parameter in network.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def colour(self, features: Tensor, expression: Tensor, pose: Tensor, weights: Tensor) -> Tensor:
         """Blended colour (N, K), before any squashing (Eq. 3).

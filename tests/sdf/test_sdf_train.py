@@ -1,0 +1,152 @@
+"""Stage I on a small analytic subject, through the contract files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eavatar.cameras import Camera
+from eavatar.errors import UserError
+from eavatar.io import Identity, Mesh, Tracking, read_mesh, write_arrays, write_cameras, write_mesh
+from eavatar.sdf.field import HeadField, read_field, write_field
+from eavatar.sdf.tetrahedra import Surface, body_centred_grid, marching_tetrahedra
+from eavatar.sdf.train import start_as_sphere, train_sdf
+from eavatar.settings import SdfSettings, read_config
+
+ROOT = Path(__file__).parents[2]
+SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])
+SERIALS = ("1", "2", "3", "4")
+
+
+def settings(**changes: object) -> SdfSettings:
+    small = {
+        "steps": 60, "frames_per_step": 1, "views_per_frame": 3, "image_size": SIZE,
+        "grid_resolution": 16, "width": 32, "feature_size": 8, "learning_rate": 5e-3,
+        "checkpoint_every": 1000,
+    }  # fmt: skip
+    base = read_config(ROOT / "config/config.yaml", ROOT / "config/demo.yaml").sdf
+    return base.model_copy(update={**small, **changes})
+
+
+def ball() -> Surface:
+    grid = body_centred_grid(torch.full((3,), -1.0), torch.full((3,), 1.0), 12)
+    sdf = torch.linalg.vector_norm(grid.vertices, dim=1) - RADIUS
+    surface = marching_tetrahedra(grid, grid.vertices, sdf, grid.vertices)
+    return Surface(surface.vertices + CENTRE, surface.faces, surface.features)
+
+
+def camera_towards_head(azimuth: float) -> Camera:
+    """One metre from the origin, 3.4 dm across."""
+    backward = np.array([np.sin(azimuth), 0.0, np.cos(azimuth)])
+    rotation = np.stack([np.cross([0, -1, 0], -backward), [0, -1, 0], -backward])
+    world_to_camera = np.eye(4)
+    world_to_camera[:3, :3], world_to_camera[2, 3] = rotation, 1.0
+    focal = SIZE / 0.34
+    intrinsics = np.array([[focal, 0, SIZE / 2], [0, focal, SIZE / 2], [0, 0, 1]])
+    return Camera(intrinsics, world_to_camera, SIZE, SIZE)
+
+
+def picture(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """A red ball: colour (H, W, 3) RGB and mask (H, W)."""
+    centres = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), axis=-1)
+    rays = camera.unproject(centres, np.ones(SIZE)) - camera.centre
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    to_ball = CENTRE.numpy() * 0.1 - camera.centre
+    across = np.linalg.norm(np.cross(rays, to_ball), axis=-1)
+    mask = (across < RADIUS * 0.1).astype(np.uint8) * 255
+    return np.where(mask[..., None] > 0, [200, 60, 40], 255).astype(np.uint8), mask
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Path:
+    """capture/, face/ and prior/aligned.ply of a ball that stays where it is for two timesteps."""
+    cameras = {
+        serial: camera_towards_head(azimuth)
+        for serial, azimuth in zip(SERIALS, (-1.2, -0.4, 0.4, 1.2), strict=True)
+    }
+    capture, face = tmp_path / "capture", tmp_path / "face"
+    write_cameras(capture / "cameras.json", cameras)
+    rows = ["timestep,camera,source_frame,split,sharpness"]
+    for serial, camera in cameras.items():
+        colour, mask = picture(camera)
+        for timestep in range(2):
+            rows.append(f"{timestep},{serial},{timestep},train,1.0")
+            files = {
+                f"EXP-1/{serial}/{timestep:05d}.jpg": colour[..., ::-1],
+                f"masks/EXP-1/{serial}/{timestep:05d}.png": mask,
+                f"visible/{serial}.png": np.full_like(mask, 255),
+            }
+            for name, image in files.items():
+                (capture / name).parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(capture / name), image)
+    (capture / "EXP-1.csv").write_text("\n".join(rows) + "\n")
+    surface = ball()
+    front = surface.vertices[surface.vertices[:, 2] > CENTRE[2] + 0.3]
+    landmarks = front[torch.linspace(0, len(front) - 1, 68).long()].numpy()
+    landmarks[8] = [0, CENTRE[1] - RADIUS, CENTRE[2]]
+    write_arrays(face / "identity.npz", Identity(np.zeros(3), np.array(0.1, np.float32), landmarks))
+    world = np.stack([landmarks * 0.1] * 2)
+    still = np.zeros((2, 3))
+    tracking = Tracking(np.array([[0.0, 0], [1, -1]]), still, still, world, np.zeros((2, 4)))
+    write_arrays(face / "tracking" / "EXP-1.npz", tracking)
+    write_mesh(tmp_path / "prior.ply", Mesh(surface.vertices.numpy(), surface.faces.numpy()))
+    return tmp_path
+
+
+def run(subject: Path, output: Path, chosen: SdfSettings) -> Path:
+    train_sdf(chosen, 0, subject / "capture", subject / "face", subject / "prior.ply", output)
+    return output
+
+
+def test_training_finds_the_ball(subject: Path) -> None:
+    output = run(subject, subject / "sdf", settings())
+    mesh = read_mesh(output / "neutral.ply")
+    distance = np.linalg.norm(mesh.vertices - CENTRE.numpy(), axis=1) - RADIUS
+    # It starts from a sphere of radius 1; a pixel is 0.1 dm, a cell 0.22 dm.
+    assert np.abs(distance).mean() < 0.06
+    colour = mesh.colours.mean(axis=0)
+    assert colour[0] > colour[1] + 0.2
+    assert {path.name for path in output.iterdir()} == {
+        "model.safetensors", "model.yaml", "neutral.ply", "log.csv",
+    }  # fmt: skip
+    tensors = load_file(output / "model.safetensors")
+    assert tensors["surface.positions"].shape == (len(mesh.vertices), 3)
+    assert tensors["surface.features"].shape == (len(mesh.vertices), 8)
+    field = read_field(output)
+    torch.testing.assert_close(field.neutral_landmarks.data, tensors["neutral_landmarks"])
+
+
+def test_sphere_start_is_checked() -> None:
+    torch.manual_seed(0)
+    field = HeadField(settings(width=32), 2)
+    start_as_sphere(field)
+    points = torch.tensor([[0.0, 0, -1], [0, 0, 0], [0, 1.2, -1]])
+    expected = torch.tensor([-1.0, 0.0, 0.2])  # all landmarks at the origin touch the front
+    assert float((field.distances(points) - expected).abs().max()) < 0.1
+    field = HeadField(settings(width=32), 2)
+    field.geometry.requires_grad_(False)
+    field.geometry.layers[-1].bias.requires_grad_(True)
+    with pytest.raises(UserError, match="did not become a sphere"):
+        start_as_sphere(field)
+
+
+def test_values_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    field = HeadField(settings(), 2)
+    with torch.no_grad():
+        field.drivers.pose_colour.layers[0].bias[0] = float("nan")
+    with pytest.raises(UserError, match=r"drivers\.pose_colour"):
+        write_field(tmp_path, field, ball())
+    assert not list(tmp_path.iterdir())
+
+
+def test_unfit_description_is_one_sentence(tmp_path: Path) -> None:
+    write_field(tmp_path, HeadField(settings(), 2), ball())
+    path = tmp_path / "model.yaml"
+    path.write_text(path.read_text().replace("expression: 2", "expression: 3"))
+    with pytest.raises(UserError, match=r"does not fit its model\.yaml"):
+        read_field(tmp_path)

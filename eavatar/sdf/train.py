@@ -157,8 +157,8 @@ class SdfTraining:
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        values = {name: float(term) for name, term in parts.items()}
-        return {"loss": float(total), **values, "vertices": len(surface.vertices)}
+        values = {name: term.item() for name, term in {"loss": total, **parts}.items()}
+        return {**values, "vertices": len(surface.vertices)}
 
     def neutral_surface(self, refresh: bool) -> Surface:
         """The neutral surface (Eq. 15), from the field near where the surface was last.

@@ -125,8 +125,10 @@ def test_sphere_start_is_checked() -> None:
     torch.manual_seed(0)
     field = HeadField(settings(width=32), 2)
     start_as_sphere(field)
-    points = torch.tensor([[0.0, 0, -1], [0, 0, 0], [0, 1.2, -1]])
-    expected = torch.tensor([-1.0, 0.0, 0.2])  # all landmarks at the origin touch the front
+    # All landmarks are at the origin, which so is the front of the sphere. Not tested at the
+    # sphere's centre: a network rounds off the tip of the distance there.
+    points = torch.tensor([[0.0, 0, -0.5], [0, 0, 0], [0, 1.2, -1]])
+    expected = torch.tensor([-0.5, 0.0, 0.2])
     assert float((field.distances(points) - expected).abs().max()) < 0.1
     field = HeadField(settings(width=32), 2)
     field.geometry.requires_grad_(False)

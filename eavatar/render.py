@@ -158,9 +158,11 @@ class _CpuSplat(torch.autograd.Function):
 
         *tensors, width, height = inputs
         arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
-        means, quaternions, scales, opacities, features, background, *cameras = arrays
-        splats = splat_cpu.prepare(means, quaternions, scales, opacities, *cameras, width, height)
-        images = splat_cpu.composite(splats, features, background, len(cameras[0]), width, height)
+        means, quaternions, scales, opacities, features, background, poses, intrinsics = arrays
+        splats = splat_cpu.prepare(
+            means, quaternions, scales, opacities, poses, intrinsics, width, height
+        )
+        images = splat_cpu.composite(splats, features, background, len(poses), width, height)
         ctx.save_for_backward(*tensors)
         ctx.splats = splats
         ctx.size = width, height

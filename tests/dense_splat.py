@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from eavatar.render import Gaussians, Rendering
 from eavatar.transforms import quaternion_to_matrix
@@ -47,11 +48,15 @@ def _draw_view(gaussians, world_to_camera, intrinsics, width, height, background
     )
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centres = torch.stack([x, y], -1).reshape(-1, 2).to(means2d) + 0.5
+    opacities = gaussians.opacities[order]
     channels = torch.cat([gaussians.features[order], in_camera[:, 2:]], 1)
     drawn, transmittance = [], []
     for chunk in centres.split(pixels_at_once):
-        weights, left = _weigh(chunk, means2d, inverses, gaussians.opacities[order])
-        drawn.append(weights @ channels)
+        # Checkpointed: the backward pass of a large image would not fit into memory otherwise.
+        part, left = checkpoint(
+            _draw_chunk, chunk, means2d, inverses, opacities, channels, use_reentrant=False
+        )
+        drawn.append(part)
         transmittance.append(left)
     drawn, transmittance = torch.cat(drawn), torch.cat(transmittance)
     features = drawn[:, :-1] + transmittance[:, None] * background
@@ -79,8 +84,8 @@ def _project(in_camera, rotations, scales, intrinsics, width, height):
     return means2d, torch.linalg.inv(covariance)
 
 
-def _weigh(centres, means2d, inverses, opacities):
-    """Weights (pixels, N) of Gaussians that are sorted near to far, and what is left (pixels,)."""
+def _draw_chunk(centres, means2d, inverses, opacities, channels):
+    """Channels (pixels, D) of Gaussians sorted near to far, and the transmittance (pixels,)."""
     offset = means2d - centres[:, None]
     dx, dy = offset[..., 0], offset[..., 1]
     a, b, c = inverses[:, 0, 0], inverses[:, 0, 1], inverses[:, 1, 1]
@@ -91,4 +96,4 @@ def _weigh(centres, means2d, inverses, opacities):
     alpha = torch.where(after > 1e-4, alpha, 0)
     after = torch.cumprod(1 - alpha, dim=1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], 1)
-    return alpha * before, after[:, -1]
+    return (alpha * before) @ channels, after[:, -1]

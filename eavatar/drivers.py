@@ -9,6 +9,7 @@ Letters: N points, E expression coefficients, F feature and K colour channels. A
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,11 @@ class ConditionedMLP(MLP):
     def forward(self, inputs: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
         """Inputs (N, A) and a condition (B,), with A + B = sizes[0], to (N, sizes[-1])."""
         hidden = inputs
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast("list[nn.Linear]", self.layers)):
             if index == self.skip:
                 hidden = torch.cat([hidden, inputs], dim=-1)
-            weight, bias = layer.weight, layer.bias
+            weight: Tensor = layer.weight
+            bias: Tensor = layer.bias
             if index in (0, self.skip):
                 columns = hidden.shape[-1]
                 bias = bias + weight[:, columns:] @ condition

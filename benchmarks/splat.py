@@ -1,5 +1,5 @@
 """Time of the CPU splatting kernel beside the dense reference: ``python benchmarks/splat.py``,
-about four minutes on two idle cores, nearly all of it the reference's.
+some minutes on two idle cores, nearly all of it the reference's.
 
 The scene is a sphere of head size that fills most of the image, covered with Gaussians about as
 large as their spacing, seen from an arc of cameras: what stage II draws. Medians over repetitions

@@ -29,7 +29,7 @@ FIELD_OF_VIEW_MARGIN = 0.3  # the Jacobian is frozen beyond the image border plu
 SMALLEST_ALPHA = 1 / 255
 ROUNDING = 1e-3  # added to REACH: no tile is missed because its edge pixel is at the threshold
 
-TILE = 8  # pixels; measured against 4 and 16
+TILE = 8  # pixels; one row fills a 256-bit vector
 PIXELS = TILE * TILE
 BLOCK = 4  # rows or channels that share one pass over the pixels: fewer loads and stores
 

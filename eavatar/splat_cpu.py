@@ -412,7 +412,7 @@ def _sort_pairs(order, first_pair, pair_tile, first_slot, sorted_pairs):
 
 @_simd
 def _exponential(x):
-    """exp(x) for -SIGMA_MAX ≤ x ≤ 0, relative error 4e-7; unlike the library's it becomes SIMD."""
+    """exp(x) for -SIGMA_MAX ≤ x ≤ 0, error below 2e-6 of it; becomes SIMD, unlike math.exp."""
     t = x * np.float32(0.125)
     value = SERIES[6] * t + SERIES[5]
     value = value * t + SERIES[4]

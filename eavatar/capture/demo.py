@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -34,7 +33,7 @@ from eavatar.capture.demo_render import Geometry, NoiseTables
 from eavatar.capture.demo_rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
 from eavatar.settings import DemoSettings
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 
 FRAME_RATE = 73  # NeRSemble's tag; the acted time is in the truth
 QUALITY = "14"  # x264's constant rate factor
@@ -117,7 +116,9 @@ def build_scene(settings: DemoSettings, seed: int) -> Scene:
     )
 
 
-def pose(head: Head, rest: Array, rotation: Array, translation: Array) -> NDArray[np.float32]:
+def pose(
+    head: Head, rest: NDArray[np.floating], rotation: Array, translation: Array
+) -> NDArray[np.float32]:
     """(V, 3) vertices with the head turned and the torso left where it is, world, metres."""
     turned = rest @ rotation.T + translation
     weight = head.head[:, None]
@@ -195,8 +196,7 @@ def film_all(scene: Scene, takes: list[Take], raw: Path, truth: Path) -> list[Fo
     """All videos, on all cores, with a progress bar over the videos."""
     from tqdm import tqdm
 
-    workers = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs: list[Future[Footage]] = [
             pool.submit(film, scene, take, serial, raw, truth)
             for take in takes
@@ -235,10 +235,9 @@ def write_calibration(scene: Scene, raw: Path) -> None:
             Image.fromarray(image).save(temporary, quality=95)
 
 
-def write_detections(footage: list[Footage], timesteps: int, path: Path) -> None:
+def write_detections(footage: list[Footage], path: Path) -> None:
     """One sequence's detections in the `provided` form."""
     ordered = sorted(footage, key=lambda item: item.serial)
-    assert all(len(item.points) == timesteps for item in ordered)
     landmarks = io.Landmarks(
         cameras=np.array([item.serial for item in ordered]),
         points=np.stack([item.points for item in ordered], axis=1).astype(np.float32),
@@ -248,7 +247,7 @@ def write_detections(footage: list[Footage], timesteps: int, path: Path) -> None
 
 
 def write_truth(scene: Scene, takes: list[Take], truth: Path) -> None:
-    """Poses, control strengths and landmarks of each sequence, and the visible neutral head."""
+    """Poses, control strengths and landmarks of each sequence; the skin of the neutral head."""
     for take in takes:
         with io.atomic(truth / f"{take.name}.npz") as temporary:
             np.savez_compressed(
@@ -262,23 +261,18 @@ def write_truth(scene: Scene, takes: list[Take], truth: Path) -> None:
                 landmarks68=take.landmarks,
             )
     head = scene.head
-    io.write_mesh(
-        truth / "neutral.ply",
-        io.Mesh(
-            head.neutral[: head.skin],
-            head.faces[(head.faces < head.skin).all(axis=1)].astype(np.int64),
-        ),
-    )
+    skin = io.Mesh(head.neutral[: head.skin], head.skin_faces.astype(np.int64))
+    io.write_mesh(truth / "neutral.ply", skin)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``path`` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    temporary.mkdir(parents=True)
     try:
         yield temporary
-        temporary.chmod(0o755)
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
     finally:
@@ -294,14 +288,14 @@ def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> N
     """
     scene = build_scene(settings, seed)
     bias = demo_detections.landmark_bias(scene.generator("bias"))
-    counts = {name: settings.timesteps for name in SEQUENCES}
+    counts = dict.fromkeys(SEQUENCES, settings.timesteps)
     counts[HELD_OUT] = settings.held_out_timesteps
     with whole_folder(truth) as new_truth, whole_folder(raw) as new_raw:
         takes = [build_take(scene, name, count, bias) for name, count in counts.items()]
         footage = film_all(scene, takes, new_raw, new_truth)
-        for name, count in counts.items():
+        for name in counts:
             found = [item for item in footage if item.sequence == name]
-            write_detections(found, count, new_raw / "landmarks" / f"{name}.npz")
+            write_detections(found, new_raw / "landmarks" / f"{name}.npz")
         write_calibration(scene, new_raw)
         write_truth(scene, takes, new_truth)
         build_model(

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from eavatar.capture.demo_sculpt import EYE, EYE_RADIUS, LIPS_APART, MOUTH_WIDTH, MOUTH_Y
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 
 JAW_HINGE = np.array([0.0, 0.02, 0.02])
 JAW_ANGLE = np.radians(19.0)  # fully open
 
 
-def smooth_step(low: float, high: float, x: Array) -> Array:
+def smooth_step(low: float, high: float, x: NDArray[np.floating]) -> Array:
     """0 below ``low``, 1 above ``high``, smooth between; falls where ``low > high``."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
@@ -48,7 +48,7 @@ def below_mouth(points: Array) -> Array:
     """(N,) 1 below the mouth, 0 above: sharp between the lips, ever softer beyond the corners."""
     x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
     past = np.maximum(x - MOUTH_WIDTH, 0)
-    softness = 0.010 + 0.08 * smooth_step(0.22, 0.28, x) + 1.1 * past
+    softness = 0.010 + 0.07 * smooth_step(0.16, 0.275, x) + 1.1 * past
     softness = softness + 0.3 * smooth_step(0.75, 0.4, z)
     return smooth_step(-1, 1, (mouth_line(x) - y) / softness)
 
@@ -146,7 +146,7 @@ def blink(points: Array) -> Array:
     u = offset[:, 0] / 0.142
     arch = np.maximum(1 - u * u, 0)
     tilt = 0.012 * u - 0.004
-    upper, lower = tilt + 0.058 * arch**0.75, tilt - 0.046 * arch**0.9
+    upper, lower = tilt + 0.063 * arch**0.75, tilt - 0.048 * arch**0.9
     meet = lower + 0.12 * (upper - lower)
     share_upper = smooth_step(0.15, 0.0, offset[:, 1] - upper)
     share_lower = smooth_step(-0.10, 0.0, offset[:, 1] - lower)
@@ -216,7 +216,7 @@ def jaw_displacements(points: Array) -> Array:
 
 
 # Where heads of the family differ: centre, radius, and standard deviation of the displacement
-# of the bump there (mirrored to the right), decimetres. Neighbours overlap, so that faces stay smooth.
+# of the bump there (mirrored to the right), decimetres. Neighbours overlap: faces stay smooth.
 SHAPES = (
     ((0.0, 0.30, 0.95), 0.16, (0.02, 0.02, 0.03)),  # bridge of the nose
     ((0.0, 0.0, 1.15), 0.15, (0.02, 0.03, 0.04)),  # tip

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eavatar.cameras import Camera
 from eavatar.capture.demo_render import SAMPLES
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 
 BIAS = 0.001  # metres: a detector's idea of a landmark is not the model's
 NOISE, NOISE_AT_LIMB = 4.5, 12.0  # standard deviation, facing the camera and seen edge-on
@@ -26,7 +26,7 @@ def landmark_bias(generator: np.random.Generator) -> Array:
     return generator.normal(0, BIAS / np.sqrt(3), (68, 3))
 
 
-def seen(points: Array, camera: Camera, depth: Array) -> Array:
+def seen(points: Array, camera: Camera, depth: NDArray[np.floating]) -> Array:
     """(68,) whether each world point lies on the surface nearest to a camera.
 
     Args:
@@ -42,7 +42,11 @@ def seen(points: Array, camera: Camera, depth: Array) -> Array:
 
 
 def detect(
-    points: Array, normals: Array, visible: Array, camera: Camera, generator: np.random.Generator
+    points: Array,
+    normals: NDArray[np.floating],
+    visible: Array,
+    camera: Camera,
+    generator: np.random.Generator,
 ) -> tuple[Array, Array]:
     """Noisy detections of one image: points (68, 2), and confidence (68,), 0 where not seen.
 

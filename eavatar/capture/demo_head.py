@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture import demo_controls, demo_look
+from eavatar.capture import demo_controls, demo_look, demo_sculpt
 from eavatar.capture.demo_sculpt import (
     EYE,
     EYE_RADIUS,
@@ -25,11 +25,12 @@ from eavatar.capture.demo_sculpt import (
 
 Float = NDArray[np.float32]
 METRES = 0.1  # per decimetre
+UNDER_HAIR = -0.04  # skin this deep under the hair's surface is not drawn, decimetres
 
 SKIN_AXES = (
-    axis((-1.05, 0.03), (-0.66, 0.018), (0.66, 0.03), (1.05, 0)),
-    axis((-1.42, 0.05), (-0.95, 0.018), (0.66, 0.045), (1.6, 0)),
-    axis((-1.15, 0.06), (-0.42, 0.03), (0.35, 0.018), (1.3, 0)),
+    axis((-1.05, 0.03), (-0.66, 0.021), (0.66, 0.035), (1.05, 0)),
+    axis((-1.29, 0.05), (-0.95, 0.020), (0.66, 0.05), (1.6, 0)),
+    axis((-1.15, 0.06), (-0.42, 0.03), (0.35, 0.021), (1.3, 0)),
 )
 HAIR_AXES = (
     axis((-1.1, 0.03), (1.1, 0)),
@@ -67,7 +68,8 @@ class Head:
     Attributes:
         neutral: (V, 3) model frame.
         displacements: (K, V, 3) of the expression controls at full strength.
-        faces: (F, 3).
+        faces: (F, 3) of everything that can be seen.
+        skin_faces: (G, 3) of the skin, also under the hair.
         head: (V,) share of the head's pose; the rest of a vertex stays with the torso.
         look: (V, A) shading attributes.
         eyes: left and right eyeball: slice of the vertices.
@@ -79,6 +81,7 @@ class Head:
     neutral: Float
     displacements: Float
     faces: NDArray[np.int32]
+    skin_faces: NDArray[np.int32]
     head: Float
     look: Float
     eyes: tuple[slice, slice]
@@ -128,8 +131,8 @@ def dental_arch(upper: bool) -> Surface:
     height = np.array([0.0, 0.035, 0.08, 0.115, 0.128, 0.118, 0.06, 0.0])
     tooth = np.abs(np.sin(along * np.pi * 5.0))
     edge = 1.0 - 0.05 * (1 - tooth**0.3)
-    x = 0.235 * np.sin(along * np.pi / 2 * 0.92)
-    z = 0.66 + (0.27 if upper else 0.25) * np.cos(along * np.pi / 2 * 0.92)
+    x = (0.215 if upper else 0.195) * np.sin(along * np.pi / 2 * 0.92)
+    z = 0.66 + (0.265 if upper else 0.235) * np.cos(along * np.pi / 2 * 0.92)
     outward = np.stack([np.sin(along * 1.3), np.cos(along * 1.3)], -1)
     bulge = 0.7 + 0.3 * tooth**0.5
     px = x + outward[:, 0] * depth[:, None] * bulge
@@ -192,7 +195,7 @@ def build_parts(generator: np.random.Generator) -> list[Part]:
     ]
 
 
-def shaped(part: Part, shape: NDArray[np.floating], neutral: bool) -> tuple[Float, Float]:
+def shaped(part: Part, shape: NDArray[np.float64], neutral: bool) -> tuple[Float, Float]:
     """Neutral vertices (V, 3) and control displacements (K, V, 3) of a part on one head, metres.
 
     Args:
@@ -243,7 +246,7 @@ INNER_LIPS_LOWER = ((0.0, -0.394, 1.01), (0.10, -0.388, 1.0))
 
 
 def landmark_points() -> NDArray[np.float64]:
-    """(68, 3) iBUG points on the sculpture, from the subject's right to left as the order has it."""
+    """(68, 3) iBUG points on the sculpture, in that order from the subject's right to left."""
 
     def right(points: tuple[tuple[float, ...], ...]) -> list[tuple[float, ...]]:
         return [(-x, y, z) for x, y, z in points]
@@ -253,7 +256,8 @@ def landmark_points() -> NDArray[np.float64]:
 
     eye_right = right(tuple(EYE_CORNERS[i] for i in (3, 2, 1, 0, 5, 4)))
     points = [
-        *row(JAW_LINE), *right(BROW)[::-1], *BROW, *BRIDGE, *row(NOSTRILS), *eye_right, *EYE_CORNERS,
+        *row(JAW_LINE), *right(BROW)[::-1], *BROW, *BRIDGE, *row(NOSTRILS),
+        *eye_right, *EYE_CORNERS,
         *row(OUTER_LIPS_UPPER), *row(OUTER_LIPS_LOWER)[::-1],
         *row(INNER_LIPS_UPPER), *row(INNER_LIPS_LOWER)[::-1],
     ]  # fmt: skip
@@ -277,12 +281,16 @@ def build_head(seed: int) -> Head:
     sizes = [len(neutral) for neutral, _ in pieces]
     starts = np.cumsum([0, *sizes])
     eyes = slice(starts[1], starts[2]), slice(starts[2], starts[3])
+    scalp = demo_sculpt.distances(HAIR, parts[0].surface.vertices) < UNDER_HAIR
+    skin_faces = parts[0].surface.faces
     faces = [part.surface.faces + start for part, start in zip(parts, starts, strict=False)]
+    faces[0] = skin_faces[~scalp[skin_faces].all(axis=1)]
     centres = np.array([[side * EYE[0], EYE[1], EYE[2]] for side in (1.0, -1.0)])
     return Head(
         neutral=np.concatenate([neutral for neutral, _ in pieces]),
         displacements=np.concatenate([moves for _, moves in pieces], axis=1),
         faces=np.concatenate(faces).astype(np.int32),
+        skin_faces=skin_faces,
         head=np.concatenate([part.head for part in parts]).astype(np.float32),
         look=np.concatenate([part.look for part in parts]),
         eyes=eyes,

@@ -14,7 +14,7 @@ from eavatar.capture.demo_controls import bump, smooth_step
 from eavatar.capture.demo_sculpt import EYE, HAIR, MOUTH_Y, SHIRT, SKIN, Surface
 
 Float = NDArray[np.float32]
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 
 # Columns of a look: colour, then amplitudes and coordinates of the detail, then light.
 COLOUR = slice(0, 3)
@@ -36,7 +36,7 @@ HAIR_TONE = np.array([0.085, 0.045, 0.024])
 SHIRT_TONE = np.array([0.055, 0.115, 0.175])
 
 
-def blank(points: Array, colour: Array, gloss: float, softness: float) -> Float:
+def blank(points: NDArray[np.floating], colour: Array, gloss: float, softness: float) -> Float:
     """A look of one colour without detail, fully open to the light."""
     look = np.zeros((len(points), COLUMNS), np.float32)
     look[:, COLOUR] = colour
@@ -53,7 +53,7 @@ def paint(look: Float, colour: Array, weight: Array) -> None:
     look[:, COLOUR] = (1 - weight) * look[:, COLOUR] + weight * colour
 
 
-def add_light(look: Float, part: int, points: Array, normals: Float) -> None:
+def add_light(look: Float, part: int, points: NDArray[np.floating], normals: Float) -> None:
     """Ambient occlusion and the key light's soft shadow, in place."""
     start = points.astype(np.float32) + 0.01 * normals
     look[:, OPENNESS] = demo_sculpt.occlusion(part, start, normals)
@@ -87,8 +87,8 @@ def lid_weight(points: Array) -> Array:
     offset = np.abs(points[:, :1]) - EYE[0]
     u = offset[:, 0] / 0.142
     arch = np.maximum(1 - u * u, 0)
-    upper = 0.012 * u - 0.004 + 0.058 * arch**0.75
-    lower = 0.012 * u - 0.004 - 0.046 * arch**0.9
+    upper = 0.012 * u - 0.004 + 0.063 * arch**0.75
+    lower = 0.012 * u - 0.004 - 0.048 * arch**0.9
     dy = points[:, 1] - EYE[1]
     near = smooth_step(0.020, 0.004, np.abs(dy - upper)) + 0.45 * smooth_step(
         0.016, 0.004, np.abs(dy - lower)
@@ -131,32 +131,30 @@ def skin_look(points: Array, normals: Float, generator: np.random.Generator) -> 
     brows = brow_weight(points)
     paint(look, HAIR_TONE * 0.9, 0.88 * brows)
     look[:, STRAND] = 0.9 * brows
-    look[:, STRAND_ACROSS] = 0.7 * points[:, 1] + 0.35 * mirrored[:, 0]
+    look[:, STRAND_ACROSS] = 0.18 * points[:, 1] + 0.10 * mirrored[:, 0]
     look[:, STRAND_ALONG] = 0.5 * mirrored[:, 0]
     paint(look, HAIR_TONE * 0.5, 0.8 * lid_weight(points))
     return look
 
 
-def hair_look(points: Array, normals: Float) -> Float:
+def hair_look(points: NDArray[np.floating], normals: Float) -> Float:
     """Hair: dark, glossy, with strands along the flow that also shapes the locks."""
     look = blank(points, HAIR_TONE, gloss=0.30, softness=0.2)
-    x, y, z = points.T
+    around, away = demo_sculpt.hair_flows(points)
     look[:, STRAND] = 1.0
-    look[:, STRAND_ACROSS] = (
-        1.2 * x - 0.55 * z + 0.25 * np.sin(3 * z + 1) + 0.05 * np.sin(4 * z + 2 * y)
-    )
-    look[:, STRAND_ALONG] = 0.25 * z + 0.35 * y
+    look[:, STRAND_ACROSS] = around / (2 * np.pi)  # once around the periodic table
+    look[:, STRAND_ALONG] = 0.35 * away
     add_light(look, HAIR, points, normals)
     return look
 
 
-def shirt_look(points: Array, normals: Float) -> Float:
+def shirt_look(points: NDArray[np.floating], normals: Float) -> Float:
     """A knitted shirt with a darker collar."""
     look = blank(points, SHIRT_TONE, gloss=0.05, softness=0.35)
     slope = points[:, 1] + 1.02 + 0.34 * (points[:, 2] + 0.2)
     paint(look, SHIRT_TONE * 0.6, smooth_step(-0.10, -0.07, slope))
     look[:, STRAND] = 0.25
-    look[:, STRAND_ACROSS], look[:, STRAND_ALONG] = 1.3 * points[:, 0], 0.7 * points[:, 1]
+    look[:, STRAND_ACROSS], look[:, STRAND_ALONG] = 0.33 * points[:, 0], 0.7 * points[:, 1]
     add_light(look, SHIRT, points, normals)
     return look
 
@@ -176,20 +174,22 @@ def eye_look(eye: Surface, generator: np.random.Generator) -> Float:
     paint(look, iris * 1.5, smooth_step(0.36, 0.26, polar))
     paint(look, np.full(3, 0.006), smooth_step(0.24, 0.19, polar))
     look[:, STRAND] = 0.5 * smooth_step(0.5, 0.42, polar) * smooth_step(0.18, 0.25, polar)
-    look[:, STRAND_ACROSS] = np.arctan2(direction[:, 1], direction[:, 0]) * 0.3
+    look[:, STRAND_ACROSS] = np.arctan2(direction[:, 1], direction[:, 0]) * 0.08
     # The lids and the brow keep light off the upper part of the ball.
     look[:, OPENNESS] = 0.85 - 0.5 * smooth_step(0.02, 0.07, np.abs(points[:, 1] - EYE[1] + 0.012))
     look[:, LIT] = smooth_step(0.08, 0.0, points[:, 1] - EYE[1])
     return look
 
 
-def teeth_look(points: Array, upper: bool) -> Float:
+def teeth_look(points: NDArray[np.floating], upper: bool) -> Float:
     """Teeth, gum at the root, gaps between the teeth, darker towards the back."""
     look = blank(points, np.array([0.66, 0.60, 0.49]), gloss=0.6, softness=0.6)
     root = MOUTH_Y + 0.125 if upper else MOUTH_Y - 0.155
     from_root = np.abs(points[:, 1] - root)
     paint(look, np.array([0.40, 0.12, 0.11]), smooth_step(0.038, 0.022, from_root))
-    along = np.arcsin(np.clip(points[:, 0] / 0.255, -1, 1)) / (np.pi / 2 * 0.92)
+    along = np.arcsin(np.clip(points[:, 0] / (0.235 if upper else 0.215), -1, 1)) / (
+        np.pi / 2 * 0.92
+    )
     gap = smooth_step(0.30, 0.0, np.abs(np.sin(along * np.pi * 5)))
     paint(look, np.array([0.16, 0.09, 0.06]), 0.7 * gap)
     depth = smooth_step(0.66, 0.92, points[:, 2])
@@ -198,7 +198,7 @@ def teeth_look(points: Array, upper: bool) -> Float:
     return look
 
 
-def tongue_look(points: Array) -> Float:
+def tongue_look(points: NDArray[np.floating]) -> Float:
     """A dark pink tongue, darker towards the back."""
     look = blank(points, np.array([0.42, 0.13, 0.125]), gloss=0.4, softness=0.8)
     depth = smooth_step(0.5, 0.88, points[:, 2])

@@ -57,20 +57,25 @@ SEQUENCES: dict[str, tuple[Key, ...]] = {
     "EMO-1-shout+laugh": (
         {"brow_raise": 0.2},
         {"jaw_open": 0.7, "brow_raise": 0.7, "upper_lip_raise": 0.5, "turn": (0, 5, 0)},
-        {"jaw_open": 1.0, "brow_raise": 1.0, "lower_lip_drop": 0.6, "mouth_stretch": 0.4, "turn": (0, 9, 0)},
-        {"jaw_open": 0.8, "brow_frown": 1.0, "upper_lip_raise": 0.8, "sneer": 0.6, "turn": (7, -6, 0)},
+        {"jaw_open": 1.0, "brow_raise": 1.0, "lower_lip_drop": 0.6, "mouth_stretch": 0.4,
+         "turn": (0, 9, 0)},
+        {"jaw_open": 0.8, "brow_frown": 1.0, "upper_lip_raise": 0.8, "sneer": 0.6,
+         "turn": (7, -6, 0)},
         {"smile": 0.6, "blink": 0.3, "turn": (0, -3, 3)},
         {"smile": 1.0, "jaw_open": 0.45, "blink": 0.5, "upper_lip_raise": 0.6, "turn": (-8, 6, 5)},
-        {"smile": 1.0, "jaw_open": 0.7, "brow_raise": 0.5, "upper_lip_raise": 0.5, "turn": (-4, 10, 6)},
+        {"smile": 1.0, "jaw_open": 0.7, "brow_raise": 0.5, "upper_lip_raise": 0.5,
+         "turn": (-4, 10, 6)},
         {"smile": 0.8, "jaw_open": 0.25, "blink": 0.8, "lower_lip_drop": 0.4, "turn": (6, -8, -4)},
     ),
     "EMO-3-angry+sad": (
         {"brow_frown": 0.3},
         {"brow_frown": 1.0, "mouth_frown": 0.4, "turn": (0, -8, 0), "look": (0, 8)},
         {"brow_frown": 1.0, "sneer": 1.0, "upper_lip_raise": 0.5, "turn": (-10, -6, 0)},
-        {"brow_frown": 0.9, "jaw_open": 0.4, "lower_lip_drop": 1.0, "sneer": 0.7, "mouth_stretch": 1.0, "turn": (6, -9, 2)},
+        {"brow_frown": 0.9, "jaw_open": 0.4, "lower_lip_drop": 1.0, "sneer": 0.7,
+         "mouth_stretch": 1.0, "turn": (6, -9, 2)},
         {"mouth_frown": 0.6, "brow_raise": 0.4, "look": (0, -8)},
-        {"mouth_frown": 1.0, "brow_raise": 0.7, "brow_frown": 0.5, "blink": 0.4, "turn": (8, -12, 4)},
+        {"mouth_frown": 1.0, "brow_raise": 0.7, "brow_frown": 0.5, "blink": 0.4,
+         "turn": (8, -12, 4)},
         {"mouth_frown": 1.0, "blink": 0.8, "lower_lip_drop": 0.3, "turn": (4, -15, 6)},
         {"mouth_frown": 0.7, "cheek_puff": 0.5, "pucker": 0.3, "blink": 0.2, "turn": (-6, -6, -4)},
     ),
@@ -79,10 +84,13 @@ SEQUENCES: dict[str, tuple[Key, ...]] = {
         {"turn": (14, 5, 3), "smile": 0.8, "jaw_open": 0.3, "look": (-12, 0)},
         {"turn": (3, -5, -3), "jaw_open": 0.85, "brow_raise": 0.6, "smile_left": 0.4},
         {"turn": (-13, 4, 2), "pucker": 0.8, "brow_frown": 0.6, "shift": (-0.5, 0.1, 0.3)},
-        {"turn": (-8, 8, -4), "jaw_open": 0.6, "upper_lip_raise": 0.5, "brow_frown": 0.7, "mouth_stretch": 0.4},
-        {"turn": (2, -9, 5), "smile": 0.9, "blink": 0.6, "lower_lip_drop": 0.5, "shift": (0.4, 0, 0)},
+        {"turn": (-8, 8, -4), "jaw_open": 0.6, "upper_lip_raise": 0.5, "brow_frown": 0.7,
+         "mouth_stretch": 0.4},
+        {"turn": (2, -9, 5), "smile": 0.9, "blink": 0.6, "lower_lip_drop": 0.5,
+         "shift": (0.4, 0, 0)},
         {"turn": (10, -3, 4), "mouth_frown": 0.8, "jaw_open": 0.3, "blink_right": 0.5},
-        {"turn": (-4, 6, -5), "smile_right": 0.8, "jaw_open": 0.5, "look": (12, 6), "brow_raise": 0.4},
+        {"turn": (-4, 6, -5), "smile_right": 0.8, "jaw_open": 0.5, "look": (12, 6),
+         "brow_raise": 0.4},
     ),
 }  # fmt: skip
 BOTH_SIDES = ("smile", "brow_raise", "blink")
@@ -147,10 +155,12 @@ def motion(sequence: str, timesteps: int) -> Motion:
     # The half-step offset keeps moments of different counts from meeting at the key frames.
     moments = (np.arange(timesteps) + 0.5) / timesteps * (len(keys) - 1)
     curve = PchipInterpolator(np.arange(len(keys)), np.stack(rows))(moments)
+    curve = curve.astype(np.float64)
     expression, look, turn, shift = np.split(curve, np.cumsum([len(CONTROLS), 2, 3]), axis=1)
     rotation = rotation_matrices(turn)
     # The head turns about the top of the neck, 6 cm below and 2 cm behind the origin.
     pivot = np.array([0.0, -0.06, -0.02])
     translation = REST + 0.01 * shift + pivot - rotation @ pivot
     time_s = SECONDS_PER_TIMESTEP * (np.arange(timesteps) + 0.5)
-    return Motion(time_s, expression, np.radians(look), rotation, translation)
+    gaze = np.radians(look)
+    return Motion(time_s, expression, gaze, rotation, translation)

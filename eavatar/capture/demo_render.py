@@ -19,6 +19,7 @@ from eavatar.capture.demo_look import COLUMNS, KEY_LIGHT
 Float = NDArray[np.float32]
 
 SAMPLES = 2  # along each side of a pixel
+SAME_SURFACE = 0.004  # metres: samples of a pixel that differ less in depth are shaded together
 NOISE_SIZE = 64
 STRAND_ROWS, STRAND_COLUMNS = 64, 1024
 FILL_LIGHT = np.array([-0.75, 0.12, 0.65]) / np.linalg.norm([-0.75, 0.12, 0.65])
@@ -46,8 +47,8 @@ def noise_tables(generator: np.random.Generator) -> NoiseTables:
     volume = gaussian_filter(generator.normal(size=(NOISE_SIZE,) * 3), 1.0, mode="wrap")
     strands = sum(
         gaussian_filter(generator.normal(size=(STRAND_ROWS, STRAND_COLUMNS)), blur, mode="wrap")
-        * np.sqrt(blur[0] * blur[1])
-        for blur in ((5.0, 0.8), (8.0, 3.0))
+        * (weight * np.sqrt(blur[0] * blur[1]))
+        for blur, weight in (((5.0, 0.7), 1.0), ((8.0, 2.5), 0.5))
     )
     tables = [table / (2.5 * table.std()) for table in (volume, strands)]
     return NoiseTables(*(table.clip(-1, 1).astype(np.float32) for table in tables))
@@ -94,16 +95,17 @@ def smooth_normals(vertices, faces):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def cast(points, faces, fx, fy, cx, cy, width, height):
+def cast(points, faces, optics, width, height):
     """Nearest front-facing triangle and its depth at the centre of every sample.
 
     Args:
         points: (V, 3) vertices in camera space, metres.
-        fx, fy, cx, cy: intrinsics in samples.
+        optics: fx, fy, cx, cy of the intrinsics, in samples.
 
     Returns:
         ids (height, width), -1 for none, and depths (height, width) along the optical axis.
     """
+    fx, fy, cx, cy = optics
     ids = np.full((height, width), -1, np.int32)
     depths = np.full((height, width), np.float32(1e9))
     u = np.empty(len(points), np.float32)
@@ -140,7 +142,7 @@ def cast(points, faces, fx, fy, cx, cy, width, height):
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def look_up_volume(volume, x, y, z):
     """Trilinear, periodic."""
-    i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+    i, j, k = math.floor(x), math.floor(y), math.floor(z)
     tx, ty, tz = x - i, y - j, z - k
     total = 0.0
     for di in range(2):
@@ -154,7 +156,7 @@ def look_up_volume(volume, x, y, z):
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def look_up_strands(strands, along, across):
     """Bilinear, periodic."""
-    i, j = int(math.floor(along)), int(math.floor(across))
+    i, j = math.floor(along), math.floor(across)
     ti, tj = along - i, across - j
     low = (1 - tj) * strands[i & 63, j & 1023] + tj * strands[i & 63, (j + 1) & 1023]
     high = (1 - tj) * strands[(i + 1) & 63, j & 1023] + tj * strands[(i + 1) & 63, (j + 1) & 1023]
@@ -168,14 +170,13 @@ def shade(look, normal, view, lights, volume, strands, colour):
     factor = 1.0
     freckle = 0.0
     if look[3] > 0.01:
-        coarse = look_up_volume(volume, 9.0 * x, 9.0 * y, 9.0 * z)
-        fine = look_up_volume(volume, 30.0 * x + 7.0, 30.0 * y, 30.0 * z)
-        factor += look[3] * (0.10 * coarse + 0.09 * fine)
-        freckle = look[3] * max(fine * 0.8 + coarse * 0.5 - 0.35, 0.0)
+        fine = look_up_volume(volume, 34.0 * x + 7.0, 34.0 * y, 34.0 * z)
+        factor += 0.07 * look[3] * fine
+        freckle = 0.8 * look[3] * max(fine - 0.42, 0.0)
     gloss = look[7]
     if look[4] > 0.01:
-        strand = look_up_strands(strands, 60.0 * look[6], 260.0 * look[5])
-        factor *= math.exp(0.85 * look[4] * strand)
+        strand = look_up_strands(strands, 60.0 * look[6], STRAND_COLUMNS * look[5])
+        factor *= math.exp(0.75 * look[4] * strand)
         gloss *= 1.0 + 0.8 * look[4] * strand
     key = normal[0] * lights[0, 0] + normal[1] * lights[0, 1] + normal[2] * lights[0, 2]
     fill = normal[0] * lights[1, 0] + normal[1] * lights[1, 1] + normal[2] * lights[1, 2]
@@ -190,7 +191,7 @@ def shade(look, normal, view, lights, volume, strands, colour):
         around = 0.27 * max((fill + 0.4) / 1.4, 0.0) + 0.12 * max(rim, 0.0)
         ambient = 0.23 + 0.08 * normal[1]
         # Light that bounces within a crease keeps the colour of what it bounced off.
-        bounced = open_share ** (1.0 - 0.35 * look[channel])
+        bounced = open_share * (1.0 + 0.4 * look[channel] * (1.0 - open_share))
         light = 0.86 * tint[channel] * direct + (around + ambient) * bounced
         albedo = look[channel] * factor * (1.0 - freckle * (0.35, 0.62, 0.75)[channel])
         colour[channel] = albedo * light
@@ -204,55 +205,6 @@ def shade(look, normal, view, lights, volume, strands, colour):
         colour[channel] += gloss * shine
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
-def resolve(
-    ids, points, faces, vertices, normals, looks, fx, fy, cx, cy, eye, lights, volume, strands
-):
-    """Shade all samples and average them per pixel.
-
-    Returns:
-        colour (H, W, 3) linear, premultiplied by coverage, and coverage (H, W).
-    """
-    height, width = ids.shape[0] // SAMPLES, ids.shape[1] // SAMPLES
-    image = np.zeros((height, width, 3), np.float32)
-    coverage = np.zeros((height, width), np.float32)
-    look = np.empty(COLUMNS, np.float32)
-    normal, view, colour = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
-    share = np.float32(1 / SAMPLES**2)
-    for y in range(height * SAMPLES):
-        for x in range(width * SAMPLES):
-            f = ids[y, x]
-            if f < 0:
-                continue
-            a, b, c = faces[f]
-            dx, dy = (x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy
-            # Barycentric coordinates where the ray (dx, dy, 1) meets the triangle's plane.
-            wa = ray_volume(dx, dy, points, b, c)
-            wb = ray_volume(dx, dy, points, c, a)
-            wc = ray_volume(dx, dy, points, a, b)
-            total = wa + wb + wc
-            wa, wb, wc = wa / total, wb / total, wc / total
-            for i in range(COLUMNS):
-                look[i] = wa * looks[a, i] + wb * looks[b, i] + wc * looks[c, i]
-            n_length, v_length = 0.0, 0.0
-            for i in range(3):
-                normal[i] = wa * normals[a, i] + wb * normals[b, i] + wc * normals[c, i]
-                at = wa * vertices[a, i] + wb * vertices[b, i] + wc * vertices[c, i]
-                view[i] = eye[i] - at
-                n_length += normal[i] ** 2
-                v_length += view[i] ** 2
-            n_length, v_length = math.sqrt(max(n_length, 1e-12)), math.sqrt(v_length)
-            for i in range(3):
-                normal[i] /= n_length
-                view[i] /= v_length
-            shade(look, normal, view, lights, volume, strands, colour)
-            py, px = y // SAMPLES, x // SAMPLES
-            coverage[py, px] += share
-            for i in range(3):
-                image[py, px, i] += share * colour[i]
-    return image, coverage
-
-
 @numba.njit(cache=True, fastmath=True, nogil=True, inline="always")
 def ray_volume(dx, dy, points, b, c):
     """Triple product of the ray (dx, dy, 1) with two vertices in camera space."""
@@ -261,6 +213,93 @@ def ray_volume(dx, dy, points, b, c):
         + dy * (points[b, 2] * points[c, 0] - points[b, 0] * points[c, 2])
         + (points[b, 0] * points[c, 1] - points[b, 1] * points[c, 0])
     )
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def interpolate(dx, dy, points, corners, vertices, normals, looks, eye, look, normal, view):
+    """Attributes where the ray (dx, dy, 1) meets a triangle's plane, into the last three arrays."""
+    a, b, c = corners
+    wa = ray_volume(dx, dy, points, b, c)
+    wb = ray_volume(dx, dy, points, c, a)
+    wc = ray_volume(dx, dy, points, a, b)
+    # The mean of several samples may lie outside the first one's triangle: stay on it.
+    sign = 1.0 if wa + wb + wc > 0 else -1.0
+    wa, wb, wc = max(sign * wa, 0.0), max(sign * wb, 0.0), max(sign * wc, 0.0)
+    total = max(wa + wb + wc, 1e-20)
+    wa, wb, wc = wa / total, wb / total, wc / total
+    for i in range(COLUMNS):
+        look[i] = wa * looks[a, i] + wb * looks[b, i] + wc * looks[c, i]
+    n_length, v_length = 0.0, 0.0
+    for i in range(3):
+        normal[i] = wa * normals[a, i] + wb * normals[b, i] + wc * normals[c, i]
+        view[i] = eye[i] - (wa * vertices[a, i] + wb * vertices[b, i] + wc * vertices[c, i])
+        n_length += normal[i] ** 2
+        v_length += view[i] ** 2
+    n_length, v_length = math.sqrt(max(n_length, 1e-12)), math.sqrt(v_length)
+    for i in range(3):
+        normal[i] /= n_length
+        view[i] /= v_length
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def gather(ids, depths, y, x, taken):
+    """Claim the samples of a pixel that see the same surface as its first unclaimed one.
+
+    Args:
+        taken: (S²,) claimed samples, updated.
+
+    Returns:
+        the triangle of the first sample (-1 if none is left), the number of samples claimed,
+        and their mean column and row.
+    """
+    face, count, column, row, depth = -1, 0, 0.0, 0.0, np.float32(0)
+    for s in range(SAMPLES * SAMPLES):
+        sy, sx = y * SAMPLES + s // SAMPLES, x * SAMPLES + s % SAMPLES
+        if taken[s] or ids[sy, sx] < 0:
+            continue
+        if face < 0:
+            face, depth = ids[sy, sx], depths[sy, sx]
+        if abs(depths[sy, sx] - depth) < SAME_SURFACE:
+            taken[s] = True
+            count += 1
+            column += sx + 0.5
+            row += sy + 0.5
+    return face, count, column / max(count, 1), row / max(count, 1)
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def resolve(
+    ids, depths, points, faces, vertices, normals, looks, optics, eye, lights, volume, strands
+):
+    """Shade each pixel once for every surface that its samples see, and average.
+
+    Returns:
+        colour (H, W, 3) linear, premultiplied by coverage, and coverage (H, W).
+    """
+    fx, fy, cx, cy = optics
+    height, width = ids.shape[0] // SAMPLES, ids.shape[1] // SAMPLES
+    image = np.zeros((height, width, 3), np.float32)
+    coverage = np.zeros((height, width), np.float32)
+    look, normal = np.empty(COLUMNS, np.float32), np.empty(3, np.float32)
+    view, colour = np.empty(3, np.float32), np.empty(3, np.float32)
+    taken = np.empty(SAMPLES * SAMPLES, np.bool_)
+    for y in range(height):
+        for x in range(width):
+            taken[:] = False
+            while True:
+                face, count, column, row = gather(ids, depths, y, x, taken)
+                if face < 0:
+                    break
+                dx, dy = (column - cx) / fx, (row - cy) / fy
+                interpolate(
+                    dx, dy, points, faces[face], vertices, normals, looks, eye, look, normal, view
+                )
+                shade(look, normal, view, lights, volume, strands, colour)
+                share = np.float32(count / SAMPLES**2)
+                coverage[y, x] += share
+                for i in range(3):
+                    image[y, x, i] += share * colour[i]
+    return image, coverage
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
@@ -309,13 +348,13 @@ def render(
     geometry: Geometry, faces: NDArray[np.int32], looks: Float, camera: Camera, noise: NoiseTables
 ) -> View:
     """Cast and shade one image; looks are the per-vertex columns of `demo_look`."""
-    transform = camera.world_to_camera
-    points = (geometry.vertices @ transform[:3, :3].T + transform[:3, 3]).astype(np.float32)
+    transform = camera.world_to_camera.astype(np.float32)
+    points = geometry.vertices @ transform[:3, :3].T + transform[:3, 3]
     k = camera.intrinsics * SAMPLES
     optics = tuple(np.float32(value) for value in (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
-    ids, depth = cast(points, faces, *optics, camera.width * SAMPLES, camera.height * SAMPLES)
+    ids, depth = cast(points, faces, optics, camera.width * SAMPLES, camera.height * SAMPLES)
     image, coverage = resolve(
-        ids, points, faces, geometry.vertices, geometry.normals, looks, *optics,
+        ids, depth, points, faces, geometry.vertices, geometry.normals, looks, optics,
         camera.centre.astype(np.float32), LIGHTS, noise.volume, noise.strands,
     )  # fmt: skip
     return View(image, coverage, depth)

@@ -1,4 +1,4 @@
-"""The demo capture's cameras: NeRSemble's serial numbers on its arc, their colour and background."""
+"""The demo capture's cameras: NeRSemble's serials on its arc, their colour and background."""
 
 from __future__ import annotations
 

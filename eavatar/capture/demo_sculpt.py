@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -78,11 +79,11 @@ def step(low, high, x):
 
 @numba.njit(cache=True, fastmath=True)
 def eye_opening(x):
-    """Upper and lower edge of the eye's opening relative to the eye centre, at |x|; 0, 0 outside."""
+    """Upper and lower edge of the eye's opening relative to the eye centre, at |x|."""
     u = (x - EYE[0]) / 0.142
     arch = max(1.0 - u * u, 0.0)
     tilt = 0.012 * u - 0.004
-    return tilt + 0.058 * arch**0.75, tilt - 0.046 * arch**0.9
+    return tilt + 0.063 * arch**0.75, tilt - 0.048 * arch**0.9
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -95,6 +96,7 @@ def skull_distance(x, y, z):
     d = join(d, capsule(x, y, z, 0.485, -0.40, 0.14, 0.12, -0.68, 0.80, 0.10, 0.14), 0.28)
     d = join(d, ellipsoid(x, y, z, 0.0, -0.685, 0.865, 0.17, 0.13, 0.135), 0.16)
     d = join(d, ellipsoid(x, y, z, 0.43, 0.07, 0.60, 0.21, 0.15, 0.19), 0.20)
+    d = join(d, ellipsoid(x, y, z, 0.33, -0.20, 0.52, 0.21, 0.24, 0.24), 0.25)
     neck = capsule(x, y, z, 0.0, -0.2, -0.20, 0.0, -1.7, -0.26, 0.50, 0.55)
     muscle = capsule(x, y, z, 0.56, -0.1, -0.18, 0.16, -1.22, 0.18, 0.10, 0.09)
     return join(d, join(neck, muscle, 0.15), 0.20)
@@ -192,16 +194,26 @@ def hairline(angle):
 
 
 @numba.njit(cache=True, fastmath=True)
+def hair_flow(x, y, z):
+    """Angles around and away from the crown, radians: hair falls from the crown on all sides."""
+    y, z = y - 0.55, z + 0.05
+    up, forward = 0.92 * y - 0.39 * z, 0.39 * y + 0.92 * z
+    away = math.atan2(math.sqrt(x * x + forward * forward), up)
+    return math.atan2(x, forward) + 0.30 * away, away
+
+
+@numba.njit(cache=True, fastmath=True)
 def hair_distance(x, y, z):
     """The cap of hair: the skull thickened above the hairline, with locks."""
     angle = abs(math.atan2(x, z))
-    above = y - hairline(angle) + 0.03 * math.sin(23.0 * angle + 3.0 * x)
-    volume = 0.085 + 0.075 * step(0.5, 1.3, y) + 0.05 * step(0.3, 1.0, z) * step(0.8, 1.2, y)
-    flow = 1.2 * x - 0.55 * z + 0.25 * math.sin(3.0 * z + 1.0)
-    locks = math.sin(22.0 * flow + 2.5 * math.sin(4.0 * z + 2.0 * y))
-    locks += 0.6 * math.sin(47.0 * flow + 3.0 * math.sin(5.0 * z - 3.0 * y) + 1.3)
-    thickness = -0.06 + (0.06 + volume) * step(-0.05, 0.24, above)
-    thickness += 0.012 * locks * step(0.0, 0.15, above)
+    ragged = 0.020 * math.sin(29.0 * angle + 3.0 * x) + 0.014 * math.sin(71.0 * angle + 5.0 * x)
+    above = y - hairline(angle) + ragged
+    volume = 0.085 + 0.075 * step(0.5, 1.3, y) + 0.04 * step(0.3, 1.0, z) * step(0.8, 1.2, y)
+    around, away = hair_flow(x, y, z)
+    locks = math.sin(27.0 * around + 2.5 * math.sin(5.0 * away))
+    locks += 0.7 * math.sin(58.0 * around + 2.0 * math.sin(9.0 * away + 1.3))
+    thickness = -0.06 + (0.06 + volume) * step(-0.05, 0.34, above)
+    thickness += 0.011 * locks * step(0.0, 0.30, above) * step(0.1, 0.5, away)
     # Below its edge the cap ends under the skin; it must not line the whole head.
     return max(skull_distance(abs(x), y, z) - thickness, -0.12 - above)
 
@@ -212,7 +224,7 @@ def shirt_distance(x, y, z):
     x = abs(x)
     d = capsule(x, y, z, 0.15, -1.36, -0.30, 1.50, -1.72, -0.32, 0.42, 0.44)
     d = join(d, capsule(x, y, z, 0.0, -0.95, -0.36, 1.25, -1.55, -0.36, 0.42, 0.30), 0.4)
-    d = join(d, ellipsoid(x, y, z, 0.0, -2.4, -0.12, 1.35, 1.10, 0.72), 0.45)
+    d = join(d, ellipsoid(x, y, z, 0.0, -2.4, -0.08, 1.35, 1.12, 0.78), 0.45)
     slope = y + 1.02 + 0.34 * (z + 0.2)  # the collar's plane, lower in front
     radius = math.sqrt(x * x + (z + 0.19) ** 2)
     d = max(d, slope)
@@ -280,11 +292,29 @@ def light(points, normals, direction):
     return arriving
 
 
+@numba.njit(cache=True)
+def distances(part, points):
+    """(N,) `distance` of each point."""
+    result = np.empty(len(points), np.float32)
+    for i in range(len(points)):
+        result[i] = distance(part, points[i, 0], points[i, 1], points[i, 2])
+    return result
+
+
+@numba.njit(cache=True)
+def hair_flows(points):
+    """(N,) `hair_flow`'s two angles of each point."""
+    around, away = np.empty(len(points)), np.empty(len(points))
+    for i in range(len(points)):
+        around[i], away[i] = hair_flow(points[i, 0], points[i, 1], points[i, 2])
+    return around, away
+
+
 def axis(*pieces: tuple[float, float]) -> Array:
     """Grid coordinates: (start, spacing) pieces, the last one's start is the end."""
     parts = [
         np.arange(start, end - 0.5 * spacing, spacing)
-        for (start, spacing), (end, _) in zip(pieces[:-1], pieces[1:], strict=True)
+        for (start, spacing), (end, _) in pairwise(pieces)
     ]
     return np.concatenate([*parts, [pieces[-1][0]]]).astype(np.float32)
 

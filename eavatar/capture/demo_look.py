@@ -192,7 +192,7 @@ def teeth_look(points: NDArray[np.floating], upper: bool) -> Float:
     )
     gap = smooth_step(0.30, 0.0, np.abs(np.sin(along * np.pi * 5)))
     paint(look, np.array([0.16, 0.09, 0.06]), 0.7 * gap)
-    depth = smooth_step(0.66, 0.92, points[:, 2])
+    depth = smooth_step(0.74, 0.92, points[:, 2])
     look[:, OPENNESS] = 0.15 + 0.6 * depth
     look[:, LIT] = 0.65 * depth if upper else 0.5 * depth
     return look

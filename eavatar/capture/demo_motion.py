@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eavatar.capture.demo_controls import CONTROLS
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 HELD_OUT = "FREE"
 SECONDS_PER_TIMESTEP = 0.2
 REST = np.array([0.0, -0.034, -0.050])  # of the model frame's origin in world space, metres
@@ -155,7 +155,6 @@ def motion(sequence: str, timesteps: int) -> Motion:
     # The half-step offset keeps moments of different counts from meeting at the key frames.
     moments = (np.arange(timesteps) + 0.5) / timesteps * (len(keys) - 1)
     curve = PchipInterpolator(np.arange(len(keys)), np.stack(rows))(moments)
-    curve = curve.astype(np.float64)
     expression, look, turn, shift = np.split(curve, np.cumsum([len(CONTROLS), 2, 3]), axis=1)
     rotation = rotation_matrices(turn)
     # The head turns about the top of the neck, 6 cm below and 2 cm behind the origin.

@@ -225,6 +225,7 @@ def shirt_distance(x, y, z):
     d = capsule(x, y, z, 0.15, -1.36, -0.30, 1.50, -1.72, -0.32, 0.42, 0.44)
     d = join(d, capsule(x, y, z, 0.0, -0.95, -0.36, 1.25, -1.55, -0.36, 0.42, 0.30), 0.4)
     d = join(d, ellipsoid(x, y, z, 0.0, -2.4, -0.08, 1.35, 1.12, 0.78), 0.45)
+    d = join(d, ellipsoid(x, y, z, 0.0, -1.48, 0.10, 0.55, 0.36, 0.35), 0.25)
     slope = y + 1.02 + 0.34 * (z + 0.2)  # the collar's plane, lower in front
     radius = math.sqrt(x * x + (z + 0.19) ** 2)
     d = max(d, slope)

@@ -45,7 +45,7 @@ def make_discs(vertices: Tensor, faces: Tensor) -> Discs:
     total = vertices.new_zeros(len(vertices)).index_add(0, flat, lengths.flatten())
     count = torch.bincount(flat, minlength=len(vertices)).clamp(min=1)
     radii = (DISC_SIZE * total / count).clamp(min=1e-4)
-    return Discs(normalize(normals, dim=1), radii)
+    return Discs(normalize(normals, dim=1, eps=1e-18), radii)  # slivers have normals too
 
 
 def render_surface(

@@ -21,7 +21,7 @@ from eavatar.io import atomic
 Array = NDArray[np.float64]
 
 HEADS = 60  # whose shapes the identity components come from
-EXPRESSIVE_HEADS = 6  # whose controls are averaged
+EXPRESSIVE_HEADS = 3  # whose controls are averaged
 IDENTITY_COMPONENTS = 40
 STRENGTH = 0.4  # standard deviation of a control's strength
 MILLIMETRES = 100.0  # per decimetre

@@ -32,6 +32,9 @@ CONTROL = ControlSettings(
 def generator() -> Generator:
     torch.manual_seed(0)
     drivers = Drivers(EXPRESSIONS, FEATURES, COLOURS, 8)
+    # As after training: new drivers move nothing, and their earlier layers get no gradient yet.
+    for network in (drivers.expression_deformation, drivers.pose_deformation):
+        torch.nn.init.normal_(network.layers[-1].weight, std=0.3)
     return Generator(drivers, EXPRESSIONS, FEATURES, 8, deform_scale=0.3, attribute_scale=0.2)
 
 

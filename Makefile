@@ -3,7 +3,9 @@
 # make lint   set up, then run the linters and the type checker
 # make clean  remove the environment (results stay)
 
-PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell command -v $(name))))
+FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
+	"$$name" $(FITS) 2>/dev/null && echo "$$name" && break; done)
 CORES ?= all
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
@@ -31,7 +33,7 @@ install: $(VENV)/installed
 # face-alignment asks for opencv-python, whose files would replace those of the headless build and
 # need a system OpenGL; the headless build is put back on top.
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	@test -n "$(PYTHON)" && "$(PYTHON)" $(FITS) || \
 		{ echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'

@@ -88,3 +88,19 @@ def test_finish_removes_resume_points(tmp_path: Path) -> None:
     assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == 2
     finish(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sums are in any order on CUDA")
+def test_the_same_seed_gives_the_same_gradients_to_the_bit():
+    """Many rows gathered from few: their gradients are summed by all threads."""
+
+    def gradient() -> torch.Tensor:
+        seed_everything(0)
+        table = torch.rand(50, 64, requires_grad=True)
+        rows = table[torch.randint(50, (100_000,))]
+        (rows * torch.rand_like(rows)).sum().backward()
+        assert table.grad is not None
+        return table.grad
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(3))

@@ -12,7 +12,12 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from eavatar.errors import UserError
-from eavatar.subjects import check_requested, list_sequences, read_subjects, subject_config
+from eavatar.subjects import (
+    check_requested,
+    list_sequences,
+    read_subjects,
+    subject_config,
+)
 
 try:
     SUBJECTS = read_subjects(Path(config["subjects"]))
@@ -23,7 +28,8 @@ try:
     if workflow.is_main_process:
         check_requested(sys.argv[1:], SUBJECTS, CONFIGS, Path(config["subjects"]))
     SEQUENCES = {
-        name: list_sequences(subject, CONFIGS[name]) for name, subject in SUBJECTS.items()
+        name: list_sequences(subject, CONFIGS[name])
+        for name, subject in SUBJECTS.items()
     }
 except UserError as error:
     sys.exit(f"eavatar: {error}")

@@ -238,6 +238,7 @@ class Alignment:
 
 
 def write_alignment(path: Path, alignment: Alignment) -> Path:
+    """Write ``prior/alignment.json``."""
     content = {
         "scale": alignment.transform.scale,
         "rotation": alignment.transform.rotation.tolist(),
@@ -249,6 +250,7 @@ def write_alignment(path: Path, alignment: Alignment) -> Path:
 
 
 def read_alignment(path: Path) -> Alignment:
+    """Read ``prior/alignment.json``; `UserError` if it is missing or malformed."""
     content = read_json(path, "the alignment file")
     try:
         rotation, translation = np.array(content["rotation"]), np.array(content["translation"])

@@ -7,11 +7,11 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from eavatar.errors import UserError
@@ -26,8 +26,11 @@ KEPT_CHECKPOINTS = 2
 class Trainable(Protocol):
     """What a stage gives to the loop."""
 
-    def step(self, step: int) -> dict[str, float]:
-        """Make one optimiser step; return the named losses and counts to be logged."""
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Make one optimiser step; return the named losses and counts to be logged, each ().
+
+        They are not looked at at once, so that the device need not be waited for.
+        """
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers and containers of them, enough to go on from here."""
@@ -68,20 +71,25 @@ def train(
         name: what the progress bar shows.
         run: `fingerprint` of all that defines the run.
     Raises:
-        UserError: a logged value is not finite; names the step, the value and the last good
-            checkpoint.
+        UserError: a value of a step, or a tensor of a resume point, is not finite; names the step,
+            the value and the last good checkpoint.
     """
     folder = output / "checkpoints"
     first, rows = _resume(task, folder, run)
+    recent: list[Tensor] = []
     with tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0) as progress:
         for step in range(first, steps):
             values = task.step(step)
-            _check_finite(values, step, folder)
-            if step % LOG_EVERY == 0 or step == steps - 1:
-                rows.append({"step": step, **values})
-                progress.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in values.items()))
-            progress.update()
-            if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            recent.append(torch.stack([value.detach().float() for value in values.values()]))
+            save = (step + 1) % checkpoint_every == 0 and step + 1 < steps
+            if save or step % LOG_EVERY == 0 or step + 1 == steps:
+                last = _check_finite(list(values), recent, step, folder)
+                progress.update(len(recent))
+                recent.clear()
+                if step % LOG_EVERY == 0 or step + 1 == steps:
+                    rows.append({"step": step, **last})
+                    progress.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in last.items()))
+            if save:
                 _save(task, folder, step + 1, rows, run)
     write_log(output / "log.csv", rows)
 
@@ -104,23 +112,44 @@ def write_log(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writerows(rows)
 
 
-def _check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        good = max(folder.glob("*.pt"), default=None)
-        last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        raise UserError(
-            f"training stopped at step {step}: '{bad[0]}' is {values[bad[0]]}; {last}. "
-            "Lower the learning rate or look at the input frames."
-        )
+def _check_finite(
+    names: list[str], recent: list[Tensor], step: int, folder: Path
+) -> dict[str, float]:
+    """The values of the last step, once those of all recent steps, up to it, are seen finite."""
+    table = torch.stack(recent).tolist()
+    for number, row in enumerate(table, start=step - len(table) + 1):
+        for name, value in zip(names, row, strict=True):
+            if not math.isfinite(value):
+                _stop(f"step {number}: '{name}' is {value}", folder)
+    return dict(zip(names, table[-1], strict=True))
+
+
+def _check_parameters(state: Any, name: str, step: int, folder: Path) -> None:
+    """Look through all tensors of a state: a resume point must be good to resume from."""
+    if isinstance(state, Tensor):
+        if not bool(state.isfinite().all()):
+            _stop(f"step {step}: '{name}' holds values that are not finite", folder)
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            _check_parameters(value, f"{name}.{key}", step, folder)
+
+
+def _stop(what: str, folder: Path) -> None:
+    good = max(folder.glob("*.pt"), default=None)
+    last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    raise UserError(
+        f"training stopped at {what}; {last}. Lower the learning rate or look at the input frames."
+    )
 
 
 def _save(task: Trainable, folder: Path, step: int, rows: list[dict[str, float]], run: str) -> None:
+    state = task.state()
+    _check_parameters(state, "model", step, folder)
     content = {
         "run": run,
         "step": step,
         "rows": rows,
-        "task": task.state(),
+        "task": state,
         "torch_random": torch.get_rng_state(),
         "python_random": random.getstate(),
         "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

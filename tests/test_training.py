@@ -24,7 +24,7 @@ class Regression:
         self.killed_at, self.poisoned_at = killed_at, poisoned_at
         self.steps: list[int] = []
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, torch.Tensor]:
         if step == self.killed_at:
             raise KeyboardInterrupt
         self.steps.append(step)
@@ -33,7 +33,7 @@ class Regression:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return {"loss": float("nan") if step == self.poisoned_at else float(loss.detach())}
+        return {"loss": loss * float("nan") if step == self.poisoned_at else loss}
 
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -81,6 +81,16 @@ def test_non_finite_value_stops_and_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"step 12: 'loss' is nan.*00000010\.pt"):
         run(Regression(poisoned_at=12), tmp_path)
     assert not (tmp_path / "log.csv").exists()
+
+
+def test_resume_points_are_finite(tmp_path: Path) -> None:
+    """A parameter may go bad without a trace in the loss; such a state is never written."""
+    task = Regression()
+    poison = torch.tensor(float("inf"))
+    state = task.state
+    task.state = lambda: state() | {"spare": {"weight": poison}}  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"step 5: 'model\.spare\.weight'.*no checkpoint yet"):
+        run(task, tmp_path)
 
 
 def test_finish_removes_resume_points(tmp_path: Path) -> None:

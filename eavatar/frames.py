@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eavatar.errors import UserError
+from eavatar.images import Boxes, ImageStore, make_pool, read_grey, resize_area
 from eavatar.io import Identity, Tracking, read_arrays, read_cameras, require
 
 Array = NDArray[Any]
 
-CACHE_BYTES = 4 * 2**30
+GIB = 2**30
+PREFETCH_BYTES = GIB  # most pixels of coming steps
 
 
 @dataclass(frozen=True)
@@ -36,43 +38,6 @@ class Views:
     images: Tensor
     masks: Tensor
     visible: Tensor
-
-
-class ImageStore:
-    """Frames composited on white and their masks, decoded on demand and kept up to a budget.
-
-    Args:
-        capture: ``results/<subject>/capture``.
-        keys: (sequence, timestep) of each of F frames.
-        serials: C camera serial numbers.
-        size: side of the square images, pixels.
-    """
-
-    def __init__(
-        self, capture: Path, keys: Sequence[tuple[str, int]], serials: Sequence[str], size: int
-    ):
-        self.capture, self.keys, self.serials, self.size = capture, keys, serials, size
-        self.kept: dict[tuple[int, int], Array] = {}
-        self.capacity = CACHE_BYTES // (4 * size * size)
-        self.pool = ThreadPoolExecutor()
-
-    def read(self, frame: int, cameras: Sequence[int]) -> Array:
-        """(K, H, W, 4) uint8: colour on white, and alpha."""
-        return np.stack(list(self.pool.map(lambda camera: self._one(frame, camera), cameras)))
-
-    def _one(self, frame: int, camera: int) -> Array:
-        if (frame, camera) in self.kept:
-            return self.kept[frame, camera]
-        sequence, timestep = self.keys[frame]
-        place = Path(sequence, self.serials[camera], f"{timestep:05d}")
-        colour = read_colour((self.capture / place).with_suffix(".jpg"))
-        alpha = read_grey((self.capture / "masks" / place).with_suffix(".png"))
-        weight = (alpha.astype(np.float32) / 255)[..., None]
-        white = colour * weight + 255 * (1 - weight)
-        image = resize_area(np.dstack([white, alpha]), self.size)
-        if len(self.kept) < self.capacity:
-            self.kept[frame, camera] = image
-        return image
 
 
 @dataclass(frozen=True)
@@ -110,18 +75,17 @@ class FrameSet:
 
     @property
     def height(self) -> int:
-        return self.store.size
+        return self.store.boxes.height
 
     @property
     def width(self) -> int:
-        return self.store.size
+        return self.store.boxes.width
 
     def views(self, frame: int, cameras: Sequence[int]) -> Views:
         """The views of one frame, on the device of the tracking."""
         chosen = list(cameras)
         packed = torch.from_numpy(self.store.read(frame, chosen)).to(self.expression.device)
-        values = packed.float() / 255
-        return Views(values[..., :3], values[..., 3], self.visible[chosen])
+        return Views(*unpack(packed), self.visible[chosen])
 
     def to(self, device: torch.device) -> FrameSet:
         """The same frames with tracking and cameras on a device; images follow when drawn."""
@@ -133,13 +97,16 @@ class FrameSet:
         return replace(self, **moved)
 
     @classmethod
-    def read(cls, capture: Path, face: Path, split: str, image_size: int) -> FrameSet:
+    def read(
+        cls, capture: Path, face: Path, split: str, image_size: int, memory_gb: float = 4
+    ) -> FrameSet:
         """Read a split's frames at a size (area averaging), with the tracking of their sequences.
 
         Args:
             capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
             split: ``train`` or ``test``.
             image_size: side of the square images, pixels; at most the ingested size.
+            memory_gb: host memory for images, 2^30 bytes.
         Raises:
             UserError: a contract file is missing or malformed, or the split has no frame.
         """
@@ -160,6 +127,7 @@ class FrameSet:
         tracks = {n: read_arrays(Tracking, face / "tracking" / f"{n}.npz") for n in names}
         resized = [camera.resize(image_size, image_size) for camera in cameras.values()]
         visible = [read_grey(capture / "visible" / f"{serial}.png") for serial in cameras]
+        whole = Boxes(((0, 0),) * len(cameras), image_size, image_size)
 
         def gather(field: str) -> Tensor:
             rows = [getattr(tracks[sequence], field)[timestep] for sequence, timestep in keys]
@@ -181,7 +149,9 @@ class FrameSet:
             intrinsics=stack([camera.intrinsics for camera in resized]),
             world_to_camera=stack([camera.world_to_camera for camera in resized]),
             visible=(stack([resize_area(mask, image_size) for mask in visible]) >= 255).float(),
-            store=ImageStore(capture, keys, tuple(cameras), image_size),
+            store=ImageStore(
+                capture, keys, tuple(cameras), ingested, image_size, whole, int(memory_gb * GIB)
+            ),
         )
 
 
@@ -196,24 +166,131 @@ def read_index(capture: Path, split: str) -> pd.DataFrame:
     return index
 
 
-def resize_area(image: Array, size: int) -> Array:
-    """(H, W, ...) of any numeric type to (size, size, ...) uint8, each pixel the mean it covers."""
-    if image.shape[0] != size:
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-    return image if image.dtype == np.uint8 else image.round().astype(np.uint8)
+@dataclass(frozen=True)
+class Draw:
+    """What a step sees: B timesteps, each in K different cameras.
+
+    Attributes:
+        frames: B indices into the frames. cameras: B × K indices into the cameras.
+    """
+
+    frames: tuple[int, ...]
+    cameras: tuple[tuple[int, ...], ...]
 
 
-def read_colour(path: Path) -> Array:
-    """An ingested frame (H, W, 3), RGB uint8."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"the frame {path} is missing or unreadable; run `ingest` again.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def draw(seed: int, step: int, frames: int, cameras: int, timesteps: int, views: int) -> Draw:
+    """Timesteps and cameras at random, from the seed and the step alone.
+
+    Args:
+        frames, cameras: how many there are.
+        timesteps, views: how many to draw; all different as far as there are enough. More views
+            than cameras are never drawn.
+    """
+    random = np.random.default_rng([seed, step])
+    chosen = random.choice(frames, timesteps, replace=timesteps > frames)
+    views = min(views, cameras)
+    return Draw(
+        tuple(chosen.tolist()),
+        tuple(tuple(random.choice(cameras, views, replace=False).tolist()) for _ in chosen),
+    )
 
 
-def read_grey(path: Path) -> Array:
-    """A mask (H, W), uint8."""
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise UserError(f"the mask {path} is missing or unreadable; run `matte` again.")
-    return image
+@dataclass(frozen=True)
+class Batch:
+    """The pixels of a step, on the training device.
+
+    Attributes:
+        frames: (B,) int64. cameras: (B, K) int64.
+        pixels: (B, K, H, W, 4) uint8: colour on white, and alpha.
+    """
+
+    frames: Tensor
+    cameras: Tensor
+    pixels: Tensor
+
+
+def unpack(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., H, W, 4) uint8 to images (..., H, W, 3) and alpha (..., H, W), both in [0, 1]."""
+    values = pixels.float() / 255
+    return values[..., :3], values[..., 3]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The draw of a step and its pixels on the host, which the futures fill."""
+
+    draw: Draw
+    pixels: Tensor
+    futures: tuple[Future[None], ...]
+
+
+class Loader:
+    """Batches of training images, those of the next steps prepared by threads meanwhile.
+
+    Args:
+        frames: where the images come from; their tracking says on which device they are wanted.
+        seed: of the draws.
+        timesteps, views: per step; fewer views where there are fewer cameras.
+    """
+
+    def __init__(self, frames: FrameSet, seed: int, timesteps: int, views: int):
+        self.frames, self.seed, self.timesteps, self.views = frames, seed, timesteps, views
+        self.device = frames.expression.device
+        self.pool = make_pool()
+        self.shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width, 4)
+        self.depth = 4
+        self.pending: dict[int, Pending] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: the same whatever was asked for before.
+
+        Raises:
+            UserError: an image is missing or damaged.
+        """
+        for stale in self.pending.keys() - range(step, step + self.depth):
+            self._cancel(self.pending.pop(stale))
+        for coming in range(step, step + self.depth):
+            if coming not in self.pending:
+                self.pending[coming] = self._submit(coming)
+        ready = self.pending.pop(step)
+        for future in ready.futures:
+            future.result()
+        return Batch(
+            torch.tensor(ready.draw.frames, device=self.device),
+            torch.tensor(ready.draw.cameras, device=self.device),
+            ready.pixels.to(self.device),
+        )
+
+    def _submit(self, step: int) -> Pending:
+        sizes = len(self.frames), len(self.frames.serials), self.timesteps, self.views
+        drawn = draw(self.seed, step, *sizes)
+        pixels = torch.empty(self.shape, dtype=torch.uint8)
+        futures = tuple(
+            self.pool.submit(self.frames.store.fill, frame, camera, image)
+            for frame, cameras, images in zip(
+                drawn.frames, drawn.cameras, pixels.numpy(), strict=True
+            )
+            for camera, image in zip(cameras, images, strict=True)
+        )
+        return Pending(drawn, pixels, futures)
+
+    @staticmethod
+    def _cancel(pending: Pending) -> None:
+        for future in pending.futures:
+            future.cancel()
+
+    def close(self) -> None:
+        """Stop the threads; what they prepared is lost."""
+        self.pool.shutdown(cancel_futures=True)
+        self.pending.clear()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,193 @@
+"""Frames and masks on disk to pixels: decode, composite on white, crop, keep within a budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import sched_getaffinity
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.errors import UserError
+
+Array = NDArray[Any]
+
+STRIP = 32  # rows composited at a time, which the processor's cache holds
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The part of each camera's image that is used.
+
+    Attributes:
+        corners: (left, top) for each of C cameras, pixels.
+        height, width: of all of them, pixels.
+    """
+
+    corners: tuple[tuple[int, int], ...]
+    height: int
+    width: int
+
+    def window(self, camera: int) -> tuple[slice, slice]:
+        """What to index the rows and columns of a camera's whole image with."""
+        left, top = self.corners[camera]
+        return slice(top, top + self.height), slice(left, left + self.width)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The bytes of a frame's JPEG and of its mask's PNG, and where they are from."""
+
+    colour: Array
+    alpha: Array
+    colour_path: Path
+    alpha_path: Path
+
+
+class ImageStore:
+    """Frames composited on white and their masks, kept in memory up to a budget.
+
+    Kept are the files, or the pixels where these take no more room: if the pixels of all frames
+    fit, or those of one are fewer bytes than its files. What is beyond the budget is read anew.
+    Threads may share a store.
+
+    Args:
+        capture: ``results/<subject>/capture``.
+        keys: (sequence, timestep) of each of F frames.
+        serials: C camera serial numbers.
+        ingested: side of the square images on disk, pixels. size: side after downsizing.
+        boxes: what is used of the downsized images.
+        memory: budget, bytes.
+    """
+
+    def __init__(
+        self,
+        capture: Path,
+        keys: Sequence[tuple[str, int]],
+        serials: Sequence[str],
+        ingested: int,
+        size: int,
+        boxes: Boxes,
+        memory: int,
+    ):
+        self.capture, self.keys, self.serials = capture, keys, serials
+        self.ingested, self.size, self.boxes, self.memory = ingested, size, boxes, memory
+        pixels = 4 * boxes.height * boxes.width
+        self.all_fit = pixels * len(keys) * len(serials) <= memory
+        self.kept: dict[tuple[int, int], Files | Array] = {}
+        self.used = 0
+        self._lock = threading.Lock()
+
+    def read(self, frame: int, cameras: Sequence[int]) -> Array:
+        """(K, H, W, 4) uint8: colour on white, and alpha."""
+        images = np.empty((len(cameras), self.boxes.height, self.boxes.width, 4), np.uint8)
+        with make_pool() as pool:
+            list(pool.map(lambda camera, image: self.fill(frame, camera, image), cameras, images))
+        return images
+
+    def fill(self, frame: int, camera: int, image: Array) -> None:
+        """Write colour on white and alpha of one view to ``image`` (H, W, 4) uint8."""
+        kept = self.kept.get((frame, camera))
+        if isinstance(kept, np.ndarray):
+            image[:] = kept
+            return
+        files = kept or self._read(frame, camera)
+        self._decode(files, camera, image)
+        if kept is None:
+            small = self.all_fit or image.nbytes <= files.colour.nbytes + files.alpha.nbytes
+            self._keep(frame, camera, image.copy() if small else files)
+
+    def files(self, frame: int, camera: int) -> Files:
+        """The compressed frame and mask; of a store that keeps pixels they are read each time."""
+        kept = self.kept.get((frame, camera))
+        if isinstance(kept, Files):
+            return kept
+        files = self._read(frame, camera)
+        self._keep(frame, camera, files)
+        return files
+
+    def _read(self, frame: int, camera: int) -> Files:
+        sequence, timestep = self.keys[frame]
+        place = Path(sequence, self.serials[camera], f"{timestep:05d}")
+        colour = (self.capture / place).with_suffix(".jpg")
+        alpha = (self.capture / "masks" / place).with_suffix(".png")
+        return Files(_read_bytes(colour, "ingest"), _read_bytes(alpha, "matte"), colour, alpha)
+
+    def _decode(self, files: Files, camera: int, image: Array) -> None:
+        colour = _decode(files.colour, cv2.IMREAD_COLOR_RGB, files.colour_path, "ingest")
+        alpha = _decode(files.alpha, cv2.IMREAD_GRAYSCALE, files.alpha_path, "matte")
+        window = self.boxes.window(camera)
+        if self.size == self.ingested:
+            composite(colour[window], alpha[window], image)
+            return
+        # On white first: averaging would mix the background into the edge of the person.
+        whole = np.empty((*alpha.shape, 4), np.uint8)
+        composite(colour, alpha, whole)
+        image[:] = resize_area(whole, self.size)[window]
+
+    def _keep(self, frame: int, camera: int, what: Files | Array) -> None:
+        size = (
+            what.nbytes if isinstance(what, np.ndarray) else what.colour.nbytes + what.alpha.nbytes
+        )
+        with self._lock:
+            if self.used + size <= self.memory and (frame, camera) not in self.kept:
+                self.kept[frame, camera] = what
+                self.used += size
+
+
+def make_pool() -> ThreadPoolExecutor:
+    """A thread for each core that this process may use, one image each.
+
+    OpenCV's own threads would only get in their way. It has one setting for the whole process.
+    """
+    return ThreadPoolExecutor(
+        len(sched_getaffinity(0)), initializer=cv2.setNumThreads, initargs=(1,)
+    )
+
+
+def composite(colour: Array, alpha: Array, image: Array) -> None:
+    """Write colour on white, to the nearest level, and alpha to an image.
+
+    Args:
+        colour: (H, W, 3) RGB uint8. alpha: (H, W) uint8.
+        image: (H, W, 4) uint8, written to.
+    """
+    for start in range(0, len(image), STRIP):
+        rows = slice(start, start + STRIP)
+        darkness = cv2.bitwise_not(colour[rows])
+        weight = cv2.merge([alpha[rows]] * 3)
+        cv2.multiply(darkness, weight, dst=darkness, scale=1 / 255)
+        cv2.bitwise_not(darkness, dst=darkness)
+        image[rows] = cv2.merge([*cv2.split(darkness), alpha[rows]])
+
+
+def resize_area(image: Array, size: int) -> Array:
+    """(H, W, ...) uint8 to (size, size, ...) uint8, each pixel the mean of what it covers."""
+    if image.shape[0] == size:
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def read_grey(path: Path) -> Array:
+    """A mask (H, W), uint8."""
+    return _decode(_read_bytes(path, "matte"), cv2.IMREAD_GRAYSCALE, path, "matte")
+
+
+def _read_bytes(path: Path, stage: str) -> Array:
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"the image {path} is missing; run `{stage}` again.") from error
+
+
+def _decode(content: Array, flags: int, path: Path, stage: str) -> Array:
+    image = cv2.imdecode(content, flags) if content.size else None
+    if image is None:
+        raise UserError(f"the image {path} is damaged; run `{stage}` again.")
+    return image

@@ -48,11 +48,26 @@ CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outwe
 
 @dataclass(frozen=True)
 class MatteRow:
-    """A row of ``capture/masks/<sequence>.csv``: coverage is the mean alpha, in [0, 1]."""
+    """A row of ``capture/masks/<sequence>.csv``.
+
+    Attributes:
+        coverage: mean alpha, in [0, 1].
+        left, top, right, bottom: half-open box of the pixels with alpha > 0; zeros if none has.
+    """
 
     timestep: int
     camera: str
     coverage: float
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def of(cls, timestep: int, camera: str, alpha: Image) -> MatteRow:
+        x, y, width, height = cv2.boundingRect(alpha)
+        coverage = round(float(alpha.mean()) / 255, 5)
+        return cls(timestep, camera, coverage, x, y, x + width, y + height)
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ def matte(
         for timestep, alpha in zip(shot.timesteps, backend(shot), strict=True):
             seen = cv2.min(alpha, shot.visible)
             write_image(folder / shot.camera / f"{timestep:05d}.png", seen)
-            rows.append(MatteRow(timestep, shot.camera, round(float(seen.mean()) / 255, 5)))
+            rows.append(MatteRow.of(timestep, shot.camera, seen))
         _warn_if_implausible(rows, sequence)
         return rows
 

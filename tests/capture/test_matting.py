@@ -19,7 +19,7 @@ from small_capture import (
 )
 
 from eavatar.capture.ingest import Window, calibrate, ingest
-from eavatar.capture.matting import Plate, alpha_from_plate, matte, read_image
+from eavatar.capture.matting import MatteRow, Plate, alpha_from_plate, matte, read_image
 from eavatar.capture.video import decode
 from eavatar.errors import UserError
 from eavatar.settings import MatteSettings
@@ -138,9 +138,19 @@ def test_plate_masks_and_their_index(tmp_path: Path) -> None:
     expected = Window.of(settings, WIDTH, HEIGHT).apply(truth.astype(np.uint8) * 255)
     assert intersection_over_union(mask > 127, expected > 127) > 0.98
     index = read_rows(frames / "masks" / "FREE.csv")
-    assert list(index[0]) == ["timestep", "camera", "coverage"]
+    box = ["left", "top", "right", "bottom"]
+    assert list(index[0]) == ["timestep", "camera", "coverage", *box]
     assert len(index) == 2 * len(SERIALS)
     assert float(index[0]["coverage"]) == pytest.approx((expected / 255).mean(), abs=0.01)
+    row = next(row for row in index if row["timestep"] == "1" and row["camera"] == SERIALS[0])
+    inside = np.argwhere(mask > 0)
+    corners = [*inside.min(axis=0)[::-1], *inside.max(axis=0)[::-1] + 1]
+    assert [int(row[side]) for side in box] == corners
+
+
+def test_an_empty_mask_has_an_empty_box() -> None:
+    row = MatteRow.of(3, SERIALS[0], np.zeros((SIZE, SIZE), np.uint8))
+    assert (row.left, row.top, row.right, row.bottom) == (0, 0, 0, 0)
 
 
 @pytest.fixture

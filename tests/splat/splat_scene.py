@@ -108,7 +108,7 @@ def tracking(count: int, phase: float) -> Tracking:
 def write_sequence(
     root: Path, name: str, split: str, track: Tracking, views: dict[str, Camera]
 ) -> None:
-    rows = []
+    rows, boxes = [], []
     for timestep in range(len(track.expression)):
         pose = torch.from_numpy(
             np.concatenate([track.rotation[timestep], track.translation[timestep]])
@@ -123,8 +123,13 @@ def write_sequence(
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str((folder / place).with_suffix(suffix)), pixels)
             rows.append([timestep, serial, timestep, split, 1.0])
+            x, y, width, height = cv2.boundingRect(image[..., 3].copy())
+            boxes.append([timestep, serial, x, y, x + width, y + height])
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(root / "capture" / f"{name}.csv", index=False)
+    columns = ["timestep", "camera", "left", "top", "right", "bottom"]
+    path = root / "capture" / "masks" / f"{name}.csv"
+    pd.DataFrame(boxes, columns=columns).to_csv(path, index=False)
     write_arrays(root / "face" / "tracking" / f"{name}.npz", track)
 
 

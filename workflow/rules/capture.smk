@@ -4,7 +4,7 @@ in   a raw capture in the NeRSemble v2 layout (the sample sheet's, or generated)
 out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png
      capture/<sequence>.csv                     timestep, camera, source_frame, split, sharpness
      capture/<sequence>/<camera>/<timestep>.jpg
-     capture/masks/<sequence>.csv               timestep, camera, coverage
+     capture/masks/<sequence>.csv               timestep, camera, coverage, left, top, right, bottom
      capture/masks/<sequence>/<camera>/<timestep>.png
 """
 

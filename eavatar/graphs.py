@@ -1,0 +1,97 @@
+"""CUDA graphs: a function of tensors recorded once and replayed without the host's part.
+
+A network of many small layers keeps the GPU waiting for Python; replayed as one graph it does not.
+This is the recipe of PyTorch's notes on CUDA semantics ("whole-network capture").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Captured(Generic[T]):
+    """A function of tensors that is captured in one CUDA graph, and replayed when called.
+
+    On the CPU a call is just a call of the function.
+
+    On CUDA everything in the function must have the same shapes in every call and never make the
+    host wait. What it reads beside its arguments (parameters, buffers) must stay where it is in
+    memory and is read anew in every call; what it decides in Python is decided once. What it
+    returns are static tensors: **the next call overwrites them**.
+
+    The function may train: forward, backward and a capturable optimiser. Then
+
+    - it must begin with ``optimizer.zero_grad(set_to_none=True)``, so that gradients are None when
+      the capture begins and a replay writes instead of adds;
+    - the warm-up takes **real optimiser steps** on the examples, and at least one is needed, as the
+      optimiser makes its state in its first. The capture itself takes none: it records only.
+
+    Other threads may go on using the device during the capture.
+
+    Args:
+        function: of tensors.
+        examples: one or more tensors of one device, which decide shapes, types and device; they are
+            copied.
+        warm_up: runs of the function on the examples before the capture; none on the CPU.
+    """
+
+    def __init__(self, function: Callable[..., T], *examples: Tensor, warm_up: int = 3):
+        self._function = function
+        self._shapes = [example.shape for example in examples]
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if examples[0].is_cuda:
+            self._inputs = [example.detach().clone() for example in examples]
+            self._warm_up(warm_up)
+            self._graph = torch.cuda.CUDAGraph()
+            # The default mode would forbid other threads (loaders of frames) to allocate meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._output = function(*self._inputs)
+
+    def _warm_up(self, runs: int) -> None:
+        """Let libraries choose kernels and the optimiser make its state, on another stream."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(runs):
+                self._function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def __call__(self, *inputs: Tensor) -> T:
+        """What the function returned at its capture, holding the values for these inputs.
+
+        Inputs are copied without waiting, from any device: one in pinned memory must not be changed
+        before the device is done with it.
+
+        Raises:
+            ValueError: another number of inputs, or another shape, than the examples had.
+        """
+        shapes = [given.shape for given in inputs]
+        if shapes != self._shapes:
+            raise ValueError(
+                f"inputs of shapes {[*map(tuple, shapes)]} given to a function captured for "
+                f"{[*map(tuple, self._shapes)]}"
+            )
+        if self._graph is None:
+            return self._function(*inputs)
+        for static, given in zip(self._inputs, inputs, strict=True):
+            static.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._output
+
+    def release(self) -> None:
+        """Drop graph and buffers, so that a new capture can take their memory.
+
+        Memory of outputs and gradients that the caller still holds stays taken. Later calls run the
+        function without a graph.
+        """
+        if self._graph is not None:
+            torch.cuda.synchronize()  # the graph may still be running
+            self._graph.reset()
+            self._graph = None
+            del self._inputs, self._output

@@ -5,23 +5,42 @@ gsplat 1.5.3: OpenCV cameras, quaternions wxyz of any length, pixel centres at +
 affine projection of Zwicker et al. 2001 (EWA splatting) with 0.3 pixels² of low pass, nothing
 nearer than 0.01 m, alpha at most 0.999 and ignored below 1/255, and a pixel is finished before the
 Gaussian that would bring its transmittance to 1e-4 or less.
+
+With a capacity, drawing on CUDA never makes the host wait, and a CUDA graph can hold it, forward
+and backward.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from eavatar.errors import UserError
+from eavatar.tiles import TILE, bin_splats
 
 logger = logging.getLogger(__name__)
+
+# gsplat 1.5.3 divides by the number of Gaussians, and its projection adds up the gradients of equal
+# Gaussian numbers within a warp, without regard to scenes.
+FEWEST = 32
+# Channels of one pass. gsplat keeps a pixel's channels in registers and is slow beyond; 33 is a
+# width that it compiles.
+WIDEST, CHUNK = 33, 32
 
 
 @dataclass(frozen=True)
 class Gaussians:
     """N Gaussians with D feature channels, float32, all on one device.
+
+    All fields may have one more leading axis, of B scenes.
 
     Attributes:
         means: (N, 3) world space, metres.
@@ -41,13 +60,14 @@ class Gaussians:
     features: Tensor
 
     def __post_init__(self) -> None:
-        count, channels = len(self.means), self.features.shape[-1]
+        # With the wrong number of axes, no shape below fits the means.
+        sizes = tuple(self.means.shape[:-1]) if self.means.ndim in (2, 3) else (-1,)
         shapes = {
-            "means": (count, 3),
-            "quaternions": (count, 4),
-            "scales": (count, 3),
-            "opacities": (count,),
-            "features": (count, channels),
+            "means": (*sizes, 3),
+            "quaternions": (*sizes, 4),
+            "scales": (*sizes, 3),
+            "opacities": sizes,
+            "features": (*sizes, self.features.shape[-1]),
         }
         for name, shape in shapes.items():
             if tuple(getattr(self, name).shape) != shape:
@@ -56,17 +76,21 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class Rendering:
-    """Images of C views.
+    """Images of C views, or of B scenes with C views each: one more leading axis everywhere.
 
     Attributes:
         features: (C, H, W, D), on the background if there is one, otherwise on zero.
         alpha: (C, H, W) in [0, 1].
         depth: (C, H, W) sum of weight · z of the means, metres; divide by alpha for the mean depth.
+            None if it was not asked for.
+        pairs: () int64, (Gaussian, tile) pairs that the whole call needed. Where they exceed its
+            capacity, the farthest were not drawn. Zero on the CPU, which knows no capacity.
     """
 
     features: Tensor
     alpha: Tensor
-    depth: Tensor
+    depth: Tensor | None
+    pairs: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
 def splat(
@@ -76,19 +100,34 @@ def splat(
     width: int,
     height: int,
     background: Tensor | None = None,
+    capacity: int | None = None,
+    with_depth: bool = True,
 ) -> Rendering:
     """Draw the Gaussians into C views; differentiable in all their fields and the background.
 
     Args:
-        world_to_camera: (C, 4, 4) rigid, metres; no gradient reaches the cameras.
-        intrinsics: (C, 3, 3) pixels of the width × height image.
+        world_to_camera: (C, 4, 4) rigid, metres; no gradient reaches the cameras. (B, C, 4, 4) if
+            the Gaussians are B scenes.
+        intrinsics: (C, 3, 3) pixels of the width × height image; likewise (B, C, 3, 3).
         background: (D,) feature behind everything.
+        capacity: room for so many (Gaussian, tile) pairs over all scenes and views, about 70 bytes
+            each. None counts them, which makes the host wait. Ignored on the CPU.
+        with_depth: also draw the depth, which costs CUDA one more channel.
+
+    Raises:
+        ValueError: Gaussians and cameras are not of the same number of scenes.
+        UserError: gsplat has no CUDA kernels and cannot compile them.
     """
-    draw = _splat_cuda if gaussians.means.is_cuda else _splat_cpu
+    scenes = gaussians.means.shape[:-2]
+    if not scenes == world_to_camera.shape[:-3] == intrinsics.shape[:-3]:
+        raise ValueError(
+            f"scenes of Gaussians {tuple(scenes)}, of cameras {tuple(world_to_camera.shape[:-3])} "
+            f"and of intrinsics {tuple(intrinsics.shape[:-3])} differ"
+        )
     cameras = (world_to_camera.detach(), intrinsics.detach())
-    if background is None:
-        background = gaussians.features.new_zeros(gaussians.features.shape[1])
-    return draw(gaussians, *cameras, width, height, background)
+    if gaussians.means.is_cuda:
+        return _splat_cuda(gaussians, *cameras, width, height, background, capacity, with_depth)
+    return _splat_cpu(gaussians, *cameras, width, height, background, with_depth)
 
 
 def _splat_cpu(
@@ -97,21 +136,22 @@ def _splat_cpu(
     intrinsics: Tensor,
     width: int,
     height: int,
-    background: Tensor,
+    background: Tensor | None,
+    with_depth: bool,
 ) -> Rendering:
-    image, alpha, depth = _CpuSplat.apply(
-        gaussians.means,
-        gaussians.quaternions,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.features,
-        background,
-        world_to_camera,
-        intrinsics,
-        width,
-        height,
-    )
-    return Rendering(image, alpha, depth)
+    if background is None:
+        background = gaussians.features.new_zeros(gaussians.features.shape[-1])
+    inputs = (*_tensors(gaussians), world_to_camera, intrinsics)
+    if gaussians.means.ndim == 2:
+        images = _CpuSplat.apply(*inputs, background, width, height)
+    else:
+        scenes = [
+            _CpuSplat.apply(*scene, background, width, height)
+            for scene in zip(*inputs, strict=True)
+        ]
+        images = [torch.stack(parts) for parts in zip(*scenes, strict=True)]
+    image, alpha, depth = images
+    return Rendering(image, alpha, depth if with_depth else None)
 
 
 def _splat_cuda(
@@ -120,33 +160,91 @@ def _splat_cuda(
     intrinsics: Tensor,
     width: int,
     height: int,
-    background: Tensor,
+    background: Tensor | None,
+    capacity: int | None,
+    with_depth: bool,
 ) -> Rendering:
-    rasterization = _load_gsplat()
-    # packed=True with a background fails in 1.5.3 (issues 764, 826), so it is composited here.
-    drawn, alpha, _ = rasterization(
-        gaussians.means,
-        gaussians.quaternions,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.features,
-        world_to_camera,
-        intrinsics,
-        width,
-        height,
-        packed=False,
-        render_mode="RGB+D",
+    gsplat = _load_gsplat()
+    means, quaternions, scales, opacities, features = _tensors(_enough(gaussians))
+    radii, centres, depths, conics, _ = gsplat.fully_fused_projection(
+        means, None, quaternions, scales, world_to_camera, intrinsics, width, height,
+        opacities=opacities,  # for radii that end where alpha does
+    )  # fmt: skip
+    tiles = bin_splats(centres, radii, depths, width, height, capacity)
+    if background is not None:
+        # Drawn as differences from the background: then it is one sum, and alpha needs no gradient.
+        features = features - background
+    channels = features[..., None, :, :].expand(*depths.shape, -1)
+    if with_depth:
+        channels = torch.cat([channels, depths[..., None]], dim=-1)
+    opacities = opacities[..., None, :].expand(depths.shape)
+    parts = channels.split(CHUNK, dim=-1) if channels.shape[-1] > WIDEST else [channels]
+    passes = [
+        gsplat.rasterize_to_pixels(
+            centres, conics, part, opacities, width, height, TILE,
+            tiles.offsets, tiles.splats, masks=tiles.drawn,
+        )
+        for part in parts
+    ]  # fmt: skip
+    images, alphas = zip(*passes, strict=True)
+    image = images[0] if len(images) == 1 else torch.cat(images, dim=-1)
+    depth = None
+    if with_depth:
+        image, last = image.split([features.shape[-1], 1], dim=-1)
+        depth = last[..., 0]
+    if background is not None:
+        image = image + background
+    return Rendering(image, alphas[0][..., 0], depth, tiles.pairs)
+
+
+def _tensors(gaussians: Gaussians) -> list[Tensor]:
+    return [getattr(gaussians, field.name) for field in fields(Gaussians)]
+
+
+def _enough(gaussians: Gaussians) -> Gaussians:
+    """The same with invisible Gaussians behind the last, if there are too few for gsplat."""
+    missing = FEWEST - gaussians.opacities.shape[-1]
+    if missing <= 0:
+        return gaussians
+    rows = gaussians.opacities.ndim
+    return Gaussians(
+        *(
+            pad(tensor, (0, missing) if tensor.ndim == rows else (0, 0, 0, missing))
+            for tensor in _tensors(gaussians)
+        )
     )
-    image = drawn[..., :-1] + (1 - alpha) * background
-    return Rendering(image, alpha[..., 0], drawn[..., -1])
 
 
 @cache
-def _load_gsplat():
-    logger.info("gsplat compiles its CUDA kernels at first use, which takes minutes")
-    from gsplat import rasterization
+def _load_gsplat() -> ModuleType:
+    """gsplat, its CUDA kernels compiled."""
+    import gsplat
 
-    return rasterization
+    if importlib.util.find_spec("gsplat.csrc") is None and not _compiled():
+        logger.info("gsplat compiles its CUDA kernels; that takes minutes and happens once")
+    try:
+        from gsplat.cuda._backend import _C as kernels
+    except (ImportError, RuntimeError) as error:
+        wheels = Path(torch.__file__).parents[1] / "nvidia"
+        headers = ":".join(str(folder) for folder in sorted(wheels.glob("*/include")))
+        raise UserError(
+            "gsplat's CUDA kernels do not compile (the compiler's messages are above); "
+            f"it needs g++, ninja, nvcc and headers of CUDA {torch.version.cuda}, and finds those "
+            f"of the torch wheels after `export CPATH={headers}`"
+        ) from error
+    if kernels is None:
+        raise UserError(
+            f"gsplat finds no nvcc to compile its CUDA kernels; install the CUDA "
+            f"{torch.version.cuda} toolkit and set CUDA_HOME to its folder"
+        )
+    return gsplat
+
+
+def _compiled() -> bool:
+    """Whether gsplat will find kernels that an earlier run compiled; it looks at the same place."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory("gsplat_cuda", verbose=False), "gsplat_cuda.so").exists()
 
 
 class _CpuSplat(torch.autograd.Function):
@@ -158,7 +256,7 @@ class _CpuSplat(torch.autograd.Function):
 
         *tensors, width, height = inputs
         arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
-        means, quaternions, scales, opacities, features, background, poses, intrinsics = arrays
+        means, quaternions, scales, opacities, features, poses, intrinsics, background = arrays
         splats = splat_cpu.prepare(
             means, quaternions, scales, opacities, poses, intrinsics, width, height
         )
@@ -174,7 +272,7 @@ class _CpuSplat(torch.autograd.Function):
         from eavatar import splat_cpu
 
         arrays = [tensor.detach().contiguous().numpy() for tensor in ctx.saved_tensors]
-        means, quaternions, scales, _, features, background, *cameras = arrays
+        means, quaternions, scales, _, features, *cameras, background = arrays
         rows, background_gradient = splat_cpu.composite_gradients(
             ctx.splats,
             features,
@@ -184,5 +282,6 @@ class _CpuSplat(torch.autograd.Function):
         inputs = splat_cpu.project_gradients(
             ctx.splats, rows, means, quaternions, scales, *cameras, *ctx.size
         )
-        outputs = (*inputs, background_gradient)
-        return *(torch.from_numpy(output) for output in outputs), None, None, None, None
+        to_gaussians = [torch.from_numpy(array) for array in inputs]
+        to_background = torch.from_numpy(background_gradient)
+        return *to_gaussians, None, None, to_background, None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from eavatar.render import Gaussians, Rendering, splat
 from tests.dense_splat import dense_splat
 
+IMAGES = ("features", "alpha", "depth")
 INPUTS = ("means", "quaternions", "scales", "opacities", "features", "background")
 
 
@@ -81,7 +83,7 @@ def draw(renderer, scene: Scene, inputs: tuple[Tensor, ...]) -> Rendering:
 def loss(rendering: Rendering) -> Tensor:
     """A fixed random projection of all outputs, so that every gradient path carries weight."""
     generator = torch.Generator().manual_seed(1)
-    images = (rendering.features, rendering.alpha, rendering.depth)
+    images = [getattr(rendering, name) for name in IMAGES]
     return sum(
         (image * torch.randn(image.shape, generator=generator).to(image)).sum() for image in images
     )
@@ -101,11 +103,11 @@ def assert_same_images(scene: Scene) -> None:
     with torch.no_grad():
         drawn = draw(splat, scene, leaves(scene, torch.float32))
         truth = draw(dense_splat, scene, leaves(scene, torch.float64))
-    for field in fields(Rendering):
-        expected = getattr(truth, field.name)
+    for name in IMAGES:
+        expected = getattr(truth, name)
         scale = max(1.0, expected.abs().max().item())
-        error = (getattr(drawn, field.name) - expected).abs().max().item()
-        assert error < 1e-5 * scale, field.name
+        error = (getattr(drawn, name) - expected).abs().max().item()
+        assert error < 1e-5 * scale, name
 
 
 @pytest.mark.parametrize(
@@ -258,21 +260,184 @@ def test_a_wrong_shape_is_named():
         replace(scene.gaussians, opacities=torch.rand(200, 1))
 
 
+def stacked(scenes: list[Scene]) -> Scene:
+    """The scenes as one, with the background and the size of the first."""
+    names = [field.name for field in fields(Gaussians)]
+    gaussians = Gaussians(
+        *(torch.stack([getattr(scene.gaussians, name) for scene in scenes]) for name in names)
+    )
+    return replace(
+        scenes[0],
+        gaussians=gaussians,
+        world_to_camera=torch.stack([scene.world_to_camera for scene in scenes]),
+        intrinsics=torch.stack([scene.intrinsics for scene in scenes]),
+    )
+
+
+def test_scenes_in_one_call_equal_separate_calls():
+    first, second = make_scene(seed=3), make_scene(seed=4)
+    second = replace(second, background=first.background, intrinsics=0.9 * second.intrinsics)
+    renderings, all_gradients = [], []
+    for scene in (first, second, stacked([first, second])):
+        inputs = leaves(scene, torch.float32)
+        rendering = draw(splat, scene, inputs)
+        squares = sum(getattr(rendering, name).square().sum() for name in IMAGES)
+        renderings.append(rendering)
+        all_gradients.append(torch.autograd.grad(squares, inputs))
+    *separate, together = renderings
+    for name in IMAGES:
+        expected = torch.stack([getattr(rendering, name) for rendering in separate])
+        assert torch.equal(getattr(together, name), expected), name
+    *separate, together = all_gradients
+    *expected, backgrounds = [torch.stack(parts) for parts in zip(*separate, strict=True)]
+    assert all(map(torch.equal, together[:-1], expected))
+    assert torch.equal(together[-1], backgrounds.sum(dim=0))
+
+
+def test_without_depth_the_rest_is_the_same():
+    scene = make_scene()
+    arguments = (scene.gaussians, scene.world_to_camera, scene.intrinsics, 37, 29)
+    rendering = splat(*arguments, scene.background, with_depth=False)
+    assert rendering.depth is None
+    assert torch.equal(rendering.features, splat(*arguments, scene.background).features)
+    assert rendering.pairs == 0
+
+
+def test_scenes_of_gaussians_and_cameras_must_fit():
+    scene = make_scene()
+    with pytest.raises(ValueError, match="scenes"):
+        splat(stacked([scene]).gaussians, scene.world_to_camera, scene.intrinsics, 37, 29)
+    with pytest.raises(ValueError, match="features"):
+        replace(stacked([scene]).gaussians, features=scene.gaussians.features)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def assert_parity(scene: Scene, **options) -> Rendering:
+    """The CPU kernel and CUDA, images and gradients of all inputs; figures are printed.
+
+    Tolerances: gsplat's fast exponential, and its gradients' atomic sums in any order. A pixel
+    whose alpha is within rounding of 1/255 may go either way: one in ten thousand.
+    """
+    renderer = partial(splat, **options)
+    inputs, on_cuda = leaves(scene, torch.float32), leaves(scene, torch.float32, "cuda")
+    ours, theirs = draw(splat, scene, inputs), draw(renderer, scene, on_cuda)
+    names = [name for name in IMAGES if getattr(theirs, name) is not None]
+    for name in names:
+        difference = (getattr(theirs, name).cpu() - getattr(ours, name)).abs().flatten()
+        quantile = difference.quantile(0.9999).item()
+        print(f"{name}: 99.99 % within {quantile:.1e}, all within {difference.max():.1e}")
+        assert quantile < 1e-4, name
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(getattr(ours, name).shape, generator=generator) for name in names]
+    losses = [
+        sum(
+            (getattr(rendering, name) * weight.to(leaf)).sum()
+            for name, weight in zip(names, weights, strict=True)
+        )
+        for rendering, leaf in ((ours, inputs[0]), (theirs, on_cuda[0]))
+    ]
+    expected = torch.autograd.grad(losses[0], inputs)
+    gradients_ = torch.autograd.grad(losses[1], on_cuda)
+    for name, value, truth in zip(INPUTS, gradients_, expected, strict=True):
+        error = relative_error(value, truth)
+        print(f"gradient of {name}: relative error {error:.1e}")
+        assert error < 1e-3, name
+    return theirs
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("channels", [3, 16, 40])
-def test_kernel_and_gsplat_agree(channels):
-    """Tolerances: gsplat's fast exponential, and its gradients' atomic sums in any order."""
+@needs_cuda
+@pytest.mark.parametrize("channels", [3, 16, 32, 40, 70])
+@pytest.mark.parametrize("capacity", [None, 100_000])
+def test_kernel_and_gsplat_agree(channels, capacity):
     scene = make_scene(count=1000, channels=channels, views=2, width=64, height=48)
+    assert 0 < assert_parity(scene, capacity=capacity).pairs < 100_000
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_kernel_and_gsplat_agree_without_depth_and_in_a_size_of_no_whole_tiles():
+    scene = make_scene(count=1000, channels=32, views=3, width=67, height=41)
+    assert_parity(scene, capacity=50_000, with_depth=False)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("count", [1000, 5])  # 5: gsplat would mix up the gradients of scenes
+@pytest.mark.parametrize("capacity", [None, 100_000])
+def test_kernel_and_gsplat_agree_in_scenes(count, capacity):
+    scenes = [make_scene(count, 16, 2, 64, 48, seed) for seed in (5, 6)]
+    assert_parity(stacked(scenes), capacity=capacity)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("capacity", [None, 100])
+def test_gsplat_draws_no_gaussians_at_all(capacity):
+    scene = make_scene(count=0)
+    inputs = leaves(scene, torch.float32, "cuda")
+    rendering = draw(partial(splat, capacity=capacity), scene, inputs)
+    assert torch.equal(rendering.features, inputs[-1].expand(3, 29, 37, 5))
+    rendering.features.sum().backward()
+    assert inputs[0].grad.shape == (0, 3)
+    assert torch.equal(inputs[-1].grad, torch.full_like(inputs[-1], 3 * 29 * 37))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_too_small_a_capacity_leaves_out_the_farthest():
+    scene = make_scene(count=1000, views=2, width=64, height=48)
+    inputs = leaves(scene, torch.float32, "cuda")
+    complete = draw(splat, scene, inputs)
+    part = draw(partial(splat, capacity=int(complete.pairs) // 2), scene, inputs)
+    assert part.pairs == complete.pairs
+    assert (part.alpha <= complete.alpha + 1e-6).all()
+    assert 0 < part.alpha.mean() < complete.alpha.mean()
+    for gradient in torch.autograd.grad(part.features.sum(), inputs):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_cuda_graph_replays_forward_and_backward():
+    """Captured on one scene, replayed on another: images to the bit, gradients in any order."""
+    scene, other = (
+        stacked([make_scene(2000, 32, 2, 64, 48, seed) for seed in seeds])
+        for seeds in ((7, 8), (9, 10))
+    )
+    inputs = leaves(scene, torch.float32, "cuda")
+    cameras = scene.world_to_camera.cuda(), scene.intrinsics.cuda()
+    weight = torch.randn(2, 2, 48, 64, 32, device="cuda")
+
+    def step() -> tuple[Tensor, ...]:
+        *gaussians, background = inputs
+        rendering = splat(
+            Gaussians(*gaussians), *cameras, 64, 48, background, 200_000, with_depth=False
+        )
+        total = (rendering.features * weight).sum() + rendering.alpha.square().sum()
+        outputs = rendering.features.detach(), rendering.alpha.detach(), rendering.pairs
+        return *outputs, *torch.autograd.grad(total, inputs)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
     with torch.no_grad():
-        ours = draw(splat, scene, leaves(scene, torch.float32))
-        theirs = draw(splat, scene, leaves(scene, torch.float32, "cuda"))
-    for field in fields(Rendering):
-        expected = getattr(ours, field.name)
-        difference = (getattr(theirs, field.name).cpu() - expected).abs()
-        # A pixel whose alpha is within rounding of 1/255 may go either way: one in ten thousand.
-        assert difference.flatten().quantile(0.9999) < 1e-4, field.name
-    on_cpu = gradients(splat, scene, torch.float32)
-    on_cuda = gradients(splat, scene, torch.float32, "cuda")
-    for name, ours_, theirs_ in zip(INPUTS, on_cpu, on_cuda, strict=True):
-        assert relative_error(theirs_, ours_) < 1e-3, name
+        for target, source in zip(inputs, leaves(other, torch.float32), strict=True):
+            target.copy_(source)
+        cameras[1].mul_(0.9)
+    graph.replay()
+    eager = step()
+    assert 0 < eager[2] <= 200_000
+    assert all(map(torch.equal, replayed[:3], eager[:3]))
+    for name, ours, theirs in zip(INPUTS, replayed[3:], eager[3:], strict=True):
+        error = relative_error(ours, theirs)
+        print(f"gradient of {name}: relative difference {error:.1e}")
+        assert error < 1e-5, name

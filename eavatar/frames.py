@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
+from os import sched_getaffinity
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -21,8 +25,12 @@ from eavatar.io import Identity, Tracking, read_arrays, read_cameras, require
 
 Array = NDArray[Any]
 
+logger = logging.getLogger(__name__)
+
 GIB = 2**30
 PREFETCH_BYTES = GIB  # most pixels of coming steps
+MARGIN = 0.02  # of the image around the masks, for soft edges and what moves beyond them
+BOX = ["left", "top", "right", "bottom"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,31 @@ class FrameSet:
         chosen = list(cameras)
         packed = torch.from_numpy(self.store.read(frame, chosen)).to(self.expression.device)
         return Views(*unpack(packed), self.visible[chosen])
+
+    def boxed(self, multiple: int) -> FrameSet:
+        """The same frames, cropped in each camera to a box around the person in all of them.
+
+        The boxes have one size: what the largest needs with a margin, rounded up to a multiple, at
+        most the image. Intrinsics are shifted to match.
+
+        Args:
+            multiple: of pixels.
+        Raises:
+            UserError: the masks' index has no boxes.
+        """
+        store = self.store
+        boxes = find_boxes(
+            store.capture, store.keys, store.serials, store.ingested, store.size, multiple
+        )
+        intrinsics = self.intrinsics.clone()
+        intrinsics[:, :2, 2] -= torch.tensor(boxes.corners, device=intrinsics.device)
+        visible = [image[boxes.window(camera)] for camera, image in enumerate(self.visible)]
+        return replace(
+            self,
+            intrinsics=intrinsics,
+            visible=torch.stack(visible),
+            store=store.cropped(boxes),
+        )
 
     def to(self, device: torch.device) -> FrameSet:
         """The same frames with tracking and cameras on a device; images follow when drawn."""
@@ -166,6 +199,38 @@ def read_index(capture: Path, split: str) -> pd.DataFrame:
     return index
 
 
+def find_boxes(
+    capture: Path,
+    keys: Sequence[tuple[str, int]],
+    serials: Sequence[str],
+    ingested: int,
+    size: int,
+    multiple: int,
+) -> Boxes:
+    """The boxes of `FrameSet.boxed`; its terms are those of `ImageStore`."""
+    wanted = pd.DataFrame(keys, columns=["sequence", "timestep"])
+    tables = [_read_boxes(capture, name) for name in sorted({name for name, _ in keys})]
+    rows = pd.concat(tables).merge(wanted, on=["sequence", "timestep"])
+    cameras = rows[rows["right"] > rows["left"]].groupby("camera")
+    # A camera that never sees the person gets the middle of the image.
+    corners = pd.concat([cameras[BOX[:2]].min(), cameras[BOX[2:]].max()], axis=1)
+    corners = corners.reindex(serials).fillna(ingested / 2).to_numpy() * (size / ingested)
+    lower = np.floor(corners[:, :2] - MARGIN * size).clip(min=0)
+    upper = np.ceil(corners[:, 2:] + MARGIN * size).clip(max=size)
+    sides = (np.ceil((upper - lower).max(axis=0) / multiple) * multiple).clip(max=size)
+    start = np.floor((lower + upper - sides) / 2).clip(0, size - sides).astype(int)
+    width, height = sides.astype(int).tolist()
+    return Boxes(tuple((left, top) for left, top in start.tolist()), height, width)
+
+
+def _read_boxes(capture: Path, sequence: str) -> pd.DataFrame:
+    path = require(capture / "masks" / f"{sequence}.csv", "the index of the masks")
+    table = pd.read_csv(path, dtype={"camera": str}).assign(sequence=sequence)
+    if not set(BOX) <= set(table):
+        raise UserError(f"{path} has no boxes of the masks; run `matte` again.")
+    return table
+
+
 @dataclass(frozen=True)
 class Draw:
     """What a step sees: B timesteps, each in K different cameras.
@@ -217,29 +282,51 @@ def unpack(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pending:
-    """The draw of a step and its pixels on the host, which the futures fill."""
+    """A step in preparation.
+
+    Attributes:
+        draw: what it sees.
+        host: what the threads fill: pixels (B, K, H, W, 4) uint8, or alpha (B, K, H, W) alone where
+            the GPU decodes the colours.
+        views: B · K of them; each gives the JPEG in the latter case.
+    """
 
     draw: Draw
-    pixels: Tensor
-    futures: tuple[Future[None], ...]
+    host: Tensor
+    views: tuple[Future[Any], ...]
 
 
 class Loader:
     """Batches of training images, those of the next steps prepared by threads meanwhile.
 
+    On CUDA they are uploaded on a stream of their own. The threads never call CUDA, and `batch`
+    does so only in the thread that calls it, so a graph may be captured between two calls.
+
     Args:
         frames: where the images come from; their tracking says on which device they are wanted.
         seed: of the draws.
         timesteps, views: per step; fewer views where there are fewer cameras.
+        gpu_decoding: decode JPEGs on the GPU where that works and pixels are not kept in memory.
     """
 
-    def __init__(self, frames: FrameSet, seed: int, timesteps: int, views: int):
+    def __init__(
+        self, frames: FrameSet, seed: int, timesteps: int, views: int, gpu_decoding: bool = True
+    ):
         self.frames, self.seed, self.timesteps, self.views = frames, seed, timesteps, views
         self.device = frames.expression.device
-        self.pool = make_pool()
-        self.shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width, 4)
-        self.depth = 4
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.gpu_decoding = gpu_decoding and frames.store.keeps_files and nvjpeg_works(self.device)
+        shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width)
+        self.shape = shape if self.gpu_decoding else (*shape, 4)
+        threads = len(sched_getaffinity(0))
+        affordable = max(1, PREFETCH_BYTES // math.prod(self.shape))
+        self.ahead = min(max(2, math.ceil(2 * threads / math.prod(shape[:2]))), affordable)
         self.pending: dict[int, Pending] = {}
+        self.pool = make_pool()
+        logger.info(
+            "loader: %d threads, %d steps ahead, JPEGs decoded on the %s",
+            threads, self.ahead, "GPU" if self.gpu_decoding else "CPU",
+        )  # fmt: skip
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: the same whatever was asked for before.
@@ -247,37 +334,74 @@ class Loader:
         Raises:
             UserError: an image is missing or damaged.
         """
-        for stale in self.pending.keys() - range(step, step + self.depth):
-            self._cancel(self.pending.pop(stale))
-        for coming in range(step, step + self.depth):
+        wanted = range(step, step + self.ahead + 1)
+        for stale in self.pending.keys() - wanted:
+            for view in self.pending.pop(stale).views:
+                view.cancel()
+        for coming in wanted:
             if coming not in self.pending:
-                self.pending[coming] = self._submit(coming)
+                self.pending[coming] = self._prepare(coming)
         ready = self.pending.pop(step)
-        for future in ready.futures:
-            future.result()
-        return Batch(
-            torch.tensor(ready.draw.frames, device=self.device),
-            torch.tensor(ready.draw.cameras, device=self.device),
-            ready.pixels.to(self.device),
-        )
+        results = [view.result() for view in ready.views]
+        if self.stream is None:
+            return Batch(
+                torch.tensor(ready.draw.frames), torch.tensor(ready.draw.cameras), ready.host
+            )
+        return self._upload(ready, results, self.stream)
 
-    def _submit(self, step: int) -> Pending:
-        sizes = len(self.frames), len(self.frames.serials), self.timesteps, self.views
-        drawn = draw(self.seed, step, *sizes)
-        pixels = torch.empty(self.shape, dtype=torch.uint8)
-        futures = tuple(
-            self.pool.submit(self.frames.store.fill, frame, camera, image)
+    def _prepare(self, step: int) -> Pending:
+        """Hand the views of a step to the threads."""
+        store, counts = self.frames.store, (len(self.frames), len(self.frames.serials))
+        drawn = draw(self.seed, step, *counts, self.timesteps, self.views)
+        host = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.stream is not None)
+        fill = store.fill_alpha if self.gpu_decoding else store.fill
+        views = tuple(
+            self.pool.submit(fill, frame, camera, image)
             for frame, cameras, images in zip(
-                drawn.frames, drawn.cameras, pixels.numpy(), strict=True
+                drawn.frames, drawn.cameras, host.numpy(), strict=True
             )
             for camera, image in zip(cameras, images, strict=True)
         )
-        return Pending(drawn, pixels, futures)
+        return Pending(drawn, host, views)
 
-    @staticmethod
-    def _cancel(pending: Pending) -> None:
-        for future in pending.futures:
-            future.cancel()
+    def _upload(self, ready: Pending, results: Sequence[Any], stream: torch.cuda.Stream) -> Batch:
+        """The batch on the GPU; the caller's stream waits for it, the host does not.
+
+        Torch's allocators keep the pinned buffer until it is copied and, being told of the
+        caller's stream, the batch until that has read it.
+        """
+        with torch.cuda.stream(stream):
+            host = ready.host.to(self.device, non_blocking=True)
+            batch = Batch(
+                torch.tensor(ready.draw.frames, device=self.device),
+                torch.tensor(ready.draw.cameras, device=self.device),
+                self._decode(results, host, ready.draw, stream) if self.gpu_decoding else host,
+            )
+        consumer = torch.cuda.current_stream(self.device)
+        consumer.wait_stream(stream)
+        for tensor in (batch.frames, batch.cameras, batch.pixels):
+            tensor.record_stream(consumer)
+        return batch
+
+    def _decode(
+        self, jpegs: Sequence[Array], alpha: Tensor, drawn: Draw, stream: torch.cuda.Stream
+    ) -> Tensor:
+        """(B, K, H, W, 4) uint8 on the GPU from JPEGs and alpha (B, K, H, W)."""
+        # Torchvision decodes on a stream of its own, which does not wait for this one to have done
+        # with the memory that the colours go to. It makes the host wait for the colours.
+        stream.synchronize()
+        colours = decode_by_nvjpeg(jpegs, self.device)
+        pixels = alpha.new_empty((*alpha.shape, 4))
+        cameras = [camera for row in drawn.cameras for camera in row]
+        views = zip(
+            pixels.flatten(0, 1), colours, alpha.flatten(0, 1), cameras, strict=True
+        )  # one at a time: their floats would take four times the room
+        for image, colour, cover, camera in views:
+            rows, columns = self.frames.store.boxes.window(camera)
+            darkness = (255 - colour[:, rows, columns]) * (cover.float() / 255)
+            image[..., :3] = (255 - darkness.round()).permute(1, 2, 0)
+            image[..., 3] = cover
+        return pixels
 
     def close(self) -> None:
         """Stop the threads; what they prepared is lost."""
@@ -294,3 +418,28 @@ class Loader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def nvjpeg_works(device: torch.device) -> bool:
+    """Whether torchvision can decode JPEGs on a device, found out by doing so."""
+    if device.type != "cuda":
+        return False
+    _, jpeg = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))
+    try:
+        decode_by_nvjpeg([jpeg], device)
+    except (ImportError, RuntimeError) as error:
+        logger.info("torchvision decodes no JPEGs on the GPU here: %s", error)
+        return False
+    return True
+
+
+def decode_by_nvjpeg(jpegs: Sequence[Array], device: torch.device) -> list[Tensor]:
+    """JPEGs as bytes to (3, H, W) RGB uint8 each, on a GPU; the host waits for it.
+
+    Raises:
+        RuntimeError: torchvision has no nvJPEG, or it cannot decode one of them.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    encoded = [torch.from_numpy(jpeg) for jpeg in jpegs]
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)

@@ -12,13 +12,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from eavatar.errors import UserError
 
 Array = NDArray[Any]
-
-STRIP = 32  # rows composited at a time, which the processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,18 @@ class Files:
     alpha: Array
     colour_path: Path
     alpha_path: Path
+
+    @property
+    def nbytes(self) -> int:
+        return self.colour.nbytes + self.alpha.nbytes
+
+    def decode_colour(self) -> Array:
+        """(H, W, 3) RGB uint8."""
+        return _decode(self.colour, cv2.IMREAD_COLOR_RGB, self.colour_path, "ingest")
+
+    def decode_alpha(self) -> Array:
+        """(H, W) uint8."""
+        return _decode(self.alpha, cv2.IMREAD_GRAYSCALE, self.alpha_path, "matte")
 
 
 class ImageStore:
@@ -79,10 +90,21 @@ class ImageStore:
         self.capture, self.keys, self.serials = capture, keys, serials
         self.ingested, self.size, self.boxes, self.memory = ingested, size, boxes, memory
         pixels = 4 * boxes.height * boxes.width
-        self.all_fit = pixels * len(keys) * len(serials) <= memory
+        self.keeps_pixels = pixels * len(keys) * len(serials) <= memory
         self.kept: dict[tuple[int, int], Files | Array] = {}
         self.used = 0
         self._lock = threading.Lock()
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the images are the files' at their size, and decoded at every use."""
+        return self.size == self.ingested and not self.keeps_pixels
+
+    def cropped(self, boxes: Boxes) -> ImageStore:
+        """The same images in other boxes, nothing kept yet."""
+        return ImageStore(
+            self.capture, self.keys, self.serials, self.ingested, self.size, boxes, self.memory
+        )
 
     def read(self, frame: int, cameras: Sequence[int]) -> Array:
         """(K, H, W, 4) uint8: colour on white, and alpha."""
@@ -100,17 +122,20 @@ class ImageStore:
         files = kept or self._read(frame, camera)
         self._decode(files, camera, image)
         if kept is None:
-            small = self.all_fit or image.nbytes <= files.colour.nbytes + files.alpha.nbytes
-            self._keep(frame, camera, image.copy() if small else files)
+            smaller = self.keeps_pixels or image.nbytes <= files.nbytes
+            self._keep(frame, camera, image.copy() if smaller else files)
 
-    def files(self, frame: int, camera: int) -> Files:
-        """The compressed frame and mask; of a store that keeps pixels they are read each time."""
+    def fill_alpha(self, frame: int, camera: int, alpha: Array) -> Array:
+        """Write only the alpha of one view to ``alpha`` (H, W) uint8; return the frame's JPEG.
+
+        Only for images at the ingested size.
+        """
         kept = self.kept.get((frame, camera))
-        if isinstance(kept, Files):
-            return kept
-        files = self._read(frame, camera)
-        self._keep(frame, camera, files)
-        return files
+        files = kept if isinstance(kept, Files) else self._read(frame, camera)
+        alpha[:] = files.decode_alpha()[self.boxes.window(camera)]
+        if kept is None:
+            self._keep(frame, camera, files)
+        return files.colour
 
     def _read(self, frame: int, camera: int) -> Files:
         sequence, timestep = self.keys[frame]
@@ -120,9 +145,11 @@ class ImageStore:
         return Files(_read_bytes(colour, "ingest"), _read_bytes(alpha, "matte"), colour, alpha)
 
     def _decode(self, files: Files, camera: int, image: Array) -> None:
-        colour = _decode(files.colour, cv2.IMREAD_COLOR_RGB, files.colour_path, "ingest")
-        alpha = _decode(files.alpha, cv2.IMREAD_GRAYSCALE, files.alpha_path, "matte")
-        window = self.boxes.window(camera)
+        colour, alpha, window = (
+            files.decode_colour(),
+            files.decode_alpha(),
+            self.boxes.window(camera),
+        )
         if self.size == self.ingested:
             composite(colour[window], alpha[window], image)
             return
@@ -131,14 +158,11 @@ class ImageStore:
         composite(colour, alpha, whole)
         image[:] = resize_area(whole, self.size)[window]
 
-    def _keep(self, frame: int, camera: int, what: Files | Array) -> None:
-        size = (
-            what.nbytes if isinstance(what, np.ndarray) else what.colour.nbytes + what.alpha.nbytes
-        )
+    def _keep(self, frame: int, camera: int, content: Files | Array) -> None:
         with self._lock:
-            if self.used + size <= self.memory and (frame, camera) not in self.kept:
-                self.kept[frame, camera] = what
-                self.used += size
+            if self.used + content.nbytes <= self.memory and (frame, camera) not in self.kept:
+                self.kept[frame, camera] = content
+                self.used += content.nbytes
 
 
 def make_pool() -> ThreadPoolExecutor:
@@ -151,6 +175,7 @@ def make_pool() -> ThreadPoolExecutor:
     )
 
 
+@njit(cache=True, nogil=True)
 def composite(colour: Array, alpha: Array, image: Array) -> None:
     """Write colour on white, to the nearest level, and alpha to an image.
 
@@ -158,13 +183,19 @@ def composite(colour: Array, alpha: Array, image: Array) -> None:
         colour: (H, W, 3) RGB uint8. alpha: (H, W) uint8.
         image: (H, W, 4) uint8, written to.
     """
-    for start in range(0, len(image), STRIP):
-        rows = slice(start, start + STRIP)
-        darkness = cv2.bitwise_not(colour[rows])
-        weight = cv2.merge([alpha[rows]] * 3)
-        cv2.multiply(darkness, weight, dst=darkness, scale=1 / 255)
-        cv2.bitwise_not(darkness, dst=darkness)
-        image[rows] = cv2.merge([*cv2.split(darkness), alpha[rows]])
+    for row in range(alpha.shape[0]):
+        for column in range(alpha.shape[1]):
+            weight = np.int32(alpha[row, column])
+            image[row, column, 3] = weight
+            for channel in range(3):
+                # Most pixels are wholly inside or outside, which needs no arithmetic.
+                if weight == 255:
+                    image[row, column, channel] = colour[row, column, channel]
+                elif weight == 0:
+                    image[row, column, channel] = 255
+                else:
+                    darkness = weight * (255 - np.int32(colour[row, column, channel]))
+                    image[row, column, channel] = 255 - (darkness + 127) // 255
 
 
 def resize_area(image: Array, size: int) -> Array:

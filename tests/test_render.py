@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eavatar.graphs import Captured
 from eavatar.render import Gaussians, Rendering, splat
 from tests.dense_splat import dense_splat
 
@@ -408,33 +409,23 @@ def test_a_cuda_graph_replays_forward_and_backward():
         for seeds in ((7, 8), (9, 10))
     )
     inputs = leaves(scene, torch.float32, "cuda")
-    cameras = scene.world_to_camera.cuda(), scene.intrinsics.cuda()
     weight = torch.randn(2, 2, 48, 64, 32, device="cuda")
 
-    def step() -> tuple[Tensor, ...]:
+    def step(world_to_camera: Tensor, intrinsics: Tensor) -> tuple[Tensor, ...]:
         *gaussians, background = inputs
         rendering = splat(
-            Gaussians(*gaussians), *cameras, 64, 48, background, 200_000, with_depth=False
+            Gaussians(*gaussians), world_to_camera, intrinsics, 64, 48, background, 200_000, False
         )
         total = (rendering.features * weight).sum() + rendering.alpha.square().sum()
         outputs = rendering.features.detach(), rendering.alpha.detach(), rendering.pairs
         return *outputs, *torch.autograd.grad(total, inputs)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = step()
+    captured = Captured(step, scene.world_to_camera.cuda(), scene.intrinsics.cuda())
     with torch.no_grad():
         for target, source in zip(inputs, leaves(other, torch.float32), strict=True):
             target.copy_(source)
-        cameras[1].mul_(0.9)
-    graph.replay()
-    eager = step()
+    cameras = other.world_to_camera.cuda(), 0.9 * other.intrinsics.cuda()
+    replayed, eager = captured(*cameras), step(*cameras)
     assert 0 < eager[2] <= 200_000
     assert all(map(torch.equal, replayed[:3], eager[:3]))
     for name, ours, theirs in zip(INPUTS, replayed[3:], eager[3:], strict=True):

@@ -215,6 +215,13 @@ class SplatSettings(Settings):
             raise ValueError("it must divide image_size")
         return value
 
+    @field_validator("upsampler")
+    @classmethod
+    def _fits_the_factor(cls, value: str, info: ValidationInfo) -> str:
+        if value == "gha" and info.data.get("upsampling", 4) != 4:
+            raise ValueError("this network needs upsampling to be 4")
+        return value
+
 
 class EvaluateSettings(Settings):
     """`evaluate`: per-image metrics."""

@@ -76,11 +76,67 @@ def test_distance_is_that_of_the_paper(cache):
 
 def test_gradient_reaches_the_image_and_not_the_weights(cache):
     write_alexnet(weights_path("alex"))
-    perceptual = Perceptual("alex", CPU)
+    perceptual = Perceptual.load("alex", CPU)
     image = torch.rand(1, 64, 64, 3, requires_grad=True)
     perceptual(image, torch.rand(1, 64, 64, 3)).sum().backward()
     assert image.grad is not None and image.grad.abs().sum() > 0
-    assert not any(parameter.requires_grad for parameter in perceptual.model.parameters())
+    assert not any(parameter.requires_grad for parameter in perceptual.parameters())
+
+
+def random_model() -> lpips.LPIPS:
+    """The package's metric on an AlexNet of random weights."""
+    torch.manual_seed(0)
+    return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+
+
+def value_and_gradient(distance, prediction, target) -> tuple[torch.Tensor, torch.Tensor]:
+    prediction = prediction.clone().requires_grad_()
+    values = distance(prediction, target)
+    return values.detach(), torch.autograd.grad(values.sum(), prediction)[0]
+
+
+def test_values_and_gradients_are_those_of_the_package():
+    model = random_model()
+
+    def package(prediction, target):
+        pair = [images.permute(0, 3, 1, 2) for images in (prediction, target)]
+        return model(*pair, normalize=True).flatten()
+
+    prediction, target = torch.rand(2, 2, 70, 64, 3)
+    theirs = value_and_gradient(package, prediction, target)
+    ours = value_and_gradient(Perceptual(model), prediction, target)
+    for a, b in zip(ours, theirs, strict=True):
+        # float32 convolutions in another memory layout
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def test_no_gradient_is_infinite_where_all_features_are_zero():
+    """Convolutions of zero weights: the features' length is 0, where its slope is infinite."""
+    model = random_model()
+    for parameter in model.net.parameters():
+        torch.nn.init.zeros_(parameter)
+    values, gradient = value_and_gradient(Perceptual(model), *torch.rand(2, 1, 64, 64, 3))
+    assert torch.equal(values, torch.zeros(1)) and torch.equal(gradient, torch.zeros(1, 64, 64, 3))
+
+
+def test_mixed_precision_gives_float32_near_full_precision():
+    perceptual = Perceptual(random_model())
+    prediction, target = torch.rand(2, 1, 64, 64, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = perceptual(prediction, target)
+    assert mixed.dtype == torch.float32
+    # bfloat16 rounds every feature by 0.4 %
+    torch.testing.assert_close(mixed, perceptual(prediction, target), rtol=0.02, atol=0)
+
+
+def test_one_graph_can_be_traced():
+    perceptual = Perceptual(random_model())
+    traced = torch.compile(perceptual, backend="aot_eager", fullgraph=True)
+    pair = torch.rand(2, 1, 64, 64, 3)
+    for a, b in zip(
+        value_and_gradient(traced, *pair), value_and_gradient(perceptual, *pair), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
 @pytest.mark.parametrize("net", ["vgg", "alex"])

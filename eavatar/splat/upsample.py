@@ -1,13 +1,43 @@
-"""From splatted feature images to the final colours at a multiple of their size."""
+"""From splatted feature images to the final colours at a multiple of their size.
+
+Images here are (C, H, W, D), which seen as (C, D, H, W) is PyTorch's channels-last layout: the fast
+one for convolutions, kept all the way. The networks follow the caller's `torch.autocast`; what they
+return is float32.
+"""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from eavatar.networks import LEAKY_SLOPE
 
+Kind = Literal["gha", "subpixel"]
+NORM_EPSILON = 1e-5
 
-class Upsampler(nn.Module):
+
+def make_upsampler(kind: Kind, channels: int, width: int, factor: int) -> nn.Module:
+    """A network from features (C, H, W, D) to colours (C, factor · H, factor · W, 3), float32.
+
+    Args:
+        kind: ``gha`` is Gaussian Head Avatar's network, ``subpixel`` our cheaper one.
+        channels: D, at least 3; the first three are RGB.
+        width: channels of the network, see there.
+        factor: final size / feature size.
+    Raises:
+        ValueError: ``gha`` with a factor other than 4.
+    """
+    networks: dict[Kind, type[nn.Module]] = {
+        "gha": PublishedUpsampler,
+        "subpixel": SubPixelUpsampler,
+    }
+    return networks[kind](channels, width, factor)
+
+
+class SubPixelUpsampler(nn.Module):
     """Bilinear interpolation of the first three channels plus a learned residual.
 
     The residual network works at the small size and ends in a sub-pixel shuffle; it is zero at
@@ -32,13 +62,164 @@ class Upsampler(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
             nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
             last,
-            nn.PixelShuffle(factor),
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (C, H, W, D) to colours (C, factor · H, factor · W, 3), not clamped."""
-        images = features.permute(0, 3, 1, 2)
-        plain = nn.functional.interpolate(
-            images[:, :3], scale_factor=float(self.factor), mode="bilinear", align_corners=False
-        )
-        return (plain + self.residual(images)).permute(0, 2, 3, 1)
+        residual = self.residual(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # Channels in the order (row, column, colour), so that what lies together stays together.
+        blocks = residual.unflatten(3, (self.factor, self.factor, 3)).transpose(2, 3)
+        plain = stretch(features[..., :3].float(), self.factor, align_corners=False)
+        return plain + blocks.reshape(plain.shape)
+
+
+class PublishedUpsampler(nn.Module):
+    """The ×4 network of Gaussian Head Avatar (Xu et al. 2024), from its published layer sizes.
+
+    Two bilinear doublings, each between pairs of 3×3 convolutions that are normalised over the
+    image: every pixel depends on all others, so that crops need not agree with the whole.
+
+    Args:
+        channels: feature channels.
+        width: channels at the final size; twice and four times as many at the smaller ones.
+        factor: final size / feature size, 4.
+    Raises:
+        ValueError: another factor.
+    """
+
+    def __init__(self, channels: int, width: int, factor: int):
+        super().__init__()
+        if factor != 4:
+            raise ValueError(f"Gaussian Head Avatar's upsampler makes images 4 times as large, "
+                             f"not {factor}; set splat.upsampling to 4.")  # fmt: skip
+        self.coarse = _DoubleConvolution(channels, 4 * width)
+        self.middle = _DoubleConvolution(4 * width, 2 * width)
+        self.fine = _DoubleConvolution(2 * width, width)
+        self.colour = nn.Conv2d(width, 3, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (C, H, W, D) to colours (C, 4 · H, 4 · W, 3) in (0, 1)."""
+        hidden = self.coarse(features.permute(0, 3, 1, 2))
+        hidden = self.middle(_double(hidden))
+        hidden = self.fine(_double(hidden))
+        return self.colour(hidden).float().sigmoid().permute(0, 2, 3, 1)
+
+
+class _DoubleConvolution(nn.Module):
+    """Twice a 3×3 convolution, normalisation over the image, ReLU: (C, D, H, W) to (C, K, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _normalise(self.second(_normalise(self.first(images))))
+
+
+def _normalise(images: Tensor) -> Tensor:
+    """ReLU of every channel of every image at zero mean and unit variance.
+
+    Written out, as the compiler makes two kernels of this but leaves `F.instance_norm`, which is
+    slow in the channels-last layout, as it is.
+    """
+    values = images.float()
+    variance, mean = torch.var_mean(values, dim=(2, 3), correction=0, keepdim=True)
+    return relu((values - mean) * torch.rsqrt(variance + NORM_EPSILON)).to(images.dtype)
+
+
+def _double(images: Tensor) -> Tensor:
+    """(C, D, H, W) to (C, D, 2 H, 2 W)."""
+    return stretch(images.permute(0, 2, 3, 1), 2, align_corners=True).permute(0, 3, 1, 2)
+
+
+def stretch(images: Tensor, factor: int, align_corners: bool) -> Tensor:
+    """Bilinear interpolation of (C, H, W, D) to (C, factor · H, factor · W, D).
+
+    The values are those of `torch.nn.functional.interpolate`, but both passes only read where that
+    one's backward pass adds atomically, which is slow on CUDA and never twice the same.
+
+    Args:
+        align_corners: as there; only for a factor of 2.
+    Raises:
+        ValueError: corners aligned at another factor.
+    """
+    if align_corners and factor != 2:
+        raise ValueError(f"stretch: corners can be aligned at a factor of 2, not {factor}.")
+    return _Stretch.apply(images, factor, align_corners)
+
+
+class _Stretch(torch.autograd.Function):
+    """`stretch` and its adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, factor: int, align_corners: bool) -> Tensor:
+        ctx.factor, ctx.align_corners = factor, align_corners
+        rows, columns = (_pairs(images, axis, factor, align_corners) for axis in (1, 2))
+        # All four neighbours at once: no image of a stretched axis alone has to be kept.
+        total = torch.zeros((), device=images.device, dtype=_precision(images))
+        for row, row_weight in rows:
+            for column, column_weight in columns:
+                weight = row_weight[:, None, None] * column_weight[:, None]
+                total = total + weight * images[:, row[:, None], column]
+        return total.to(images.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = _shrink_axis(gradients[0], 1, ctx.factor, ctx.align_corners)
+        return _shrink_axis(gradient, 2, ctx.factor, ctx.align_corners), None, None
+
+
+def _pairs(
+    images: Tensor, axis: int, factor: int, align_corners: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """For all places along a stretched axis the place before in the image and the place after,
+    (factor · size,) int64 each, with their weights."""
+    size = images.shape[axis]
+    places = torch.arange(factor * size, device=images.device)
+    before = _place_before(places, factor)
+    weight = _weight_after(places, size, factor, align_corners, _precision(images))
+    return (before.clamp(min=0), 1 - weight), ((before + 1).clamp(max=size - 1), weight)
+
+
+def _shrink_axis(gradient: Tensor, axis: int, factor: int, align_corners: bool) -> Tensor:
+    """Gather along one axis what every place gave: the adjoint of stretching it.
+
+    A place of the image is the one after for ``factor`` places of the stretched axis and the one
+    before for the next ``factor``, so that 2 · factor values are read.
+    """
+    large = gradient.shape[axis]
+    size = large // factor
+    centres = factor * torch.arange(size, device=gradient.device) - factor // 2
+    total = torch.zeros((), device=gradient.device, dtype=_precision(gradient))
+    for tap in range(2 * factor):
+        places = centres + tap
+        weight = _weight_after(places, size, factor, align_corners, total.dtype)
+        weight = weight if tap < factor else 1 - weight
+        weight = weight * ((places >= 0) & (places < large))
+        values = gradient.index_select(axis, places.clamp(0, large - 1))
+        total = total + weight.view(-1, *[1] * (3 - axis)) * values
+    return total.to(gradient.dtype)
+
+
+def _place_before(places: Tensor, factor: int) -> Tensor:
+    """Index, from -1 on, of the last pixel whose centre is not beyond these of the large image."""
+    return (places + factor // 2) // factor - 1
+
+
+def _weight_after(
+    places: Tensor, size: int, factor: int, align_corners: bool, dtype: torch.dtype
+) -> Tensor:
+    """Weight of the pixel after: distance from the one before, 0 to 1. Whole numbers until the
+    last division, as the rounded positions of large images would be off by 1e-4 pixels."""
+    if align_corners:
+        positions, unit = places * (size - 1), factor * size - 1
+    else:
+        unit = 2 * factor
+        positions = (2 * places + 1 - factor).clamp(0, unit * (size - 1))
+    return (positions - unit * _place_before(places, factor)).to(dtype) / unit
+
+
+def _precision(values: Tensor) -> torch.dtype:
+    """In which sums are taken: at least float32."""
+    return torch.promote_types(values.dtype, torch.float32)

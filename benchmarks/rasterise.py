@@ -56,26 +56,37 @@ def make_inputs(count: int, views: int) -> Inputs:
     return Inputs(gaussians, background, cameras, int(SPARE * pairs))
 
 
-def draw_ours(inputs: Inputs, *cameras: Tensor) -> Tensor:
+def draw_ours(inputs: Inputs, world_to_camera: Tensor, intrinsics: Tensor) -> Tensor:
     return splat(
-        inputs.gaussians, *cameras, SIZE, SIZE, inputs.background, inputs.capacity, with_depth=False
+        inputs.gaussians,
+        world_to_camera,
+        intrinsics,
+        SIZE,
+        SIZE,
+        inputs.background,
+        inputs.capacity,
+        with_depth=False,
     ).features
 
 
-def draw_with_gsplat(inputs: Inputs, *cameras: Tensor) -> Tensor:
+def draw_with_gsplat(inputs: Inputs, world_to_camera: Tensor, intrinsics: Tensor) -> Tensor:
     from gsplat import rasterization
 
-    drawn, alpha, _ = rasterization(*inputs.leaves, *cameras, SIZE, SIZE, packed=False)
+    drawn, alpha, _ = rasterization(
+        *inputs.leaves, world_to_camera, intrinsics, SIZE, SIZE, packed=False
+    )
     return drawn + (1 - alpha) * inputs.background
 
 
-def forward(draw: Draw, *cameras: Tensor) -> Tensor:
+def forward(draw: Draw, world_to_camera: Tensor, intrinsics: Tensor) -> Tensor:
     with torch.no_grad():
-        return draw(*cameras)
+        return draw(world_to_camera, intrinsics)
 
 
-def both(draw: Draw, inputs: Inputs, weight: Tensor, *cameras: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(draw(*cameras), inputs.leaves, weight)
+def both(
+    draw: Draw, inputs: Inputs, weight: Tensor, world_to_camera: Tensor, intrinsics: Tensor
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(draw(world_to_camera, intrinsics), inputs.leaves, weight)
 
 
 def milliseconds(function: Callable[..., object], *arguments: Tensor) -> float:
@@ -120,12 +131,12 @@ def measure_binning(inputs: Inputs) -> None:
     )
     tiles = -(-SIZE // TILE)
 
-    def theirs(*splats: Tensor) -> tuple[Tensor, Tensor]:
-        _, ids, order = gsplat.isect_tiles(*splats, TILE, tiles, tiles)
+    def theirs(centres: Tensor, radii: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+        _, ids, order = gsplat.isect_tiles(centres, radii, depths, TILE, tiles, tiles)
         return gsplat.isect_offset_encode(ids, len(depths), tiles, tiles), order
 
-    def ours(*splats: Tensor) -> tuple[Tensor, Tensor]:
-        binned = bin_splats(*splats, SIZE, SIZE, inputs.capacity)
+    def ours(centres: Tensor, radii: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+        binned = bin_splats(centres, radii, depths, SIZE, SIZE, inputs.capacity)
         return binned.offsets, binned.splats
 
     splats = centres, radii, depths

@@ -57,8 +57,7 @@ def bin_splats(
     """
     images, columns, rows = depths.shape[:-1], -(-width // TILE), -(-height // TILE)
     number = images.numel() * (rows + 1) * columns
-    x, wide = _span(means[..., 0], radii[..., 0], columns)
-    y, high = _span(means[..., 1], radii[..., 1], rows)
+    (x, y), (wide, high) = _spans(means, radii, columns, rows)
     image = torch.arange(images.numel(), dtype=torch.int32, device=means.device)
     image = image.reshape(*images, 1)
     first = ((image * (rows + 1) + y) * columns + x).flatten()
@@ -88,9 +87,14 @@ def bin_splats(
     )
 
 
-def _span(centres: Tensor, radii: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
-    """First tile and number of tiles along one axis, int32, of intervals in pixels."""
+def _spans(
+    centres: Tensor, radii: Tensor, columns: int, rows: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """First tiles (x, y) and numbers of tiles (x, y), each (…, N) int32, of (…, N, 2) pixels."""
+    # The limits are made on the device: copied from the host they could not be captured.
+    limits = columns + (rows - columns) * torch.arange(2.0, device=centres.device)
+    zeros = torch.zeros_like(limits)
     centres, radii = centres / TILE, radii / TILE
-    first = (centres - radii).floor().clamp_(0, tiles).int()
-    end = (centres + radii).ceil().clamp_(0, tiles).int()
-    return first, end - first
+    first = (centres - radii).floor().clamp_(zeros, limits).int()
+    end = (centres + radii).ceil().clamp_(zeros, limits).int()
+    return first.unbind(-1), (end - first).unbind(-1)

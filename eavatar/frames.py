@@ -106,10 +106,7 @@ class FrameSet:
         Raises:
             UserError: the masks' index has no boxes.
         """
-        store = self.store
-        boxes = find_boxes(
-            store.capture, store.keys, store.serials, store.ingested, store.size, multiple
-        )
+        boxes = find_boxes(self.store, multiple)
         intrinsics = self.intrinsics.clone()
         intrinsics[:, :2, 2] -= torch.tensor(boxes.corners, device=intrinsics.device)
         visible = [image[boxes.window(camera)] for camera, image in enumerate(self.visible)]
@@ -117,7 +114,7 @@ class FrameSet:
             self,
             intrinsics=intrinsics,
             visible=torch.stack(visible),
-            store=store.cropped(boxes),
+            store=self.store.cropped(boxes),
         )
 
     def to(self, device: torch.device) -> FrameSet:
@@ -199,22 +196,17 @@ def read_index(capture: Path, split: str) -> pd.DataFrame:
     return index
 
 
-def find_boxes(
-    capture: Path,
-    keys: Sequence[tuple[str, int]],
-    serials: Sequence[str],
-    ingested: int,
-    size: int,
-    multiple: int,
-) -> Boxes:
-    """The boxes of `FrameSet.boxed`; its terms are those of `ImageStore`."""
+def find_boxes(store: ImageStore, multiple: int) -> Boxes:
+    """The boxes of `FrameSet.boxed`."""
+    keys, size = store.keys, store.size
     wanted = pd.DataFrame(keys, columns=["sequence", "timestep"])
-    tables = [_read_boxes(capture, name) for name in sorted({name for name, _ in keys})]
+    tables = [_read_boxes(store.capture, name) for name in sorted({name for name, _ in keys})]
     rows = pd.concat(tables).merge(wanted, on=["sequence", "timestep"])
     cameras = rows[rows["right"] > rows["left"]].groupby("camera")
     # A camera that never sees the person gets the middle of the image.
     corners = pd.concat([cameras[BOX[:2]].min(), cameras[BOX[2:]].max()], axis=1)
-    corners = corners.reindex(serials).fillna(ingested / 2).to_numpy() * (size / ingested)
+    corners = corners.reindex(store.serials).fillna(store.ingested / 2).to_numpy()
+    corners = corners * (size / store.ingested)
     lower = np.floor(corners[:, :2] - MARGIN * size).clip(min=0)
     upper = np.ceil(corners[:, 2:] + MARGIN * size).clip(max=size)
     sides = (np.ceil((upper - lower).max(axis=0) / multiple) * multiple).clip(max=size)

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from head_pictures import BOX, picture, write_pictures
+
+from eavatar.errors import UserError
+from eavatar.frames import FrameSet, Loader, decode_by_nvjpeg, draw, unpack
+from eavatar.images import composite, read_grey
+
+SIZE, TIMESTEPS, CAMERAS = 96, 3, 4
+SMALL = 48  # half of SIZE
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("subject"), SIZE, TIMESTEPS, CAMERAS)
+
+
+def read(subject: Path, size: int = SIZE, memory_gb: float = 1, split: str = "train") -> FrameSet:
+    return FrameSet.read(subject / "capture", subject / "face", split, size, memory_gb)
+
+
+# --- draws ------------------------------------------------------------------------------------
+
+
+def test_a_draw_follows_from_seed_and_step_alone() -> None:
+    first = [draw(7, step, 20, 8, 2, 3) for step in range(50)]
+    backwards = [draw(7, step, 20, 8, 2, 3) for step in reversed(range(50))]
+    assert first == backwards[::-1]
+    assert len(set(first)) == 50
+    assert first != [draw(8, step, 20, 8, 2, 3) for step in range(50)]
+
+
+def test_draws_are_even_and_without_duplicates() -> None:
+    draws = [draw(0, step, 5, 6, 2, 4) for step in range(3000)]
+    assert all(len(set(drawn.frames)) == 2 for drawn in draws)
+    assert all(len(set(row)) == 4 for drawn in draws for row in drawn.cameras)
+    pairs = Counter(
+        (frame, camera)
+        for drawn in draws
+        for frame, row in zip(drawn.frames, drawn.cameras, strict=True)
+        for camera in row
+    )
+    assert len(pairs) == 30
+    # Each is drawn 800 times, with a deviation of at most √800; the worst of 30 stays within 5.
+    assert max(abs(count - 800) for count in pairs.values()) < 5 * 800**0.5
+
+
+def test_more_than_there_is() -> None:
+    drawn = draw(0, 0, frames=2, cameras=3, timesteps=5, views=4)
+    assert len(drawn.frames) == 5
+    assert all(sorted(row) == [0, 1, 2] for row in drawn.cameras)
+
+
+# --- batches ----------------------------------------------------------------------------------
+
+
+def test_batches_are_the_drawn_views(subject: Path) -> None:
+    frames = read(subject)
+    with Loader(frames, seed=3, timesteps=2, views=3) as loader:
+        for step in range(4):
+            batch = loader.batch(step)
+            drawn = draw(3, step, TIMESTEPS, CAMERAS, 2, 3)
+            assert batch.frames.tolist() == list(drawn.frames)
+            assert batch.cameras.tolist() == [list(row) for row in drawn.cameras]
+            assert batch.pixels.shape == (2, 3, SIZE, SIZE, 4)
+            images, alpha = unpack(batch.pixels)
+            for i, frame in enumerate(drawn.frames):
+                views = frames.views(frame, drawn.cameras[i])
+                assert torch.equal(images[i], views.images)
+                assert torch.equal(alpha[i], views.masks)
+
+
+def test_a_batch_is_the_same_whatever_was_asked_before(subject: Path) -> None:
+    with Loader(read(subject), 0, 1, 2) as loader:
+        through = [loader.batch(step).pixels for step in range(12)]
+    with Loader(read(subject, memory_gb=0), 0, 1, 2) as loader:
+        for step in (9, 2, 3, 11, 0):
+            assert torch.equal(loader.batch(step).pixels, through[step])
+    with Loader(read(subject), 1, 1, 2) as loader:
+        assert not all(torch.equal(loader.batch(step).pixels, through[step]) for step in range(12))
+
+
+def test_a_missing_frame_is_reported_by_its_batch(tmp_path: Path) -> None:
+    subject = write_pictures(tmp_path, 32, 1, 2)
+    path = subject / "capture" / "EXP-1" / "222200001" / "00000.jpg"
+    path.unlink()
+    with (
+        Loader(read(subject, 32), 0, 1, 2) as loader,
+        pytest.raises(UserError, match=r"222200001/00000\.jpg is missing; run `ingest` again"),
+    ):
+        loader.batch(0)
+    path.write_bytes(b"not a picture")
+    with (
+        Loader(read(subject, 32), 0, 1, 2) as loader,
+        pytest.raises(UserError, match=r"222200001/00000\.jpg is damaged"),
+    ):
+        loader.batch(0)
+
+
+def test_close_leaves_no_thread(subject: Path) -> None:
+    before = threading.active_count()
+    loader = Loader(read(subject), 0, 1, 2)
+    loader.batch(0)
+    assert threading.active_count() > before
+    loader.close()
+    assert threading.active_count() == before
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    weight = alpha[..., None] / 255
+    return colour * weight + 255 * (1 - weight)
+
+
+def test_composite_rounds_every_pair_of_colour_and_alpha() -> None:
+    level, alpha = (axis.astype(np.uint8) for axis in np.mgrid[:256, :256])
+    colour = np.dstack([level, level[::-1], level.T])
+    image = np.empty((256, 256, 4), np.uint8)
+    composite(colour, alpha, image)
+    assert np.array_equal(image[..., :3], on_white(colour, alpha).round())
+    assert np.array_equal(image[..., 3], alpha)
+
+
+def test_pixels_are_on_white_before_they_are_averaged(subject: Path) -> None:
+    frames = read(subject, SMALL)
+    capture = subject / "capture"
+    colour = cv2.imread(str(capture / "EXP-1" / "222200002" / "00001.jpg"))[..., ::-1]
+    alpha = read_grey(capture / "masks" / "EXP-1" / "222200002" / "00001.png")
+    white = np.dstack([on_white(colour, alpha), alpha])
+    expected = white.reshape(SMALL, 2, SMALL, 2, 4).mean(axis=(1, 3))
+    # Rounded twice, by half a level each.
+    assert abs(frames.store.read(1, [2])[0] - expected).max() <= 1
+
+
+def test_files_and_pixels_in_memory_give_the_same(subject: Path) -> None:
+    budgets = {"nothing": 0.0, "files": 5e4 / 2**30, "pixels": 1.0}
+    sets = {name: read(subject, memory_gb=budget) for name, budget in budgets.items()}
+    for _ in range(2):  # as read, then as kept
+        for frame in range(TIMESTEPS):
+            images = [frames.store.read(frame, range(CAMERAS)) for frames in sets.values()]
+            assert all(np.array_equal(image, images[0]) for image in images)
+    assert not sets["nothing"].store.kept
+    assert 0 < sets["files"].store.used <= 5e4
+    assert 0 < len(sets["files"].store.kept) < TIMESTEPS * CAMERAS
+    assert not any(isinstance(kept, np.ndarray) for kept in sets["files"].store.kept.values())
+    assert sets["pixels"].store.used == TIMESTEPS * CAMERAS * SIZE * SIZE * 4
+
+
+def test_small_pixels_are_kept_instead_of_large_files(subject: Path) -> None:
+    store = read(subject, 24, memory_gb=2.5e4 / 2**30).store
+    assert not store.keeps_pixels
+    for frame in range(TIMESTEPS):
+        store.read(frame, range(CAMERAS))
+    assert len(store.kept) == 2.5e4 // (24 * 24 * 4)
+    assert all(isinstance(kept, np.ndarray) for kept in store.kept.values())
+
+
+# --- boxes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [SIZE, SMALL])
+def test_boxes_hold_the_person_with_a_margin(subject: Path, size: int) -> None:
+    whole, boxed = read(subject, size), read(subject, size).boxed(8)
+    assert boxed.height % 8 == 0 and boxed.width % 8 == 0
+    assert boxed.width < boxed.height <= size  # the blob is taller than wide
+    boxes = boxed.store.boxes
+    for camera, (left, top) in enumerate(boxes.corners):
+        masks = np.stack([whole.store.read(frame, [camera])[0, ..., 3] for frame in range(3)])
+        rows, columns = np.nonzero(masks.max(axis=0))
+        assert 0 <= top <= max(rows.min() - 0.02 * size, 0)
+        assert 0 <= left <= max(columns.min() - 0.02 * size, 0)
+        assert min(rows.max() + 1 + 0.02 * size, size) <= top + boxed.height <= size
+        assert min(columns.max() + 1 + 0.02 * size, size) <= left + boxed.width <= size
+
+
+@pytest.mark.parametrize("size", [SIZE, SMALL])
+@pytest.mark.parametrize("memory_gb", [0, 1])
+def test_a_box_is_a_crop_of_pixels_and_camera(subject: Path, size: int, memory_gb: float) -> None:
+    whole, boxed = read(subject, size, memory_gb), read(subject, size, memory_gb).boxed(8)
+    point = torch.tensor([0.01, -0.02, 0.03, 1.0])
+    for camera, corner in enumerate(boxed.store.boxes.corners):
+        image = boxed.store.read(2, [camera])[0]
+        expected = whole.store.read(2, [camera])[0][boxed.store.boxes.window(camera)]
+        assert image.shape == (boxed.height, boxed.width, 4)
+        assert np.array_equal(image, expected)
+        assert boxed.visible.shape[1:] == (boxed.height, boxed.width)
+        pixels = []
+        for frames in (whole, boxed):
+            seen = frames.intrinsics[camera] @ (frames.world_to_camera[camera] @ point)[:3]
+            pixels.append(seen[:2] / seen[2])
+        # Pixels of order 100 in float32.
+        torch.testing.assert_close(
+            pixels[0] - pixels[1], torch.tensor(corner).float(), rtol=0, atol=1e-4
+        )
+    with Loader(boxed, 0, 1, 2) as loader:
+        assert loader.batch(0).pixels.shape == (1, 2, boxed.height, boxed.width, 4)
+
+
+def test_a_camera_without_a_person_gets_the_middle(tmp_path: Path) -> None:
+    subject = write_pictures(tmp_path, SIZE, 1, 2)
+    path = subject / "capture" / "masks" / "EXP-1.csv"
+    table = pd.read_csv(path)
+    table.loc[1, BOX] = 0
+    table.to_csv(path, index=False)
+    boxed = read(subject).boxed(2)
+    left, top = boxed.store.boxes.corners[1]
+    assert (2 * left + boxed.width, 2 * top + boxed.height) == (SIZE, SIZE)
+
+
+def test_an_index_without_boxes_is_refused(tmp_path: Path) -> None:
+    subject = write_pictures(tmp_path, 32, 1, 1)
+    path = subject / "capture" / "masks" / "EXP-1.csv"
+    pd.read_csv(path).drop(columns=BOX).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"EXP-1\.csv has no boxes of the masks; run `matte` again"):
+        read(subject, 32).boxed(8)
+
+
+# --- on the GPU -------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_nvjpeg_and_libjpeg_agree() -> None:
+    """Their inverse transforms round differently, and they interpolate chroma differently."""
+    random = np.random.default_rng(0)
+    surface = random.standard_normal((16, 16, 3), np.float32)
+    surface = cv2.resize(surface, (512, 512), interpolation=cv2.INTER_CUBIC)
+    colour, _ = picture(random, surface, 2 * random.standard_normal((512, 512, 1), np.float32))
+    _, jpeg = cv2.imencode(".jpg", colour, (cv2.IMWRITE_JPEG_QUALITY, 95))
+    expected = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB).astype(float)
+    for image in decode_by_nvjpeg([jpeg, jpeg], torch.device("cuda")):
+        assert abs(image.permute(1, 2, 0).cpu().numpy() - expected).mean() < 1
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("gpu_decoding", [False, True])
+def test_batches_on_the_gpu_are_those_of_the_cpu(
+    subject: Path, boxed: bool, gpu_decoding: bool
+) -> None:
+    frames = read(subject, memory_gb=5e4 / 2**30)
+    frames = frames.boxed(8) if boxed else frames
+    busy = torch.ones(4096, 4096, device="cuda")
+    with (
+        Loader(frames, 0, 2, 3) as on_cpu,
+        Loader(frames.to(torch.device("cuda")), 0, 2, 3, gpu_decoding) as on_gpu,
+    ):
+        assert on_gpu.gpu_decoding == gpu_decoding
+        kept = []
+        for step in range(20):
+            busy = busy @ busy / 4096  # the batch is read long after the next ones are prepared
+            kept.append(on_gpu.batch(step).pixels.clone())
+        for step, pixels in enumerate(kept):
+            expected = on_cpu.batch(step).pixels
+            assert torch.equal(pixels[..., 3].cpu(), expected[..., 3])
+            difference = (pixels.cpu().float() - expected.float()).abs()
+            assert difference.mean() < (1 if gpu_decoding else 1e-9)

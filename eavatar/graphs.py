@@ -15,6 +15,19 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def run_aside(function: Callable[..., T], *inputs: Tensor) -> T:
+    """Call a function as it must be called before its capture on CUDA: on another stream.
+
+    Libraries choose their kernels then, and an optimiser makes its state in its first step.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        output = function(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    return output
+
+
 class Captured(Generic[T]):
     """A function of tensors that is captured in one CUDA graph, and replayed when called.
 
@@ -38,7 +51,8 @@ class Captured(Generic[T]):
         function: of tensors.
         examples: one or more tensors of one device, which decide shapes, types and device; they are
             copied.
-        warm_up: runs of the function on the examples before the capture; none on the CPU.
+        warm_up: runs of the function on the examples before the capture; none on the CPU. Zero if
+            `run_aside` has been used instead.
     """
 
     def __init__(self, function: Callable[..., T], *examples: Tensor, warm_up: int = 3):
@@ -47,20 +61,12 @@ class Captured(Generic[T]):
         self._graph: torch.cuda.CUDAGraph | None = None
         if examples[0].is_cuda:
             self._inputs = [example.detach().clone() for example in examples]
-            self._warm_up(warm_up)
+            for _ in range(warm_up):
+                run_aside(function, *self._inputs)
             self._graph = torch.cuda.CUDAGraph()
             # The default mode would forbid other threads (loaders of frames) to allocate meanwhile.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
-
-    def _warm_up(self, runs: int) -> None:
-        """Let libraries choose kernels and the optimiser make its state, on another stream."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(runs):
-                self._function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
 
     def __call__(self, *inputs: Tensor) -> T:
         """What the function returned at its capture, holding the values for these inputs.

@@ -14,14 +14,15 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from eavatar.drivers import Drivers
+from eavatar.drivers import Drivers, expression_weights
 from eavatar.errors import UserError
 from eavatar.io import atomic, require
 from eavatar.render import splat
 from eavatar.settings import SplatSettings, read_yaml, validate
 from eavatar.splat.gaussians import Arrangement, Generated, Generator, NeutralGaussians
-from eavatar.splat.upsample import Upsampler
+from eavatar.splat.upsample import make_upsampler
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,33 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Coarse:
+    """Splatted features of several views, before the upsampler.
+
+    Attributes:
+        features: (C, h, w, K) on white, the first three RGB.
+        generated: the Gaussians.
+        pairs: () of a Gaussian and a tile, see `eavatar.render.splat`.
+    """
+
+    features: Tensor
+    generated: Generated
+    pairs: Tensor
+
+
+@dataclass(frozen=True)
 class Picture:
     """An avatar in several views.
 
     Attributes:
         fine: (C, H, W, 3) final colours, not clamped.
-        coarse: (C, h, w, K) splatted features on white, the first three RGB.
-        generated: the Gaussians.
+        coarse, generated, pairs: as in `Coarse`.
     """
 
     fine: Tensor
     coarse: Tensor
     generated: Generated
+    pairs: Tensor
 
 
 class Avatar(nn.Module):
@@ -90,9 +106,16 @@ class Avatar(nn.Module):
             sizes.deform_scale,
             settings.attribute_scale,
         )
-        self.upsampler = Upsampler(sizes.colour, settings.upsampler_width, settings.upsampling)
+        self.upsampler = make_upsampler(
+            settings.upsampler, sizes.colour, settings.upsampler_width, settings.upsampling
+        )
         self.register_buffer("landmarks", landmarks)
         self._arrangement: Arrangement | None = None
+
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether the networks run in bfloat16."""
+        return self.settings.mixed_precision and self.landmarks.is_cuda
 
     @property
     def arrangement(self) -> Arrangement:
@@ -104,34 +127,77 @@ class Avatar(nn.Module):
             )
         return self._arrangement
 
-    def set_changed(self) -> None:
-        """Forget the arrangement; to be called whenever Gaussians came, went or changed device."""
+    @torch.no_grad()
+    def set_changed(self, optimiser: Optimizer | None = None) -> None:
+        """Put the Gaussians in order and forget the arrangement; to be called after any change.
+
+        In order of the expression's falling share, each driver works on one piece of the set.
+        """
+        near, far = self.sizes.near, self.sizes.far
+        weights = expression_weights(self.neutral.anchors, self.landmarks, near, far)
+        order = weights.argsort(descending=True, stable=True)
+        self.neutral.change(order, optimiser=optimiser)
         self._arrangement = None
 
-    def forward(
-        self, expression: Tensor, pose: Tensor, intrinsics: Tensor, world_to_camera: Tensor
-    ) -> Picture:
-        """Generate the Gaussians of one timestep once and render them in C views.
+    def draw(
+        self,
+        expression: Tensor,
+        pose: Tensor,
+        intrinsics: Tensor,
+        world_to_camera: Tensor,
+        height: int,
+        width: int,
+        capacity: int | None = None,
+    ) -> Coarse:
+        """Generate the Gaussians of one timestep once and splat them in C views.
 
         Args:
             expression: (E,). pose: (6,) axis-angle in radians, translation in metres.
             intrinsics: (C, 3, 3) of the final image, pixels. world_to_camera: (C, 4, 4).
+            height, width: of the final image, pixels.
+            capacity: see `eavatar.render.splat`.
         """
-        settings = self.settings
+        factor = self.settings.upsampling
+        self.generator.mixed_precision = self.mixed_precision
         generated = self.generator(
-            self.neutral, self.arrangement, settings.control, expression, pose, self.sizes.scale
+            self.neutral,
+            self.arrangement,
+            self.settings.control,
+            expression,
+            pose,
+            self.sizes.scale,
         )
-        shrink = intrinsics.new_tensor([1 / settings.upsampling, 1 / settings.upsampling, 1.0])
-        side = settings.image_size // settings.upsampling
-        coarse = splat(
+        drawn = splat(
             generated.gaussians,
             world_to_camera,
-            shrink[:, None] * intrinsics,
-            side,
-            side,
+            torch.cat([intrinsics[:, :2] / factor, intrinsics[:, 2:]], dim=1),
+            width // factor,
+            height // factor,
             background=intrinsics.new_ones(self.sizes.colour),
-        ).features
-        return Picture(self.upsampler(coarse), coarse, generated)
+            capacity=capacity,
+            with_depth=False,
+        )
+        return Coarse(drawn.features, generated, drawn.pairs)
+
+    def upsample(self, features: Tensor) -> Tensor:
+        """Splatted features (C, h, w, K) to final colours (C, H, W, 3), not clamped."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            return self.upsampler(features).float()
+
+    def forward(
+        self,
+        expression: Tensor,
+        pose: Tensor,
+        intrinsics: Tensor,
+        world_to_camera: Tensor,
+        height: int,
+        width: int,
+        capacity: int | None = None,
+    ) -> Picture:
+        """Draw and upsample; arguments as of `draw`."""
+        coarse = self.draw(expression, pose, intrinsics, world_to_camera, height, width, capacity)
+        fine = self.upsample(coarse.features)
+        return Picture(fine, coarse.features, coarse.generated, coarse.pairs)
 
     @torch.no_grad()
     def render(
@@ -148,14 +214,14 @@ class Avatar(nn.Module):
             expression: (E,). rotation: (3,) axis-angle, radians. translation: (3,) metres.
             intrinsics: (C, 3, 3) of the final image, pixels. world_to_camera: (C, 4, 4).
         """
-        pose = torch.cat([rotation, translation])
-        return self(expression, pose, intrinsics, world_to_camera).fine.clamp(0, 1)
+        pose, size = torch.cat([rotation, translation]), self.settings.image_size
+        return self(expression, pose, intrinsics, world_to_camera, size, size).fine.clamp(0, 1)
 
     def resize(self, count: int) -> None:
         """Make room for so many Gaussians, whose values are loaded next."""
         for tensor in (*self.neutral.parameters(), self.neutral.anchors):
             tensor.data = tensor.data.new_zeros(count, tensor.shape[1])
-        self.set_changed()
+        self._arrangement = None
 
 
 def check_finite(avatar: Avatar) -> None:

@@ -3,7 +3,7 @@
 The paper leaves open what happens to a neighbour's own displacement and what its radius and σ are;
 `MODES` holds the three readings. A control keeps its own displacement, and all controls are taken
 as they were before anything is handed on, so that the order of the points does not matter.
-Letters: N Gaussians, P pairs.
+Letters: N Gaussians, K neighbours of each.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Which points may be led by which others (Eq. 11), fixed until the set of Gaussians changes.
+class Neighbours:
+    """Who may lead whom (Eq. 11), fixed until the set of Gaussians changes.
 
     Attributes:
-        points: (P,) the point that may be led.
-        leaders: (P,) a neighbour of it, never the point itself.
-        squared: (P,) squared canonical distance of the two.
+        leaders: (N, K) the neighbours of each point, never the point itself.
+        squared: (N, K) squared canonical distance to each, infinite where there are fewer than K.
     """
 
-    points: Tensor
     leaders: Tensor
     squared: Tensor
 
 
-def neighbour_pairs(positions: Tensor, radius: float, most: int) -> Pairs:
-    """All pairs closer than a radius, at most so many nearest neighbours for each point (Eq. 11).
+def find_neighbours(positions: Tensor, radius: float, most: int) -> Neighbours:
+    """All neighbours within a radius, at most so many nearest ones for each point (Eq. 11).
 
     Args:
         positions: (N, 3) canonical. radius: canonical units. most: neighbours kept per point.
@@ -44,33 +42,29 @@ def neighbour_pairs(positions: Tensor, radius: float, most: int) -> Pairs:
     # One more than wanted, as the point finds itself; duplicates may come before it.
     distances, found = tree.query(points, k=most + 1, distance_upper_bound=radius, workers=-1)
     itself = np.arange(len(points))[:, None]
-    rows, columns = np.nonzero(np.isfinite(distances) & (found != itself))
+    distances[found == itself] = np.inf
+    order = np.argsort(distances, axis=1, kind="stable")
+    order = order[:, : int(np.isfinite(distances).sum(axis=1).max())]
+    distances = np.take_along_axis(distances, order, axis=1)
+    leaders = np.take_along_axis(found, order, axis=1)
+    leaders[~np.isfinite(distances)] = 0
     device = positions.device
-    return Pairs(
-        torch.from_numpy(rows).to(device),
-        torch.from_numpy(found[rows, columns]).to(device),
-        torch.from_numpy(distances[rows, columns] ** 2).float().to(device),
+    return Neighbours(
+        torch.from_numpy(leaders).to(device),
+        torch.from_numpy(distances**2).float().to(device),
     )
 
 
-def control_weights(pairs: Pairs, controls: Tensor, sigma: float) -> tuple[Pairs, Tensor, Tensor]:
-    """Gaussian-kernel weights, normalised over the controls of each point (Eq. 13).
+def control_weights(squared: Tensor, nearest: Tensor, sigma: float) -> Tensor:
+    """Gaussian-kernel weights (M, K), normalised over the controls of each point (Eq. 13).
 
     Args:
-        pairs: from `neighbour_pairs`. controls: (N,) bool. sigma: σ, canonical units.
-    Returns:
-        The Q pairs of a control and a point that is none; their weights (Q,), which sum to one at
-        each point; the squared distance (N,) of each point to its nearest control, infinite where
-        there is none.
+        squared: (M, K) squared distances to the controls, infinite for all other neighbours.
+        nearest: (M,) the smallest of each row. sigma: σ, canonical units.
     """
-    active = (controls[pairs.leaders] & ~controls[pairs.points]).nonzero()[:, 0]
-    chosen = Pairs(pairs.points[active], pairs.leaders[active], pairs.squared[active])
-    nearest = chosen.squared.new_full((len(controls),), torch.inf)
-    nearest = nearest.scatter_reduce(0, chosen.points, chosen.squared, "amin")
     # Relative to the nearest control no point's weights vanish together, however small σ is.
-    kernel = torch.exp((nearest[chosen.points] - chosen.squared) / sigma**2)
-    total = kernel.new_zeros(len(controls)).index_add(0, chosen.points, kernel)
-    return chosen, kernel / total[chosen.points], nearest
+    kernel = torch.exp((nearest.nan_to_num(posinf=0.0)[:, None] - squared) / sigma**2)
+    return kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-30)
 
 
 def _replace(own: Tensor, led: Tensor, squared: Tensor, radius: float) -> Tensor:
@@ -95,7 +89,12 @@ MODES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
 
 
 def propagate(
-    displacements: Tensor, controls: Tensor, pairs: Pairs, radius: float, sigma: float, mode: str
+    displacements: Tensor,
+    controls: Tensor,
+    neighbours: Neighbours,
+    radius: float,
+    sigma: float,
+    mode: str,
 ) -> Tensor:
     """Displacements (N, 3) after the controls have led their neighbours (Eq. 12).
 
@@ -106,14 +105,35 @@ def propagate(
 
     Args:
         displacements: (N, 3) of all points, canonical; gradients flow through them.
-        controls: (N,) bool (Eq. 10). pairs: from `neighbour_pairs` with the same radius.
+        controls: (N,) bool (Eq. 10). neighbours: from `find_neighbours`, same radius.
         radius, sigma: r of Eq. 11 and σ of Eq. 13, canonical units. mode: a key of `MODES`.
     """
-    chosen, weights, nearest = control_weights(pairs, controls, sigma)
-    if len(weights) == 0:
-        return displacements
-    contributions = weights[:, None] * displacements[chosen.leaders]
-    mean = torch.zeros_like(displacements).index_add(0, chosen.points, contributions)
-    led = torch.isfinite(nearest).nonzero()[:, 0]
-    result = MODES[mode](displacements[led], mean[led], nearest[led], radius)
-    return displacements.index_copy(0, led, result)
+    if displacements.is_cuda:  # a shape that depends on values would make the host wait
+        rows = torch.arange(len(controls), device=controls.device)
+    else:
+        active = controls[neighbours.leaders] & neighbours.squared.isfinite()
+        rows = (active.any(dim=1) & ~controls).nonzero()[:, 0]
+    return lead(displacements, controls, neighbours, rows, radius, sigma, mode)
+
+
+def lead(
+    displacements: Tensor,
+    controls: Tensor,
+    neighbours: Neighbours,
+    rows: Tensor,
+    radius: float,
+    sigma: float,
+    mode: str,
+) -> Tensor:
+    """`propagate` where only some points (M,) are looked at: at least all that are led."""
+    leaders = neighbours.leaders[rows]
+    squared = torch.where(controls[leaders], neighbours.squared[rows], torch.inf)
+    nearest = nn.functional.pad(squared, (0, 1), value=torch.inf).amin(dim=1)
+    weights = control_weights(squared, nearest, sigma)
+    # Not displacements[leaders], whose gradient is sorted by index first.
+    theirs = displacements.index_select(0, leaders.flatten()).view(*leaders.shape, 3)
+    mean = (weights[..., None] * theirs).sum(dim=1)
+    own = displacements.index_select(0, rows)
+    result = MODES[mode](own, mean, nearest, radius)
+    led = nearest.isfinite() & ~controls[rows]
+    return displacements.index_copy(0, rows, torch.where(led[:, None], result, own))

@@ -6,18 +6,20 @@ coefficients, F feature and K colour channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from eavatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
 from eavatar.networks import encode_position, encoded_size
 from eavatar.render import Gaussians
 from eavatar.settings import ControlSettings
-from eavatar.splat.control import Pairs, neighbour_pairs, propagate
+from eavatar.splat.control import Neighbours, find_neighbours, propagate
 from eavatar.transforms import (
     axis_angle_to_matrix,
     axis_angle_to_quaternion,
@@ -30,6 +32,7 @@ DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
 LARGEST_FEATURE = 1 - 1e-4  # atanh is infinite at 1
 SMALLEST_SPACING = 1e-7  # squared canonical units, under the root of the first scales (GHA)
 RESIDUALS = 8  # scale 3, rotation 4, opacity 1
+MOMENTS = {"exp_avg", "exp_avg_sq"}  # what Adam keeps for each value
 
 
 class NeutralGaussians(nn.Module):
@@ -61,6 +64,29 @@ class NeutralGaussians(nn.Module):
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @torch.no_grad()
+    def change(
+        self,
+        kept: Tensor,
+        fresh: Mapping[str, Tensor] | None = None,
+        optimiser: Optimizer | None = None,
+    ) -> None:
+        """Keep some Gaussians, in a new order, and append others.
+
+        The optimiser's moments stay with those that stay and are zero for the others.
+
+        Args:
+            kept: (M,) indices. fresh: a (F, ·) tensor for each parameter, by its name.
+        """
+        for name, parameter in self.named_parameters():
+            others = parameter[:0] if fresh is None else fresh[name]
+            moments = optimiser.state.get(parameter, {}) if optimiser is not None else {}
+            for key in MOMENTS & moments.keys():
+                moments[key] = torch.cat([moments[key][kept], torch.zeros_like(others)])
+            parameter.data, parameter.grad = torch.cat([parameter[kept], others]), None
+        others = self.anchors[:0] if fresh is None else fresh["positions"]
+        self.anchors = torch.cat([self.anchors[kept], others])
 
     @classmethod
     def empty(cls, count: int, feature_size: int) -> NeutralGaussians:
@@ -112,27 +138,31 @@ class Arrangement:
 
     Attributes:
         weights: (N,) share of the expression, the rest is the pose's.
-        by_expression: (A,) indices of the Gaussians with a share above 0.
-        by_pose: (B,) indices of those with a share below 1.
-        pairs: the neighbour graph of the control Gaussians.
+        near: the expression has a share in no Gaussian from this one on.
+        far: the pose has a share in no Gaussian before this one; at most ``near``.
+        neighbours: the neighbour graph of the control Gaussians.
     """
 
     weights: Tensor
-    by_expression: Tensor
-    by_pose: Tensor
-    pairs: Pairs
+    near: int
+    far: int
+    neighbours: Neighbours
 
     @classmethod
     def of(
         cls, anchors: Tensor, landmarks: Tensor, near: float, far: float, control: ControlSettings
     ) -> Arrangement:
-        """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical."""
+        """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical.
+
+        Right for any order of the Gaussians, and least work where their shares descend.
+        """
         weights = expression_weights(anchors, landmarks, near, far)
+        numbers = torch.arange(len(weights), device=weights.device)
         return cls(
             weights,
-            (weights > 0).nonzero()[:, 0],
-            (weights < 1).nonzero()[:, 0],
-            neighbour_pairs(anchors, control.radius, control.neighbours),
+            int(torch.where(weights > 0, numbers + 1, 0).max()),
+            int(torch.where(weights < 1, numbers, len(weights)).min()),
+            find_neighbours(anchors, control.radius, control.neighbours),
         )
 
 
@@ -179,6 +209,9 @@ class Generator(nn.Module):
         width: units of a hidden layer of the attribute networks.
         deform_scale: largest displacement per axis, canonical units.
         attribute_scale: factor of the attribute residuals.
+
+    Attributes:
+        mixed_precision: run the networks in bfloat16.
     """
 
     def __init__(
@@ -199,6 +232,7 @@ class Generator(nn.Module):
             [feature_size + encoded_size(POSE_SIZE), width // 2, RESIDUALS]
         )
         self.deform_scale, self.attribute_scale = deform_scale, attribute_scale
+        self.mixed_precision = False
 
     def forward(
         self,
@@ -219,7 +253,12 @@ class Generator(nn.Module):
         shifts = driven.shifts
         if control.enabled:
             shifts = propagate(
-                shifts, controls, arrangement.pairs, control.radius, control.sigma, control.mode
+                shifts,
+                controls,
+                arrangement.neighbours,
+                control.radius,
+                control.sigma,
+                control.mode,
             )
         residuals = self.attribute_scale * driven.residuals
         canonical = Gaussians(
@@ -237,32 +276,37 @@ class Generator(nn.Module):
         """Run each driver on the Gaussians it has a share in, all its networks in one blend."""
         features = torch.tanh(neutral.features)
         points = encode_position(neutral.positions)
-        near, far = arrangement.by_expression, arrangement.by_pose
+        near, far = arrangement.near, arrangement.far
         nets, encoded = self.drivers, encode_position(pose)
 
-        near_features, far_features = features[near], features[far]
-        raw = torch.tanh(nets.expression_deformation(points[near], expression))
-        by_expression = [
-            nets.expression_colour(near_features, expression),
-            raw,
-            self.expression_attributes(near_features, expression),
-        ]
-        by_pose = [
-            nets.pose_colour(far_features, encoded),
-            torch.tanh(nets.pose_deformation(points[far], encoded)),
-            self.pose_attributes(far_features, encoded),
-        ]
-        first = arrangement.weights[near, None] * torch.cat(by_expression, dim=1)
-        second = (1 - arrangement.weights[far, None]) * torch.cat(by_pose, dim=1)
-        blended = first.new_zeros(len(neutral), first.shape[1])
-        blended = blended.index_add(0, near, first).index_add(0, far, second)
-
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            deformation = nets.expression_deformation(points[:near], expression)
+            by_expression = [
+                nets.expression_colour(features[:near], expression),
+                deformation,
+                self.expression_attributes(features[:near], expression),
+            ]
+            by_pose = [
+                nets.pose_colour(features[far:], encoded),
+                nets.pose_deformation(points[far:], encoded),
+                self.pose_attributes(features[far:], encoded),
+            ]
+        norms = torch.tanh(deformation.detach().float()).norm(dim=1)
+        norms = norms * (arrangement.weights[:near] > 0)
+        first = arrangement.weights[:near, None] * _join(*by_expression)
+        second = (1 - arrangement.weights[far:, None]) * _join(*by_pose)
+        both = first[far:] + second[: near - far]
+        blended = torch.cat([first[:far], both, second[near - far :]])
         colours, shifts, residuals = blended.split(
-            [first.shape[1] - 3 - RESIDUALS, 3, RESIDUALS], 1
+            [blended.shape[1] - 3 - RESIDUALS, 3, RESIDUALS], dim=1
         )
-        norms = raw.detach().norm(dim=1)
-        displacements = norms.new_zeros(len(neutral)).index_copy(0, near, norms)
+        displacements = nn.functional.pad(norms, (0, len(neutral) - near))
         return Driven(colours, self.deform_scale * shifts, residuals, displacements)
+
+
+def _join(colours: Tensor, deformation: Tensor, residuals: Tensor) -> Tensor:
+    """What one driver's networks give, (M, K + 3 + 8), in full precision."""
+    return torch.cat([colours.float(), torch.tanh(deformation.float()), residuals.float()], dim=1)
 
 
 def to_world(canonical: Gaussians, pose: Tensor, scale: float) -> Gaussians:

@@ -46,15 +46,8 @@ def split(neutral: NeutralGaussians, parents: Tensor, optimiser: Optimizer) -> N
     Args:
         parents: (N,) bool.
     """
-    children = _children(neutral, parents)
-    for name, parameter in neutral.named_parameters():
-        values = torch.cat([parameter[~parents], children[name]])
-        moments = optimiser.state[parameter]
-        for key in ("exp_avg", "exp_avg_sq"):
-            if key in moments:
-                fresh = torch.zeros_like(children[name])
-                moments[key] = torch.cat([moments[key][~parents], fresh])
-        parameter.data, parameter.grad = values, None
+    stay = (~parents).nonzero()[:, 0]
+    neutral.change(stay, _children(neutral, parents), optimiser)
     neutral.anchors = neutral.positions.detach().clone()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,17 +16,25 @@ from torch.nn.functional import avg_pool2d
 
 from eavatar.drivers import Drivers
 from eavatar.errors import UserError
-from eavatar.frames import FrameSet, Views
+from eavatar.frames import FrameSet, Loader, unpack
+from eavatar.graphs import Captured, run_aside
 from eavatar.io import require
 from eavatar.losses import rgb_loss
 from eavatar.perceptual import Perceptual, load_perceptual
 from eavatar.settings import SplatSettings, read_yaml
-from eavatar.splat.avatar import Avatar, Picture, Sizes, write_avatar
+from eavatar.splat.avatar import Avatar, Sizes, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians, mouth_interior
 from eavatar.splat.splitting import choose_parents, split
 from eavatar.training import fingerprint, finish, seed_everything, train
 
 logger = logging.getLogger(__name__)
+
+BOX_MULTIPLE = 8  # splatted pixels: half a tile of the rasteriser
+SPARE = 1.4  # room for pairs of Gaussians and tiles / most seen
+PLAIN_STEPS = 3  # of a new set of Gaussians before the step is captured
+ROOM_EVERY = 100  # steps between looks at whether the room suffices
+
+Values = dict[str, Tensor]
 
 
 def train_splat(
@@ -45,13 +54,22 @@ def train_splat(
     perceptual = None
     if settings.weights.lpips > 0:
         perceptual = load_perceptual("vgg", device, settings.lpips_required)
-    frames = FrameSet.read(capture, face, "train", settings.image_size).to(device)
+    frames = FrameSet.read(
+        capture, face, "train", settings.image_size, settings.image_memory_gb
+    ).to(device)
+    if settings.boxes:
+        frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     avatar = start_avatar(settings, sdf, frames).to(device)
-    task = SplatTraining(settings, frames, avatar, perceptual)
     run = fingerprint(
-        settings, seed, avatar.sizes, frames.sequences, avatar.neutral.positions.sum().item()
+        settings,
+        seed,
+        device.type,
+        avatar.sizes,
+        frames.sequences,
+        avatar.neutral.positions.sum().item(),
     )
-    train(task, settings.steps, settings.checkpoint_every, output, "splat", run)
+    with SplatTraining(settings, seed, frames, avatar, perceptual) as task:
+        train(task, settings.steps, settings.checkpoint_every, output, "splat", run)
     path = write_avatar(output, avatar)
     finish(output)
     return path
@@ -81,7 +99,9 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         )
     mouth = mouth_interior(landmarks, settings.mouth_points)
     neutral = NeutralGaussians.from_surface(vertices, features, mouth, settings.opacity)
-    return Avatar(settings, sizes, drivers, neutral, landmarks)
+    avatar = Avatar(settings, sizes, drivers, neutral, landmarks)
+    avatar.set_changed()
+    return avatar
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,22 +109,39 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class SplatTraining:
-    """What the training loop runs: one timestep a step, in a few cameras."""
+    """What the training loop runs: one timestep a step, in a few cameras.
+
+    The Gaussians are generated once for all cameras of a step. On CUDA a step is one captured graph,
+    made anew whenever the set of Gaussians changes; the host only hands over the next pictures.
+    """
 
     def __init__(
         self,
         settings: SplatSettings,
+        seed: int,
         frames: FrameSet,
         avatar: Avatar,
         perceptual: Perceptual | None,
     ):
-        self.settings, self.frames, self.avatar = settings, frames, avatar
+        self.settings, self.seed, self.frames, self.avatar = settings, seed, frames, avatar
         self.perceptual = perceptual
+        self.loader = Loader(frames, seed, 1, settings.views_per_step)
         self.first_count = len(avatar.neutral)
-        self.peaks = frames.expression.new_zeros(self.first_count)
         self.pose_deltas = nn.Parameter(frames.expression.new_zeros(len(frames), 6))
         self.optimiser = self._make_optimiser()
-        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.image_losses = self._image_losses
+        if settings.compile and frames.expression.is_cuda:
+            self.image_losses = torch.compile(self._image_losses, dynamic=False)
+        self.peaks = frames.expression.new_zeros(self.first_count)
+        self.capacity: int | None = None
+        self.captured: Captured[Values] | None = None
+        self._start_anew()
+
+    def __enter__(self) -> SplatTraining:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loader.close()
 
     def _make_optimiser(self) -> torch.optim.Adam:
         rates, avatar, neutral = self.settings.learning_rates, self.avatar, self.avatar.neutral
@@ -118,72 +155,160 @@ class SplatTraining:
             ([neutral.opacities], rates.opacities),
             ([self.pose_deltas], rates.pose_deltas),
         ]
-        return torch.optim.Adam([{"params": list(p), "lr": rate} for p, rate in groups], fused=True)
-
-    def step(self, step: int) -> dict[str, float]:
-        """One optimiser step; the losses, the count and the shares above the two thresholds."""
-        settings = self.settings
-        self._decay_learning_rates(step)
-        frame, cameras = self._draw()
-        pose = torch.cat([self.frames.rotation[frame], self.frames.translation[frame]])
-        picture = self.avatar(
-            self.frames.expression[frame],
-            pose + self.pose_deltas[frame],
-            self.frames.intrinsics[cameras],
-            self.frames.world_to_camera[cameras],
+        device = self.frames.expression.device
+        self.rates = [rate for _, rate in groups]
+        # As tensors on the device, where a captured step can see them change.
+        self.present_rates = [torch.tensor(rate, device=device) for rate in self.rates]
+        return torch.optim.Adam(
+            [
+                {"params": list(parameters), "lr": rate}
+                for (parameters, _), rate in zip(groups, self._group_rates(), strict=True)
+            ],
+            fused=True,
+            capturable=device.type == "cuda",
         )
-        losses = self._losses(picture, self.frames.views(frame, cameras))
+
+    def _group_rates(self) -> list[Tensor] | list[float]:
+        """What the optimiser's groups hold as their rate: tensors where steps are captured."""
+        if self.frames.expression.is_cuda:
+            return self.present_rates
+        return [rate.item() for rate in self.present_rates]
+
+    def _decay_learning_rates(self, step: int) -> None:
+        """Exponentially from 1 to the factor ``learning_rates.final`` over the whole training."""
+        factor = self.settings.learning_rates.final ** (step / self.settings.steps)
+        for present, rate in zip(self.present_rates, self.rates, strict=True):
+            present.fill_(rate * factor)
+        for group, rate in zip(self.optimiser.param_groups, self._group_rates(), strict=True):
+            group["lr"] = rate
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One optimiser step; the losses, the count and the shares above the two thresholds."""
+        self._decay_learning_rates(step)
+        batch = self.loader.batch(step)
+        if step % ROOM_EVERY == 0:
+            self._make_room()
+        values = self._advance(batch.frames, batch.cameras[0], batch.pixels[0], self._corner(step))
+        self._split(step)
+        return values
+
+    def _corner(self, step: int) -> Tensor:
+        """The upper left corner (2,) of the step's LPIPS patch: row, column."""
+        height, width = self.frames.height, self.frames.width
+        room = [max(side - self.settings.lpips_patch, 0) + 1 for side in (height, width)]
+        corner = np.random.default_rng([self.seed, step]).integers(room)
+        return torch.from_numpy(corner).to(self.peaks.device, non_blocking=True)
+
+    def _advance(self, *inputs: Tensor) -> Values:
+        """`_update`, on CUDA by a graph once it has run a few times."""
+        if not self.peaks.is_cuda:
+            return self._update(*inputs)
+        if self.captured is None:
+            if self.plain_steps < PLAIN_STEPS:
+                self.plain_steps += 1
+                return run_aside(self._update, *inputs)
+            self.captured = Captured(self._update, *inputs, warm_up=0)
+        return self.captured(*inputs)
+
+    def _update(self, frame: Tensor, cameras: Tensor, pixels: Tensor, corner: Tensor) -> Values:
+        """Forward, backward and optimiser; no shape here depends on a value.
+
+        Args:
+            frame: (1,). cameras: (V,). pixels: (V, H, W, 4) uint8. corner: (2,).
+        """
+        frames, settings = self.frames, self.settings
+        pose = torch.cat([frames.rotation, frames.translation], dim=1) + self.pose_deltas
+        coarse = self.avatar.draw(
+            frames.expression.index_select(0, frame)[0],
+            pose.index_select(0, frame)[0],
+            frames.intrinsics.index_select(0, cameras),
+            frames.world_to_camera.index_select(0, cameras),
+            frames.height,
+            frames.width,
+            self.capacity,
+        )
+        visible = frames.visible.index_select(0, cameras)
+        losses = self.image_losses(coarse.features, pixels, visible, corner)
         weights = settings.weights.model_dump()
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        generated = picture.generated
-        self.peaks = torch.maximum(self.peaks, generated.displacements)
-        logged = {
-            "loss": total,
-            **losses,
-            "gaussians": torch.tensor(len(self.avatar.neutral)),
+        generated = coarse.generated
+        torch.maximum(self.peaks, generated.displacements, out=self.peaks)
+        torch.maximum(self.pairs, coarse.pairs, out=self.pairs)
+        return {
+            "loss": total.detach(),
+            **{name: value.detach() for name, value in losses.items()},
+            "gaussians": total.new_full((), len(self.avatar.neutral)),
             "control_share": generated.controls.float().mean(),
             "split_share": (self.peaks > settings.split.threshold).float().mean(),
         }
-        self._split(step)
-        values = torch.stack([value.detach().to(total) for value in logged.values()]).tolist()
-        return dict(zip(logged, values, strict=True))
 
-    def _draw(self) -> tuple[int, list[int]]:
-        """A timestep and cameras at random."""
-        frame = int(torch.randint(len(self.frames), ()))
-        order = torch.randperm(len(self.frames.serials))
-        return frame, order[: self.settings.views_per_step].tolist()
+    def _image_losses(
+        self, coarse: Tensor, pixels: Tensor, visible: Tensor, corner: Tensor
+    ) -> dict[str, Tensor]:
+        """The unweighted terms of Eq. 19 and GHA's coarse term, by the names of their weights.
 
-    def _decay_learning_rates(self, step: int) -> None:
-        """Exponentially from 1 to the factor ``learning_rates.final`` over the whole training."""
-        factor = self.settings.learning_rates.final ** (step / self.settings.steps)
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-
-    def _losses(self, picture: Picture, views: Views) -> dict[str, Tensor]:
-        """The unweighted terms of Eq. 19 and GHA's coarse term, by the names of their weights."""
+        Args:
+            coarse: (V, h, w, K). pixels: (V, H, W, 4) uint8. visible: (V, H, W). corner: (2,).
+        """
+        images, _ = unpack(pixels)
+        fine, factor = self.avatar.upsample(coarse), self.settings.upsampling
         losses = {
-            "rgb": rgb_loss(picture.fine, views.images, views.visible),
+            "rgb": rgb_loss(fine, images, visible),
             "coarse": rgb_loss(
-                picture.coarse[..., :3],
-                _shrink(views.images, self.settings.upsampling),
-                _shrink(views.visible[..., None], self.settings.upsampling)[..., 0],
+                coarse[..., :3],
+                _shrink(images, factor),
+                _shrink(visible[..., None], factor)[..., 0],
             ),
         }
         if self.perceptual is not None:
-            losses["lpips"] = self._perceptual_loss(self.perceptual, picture.fine, views)
+            shown = visible[..., None]
+            pair = [self._patch(image * shown, corner) for image in (fine, images)]
+            losses["lpips"] = self.perceptual(*pair).mean()
         return losses
 
-    def _perceptual_loss(self, perceptual: Perceptual, fine: Tensor, views: Views) -> Tensor:
-        """LPIPS on one random patch of every view, with the padding of the crop blanked."""
-        side = min(self.settings.lpips_patch, self.settings.image_size)
-        row, column = torch.randint(self.settings.image_size - side + 1, (2,)).tolist()
-        window = (slice(None), slice(row, row + side), slice(column, column + side))
-        visible = views.visible[window][..., None]
-        return perceptual(fine[window] * visible, views.images[window] * visible).mean()
+    def _patch(self, images: Tensor, corner: Tensor) -> Tensor:
+        """The LPIPS patch of images (V, H, W, 3), or all of them where they are smaller."""
+        for axis in (1, 2):
+            side = min(self.settings.lpips_patch, images.shape[axis])
+            rows = corner[axis - 1] + torch.arange(side, device=images.device)
+            images = images.index_select(axis, rows)
+        return images
+
+    def _make_room(self) -> None:
+        """Have room for the pairs of Gaussians and tiles of the steps to come."""
+        if self.capacity is not None and self.pairs.item() > self.capacity / SPARE**0.5:
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Measure the room that drawing needs, and have the step captured anew."""
+        if self.captured is not None:
+            self.captured.release()
+        self.captured, self.plain_steps = None, 0
+        self.pairs = self.peaks.new_zeros((), dtype=torch.int64)
+        if self.peaks.is_cuda:
+            self.capacity = int(SPARE * self._most_pairs())
+
+    @torch.no_grad()
+    def _most_pairs(self) -> int:
+        """Most pairs of a few timesteps in all cameras, each time in as many as a step has."""
+        frames, views = self.frames, self.settings.views_per_step
+        poses = torch.cat([frames.rotation, frames.translation], dim=1)
+        counts = [
+            self.avatar.draw(
+                frames.expression[frame],
+                poses[frame],
+                frames.intrinsics[first : first + views],
+                frames.world_to_camera[first : first + views],
+                frames.height,
+                frames.width,
+            ).pairs
+            for frame in range(0, len(frames), max(len(frames) // 4, 1))
+            for first in range(0, len(frames.serials), views)
+        ]
+        return int(torch.stack(counts).max())
 
     def _split(self, step: int) -> None:
         """Split at the set steps, and start to look for the largest displacements anew."""
@@ -194,8 +319,9 @@ class SplatTraining:
         parents = choose_parents(self.peaks, neutral.scales.detach(), settings, self.first_count)
         if parents.any():
             split(neutral, parents, self.optimiser)
-            self.avatar.set_changed()
+            self.avatar.set_changed(self.optimiser)
         self.peaks = self.peaks.new_zeros(len(neutral))
+        self._start_anew()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -211,6 +337,7 @@ class SplatTraining:
         self.pose_deltas.data.copy_(state["pose_deltas"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.peaks = state["peaks"].to(self.peaks)
+        self._start_anew()
 
 
 def _shrink(images: Tensor, factor: int) -> Tensor:

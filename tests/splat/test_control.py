@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eavatar.splat.control import MODES, control_weights, neighbour_pairs, propagate
+from eavatar.splat.control import MODES, control_weights, find_neighbours, lead, propagate
 
 RADIUS, SIGMA = 0.3, 0.15
 ALL = 1000  # neighbours: more than there are points
@@ -49,8 +49,8 @@ def slow_propagate(positions, displacements, controls, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_slow_loop(mode):
     positions, displacements, controls = random_case(120, seed=0)
-    pairs = neighbour_pairs(positions, RADIUS, ALL)
-    fast = propagate(displacements, controls, pairs, RADIUS, SIGMA, mode)
+    neighbours = find_neighbours(positions, RADIUS, ALL)
+    fast = propagate(displacements, controls, neighbours, RADIUS, SIGMA, mode)
     slow = slow_propagate(positions, displacements, controls, mode)
     # float32 sums of about twenty terms of size one
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
@@ -61,34 +61,35 @@ def test_pairs_are_all_within_the_radius_or_the_nearest():
     positions = random_case(80, seed=1)[0]
     distances = torch.cdist(positions, positions)
     distances.fill_diagonal_(torch.inf)
-    pairs = neighbour_pairs(positions, RADIUS, ALL)
+    neighbours = find_neighbours(positions, RADIUS, ALL)
     found = torch.zeros_like(distances, dtype=torch.bool)
-    found[pairs.points, pairs.leaders] = True
+    present = neighbours.squared.isfinite()
+    points = torch.arange(80)[:, None].expand_as(present)
+    found[points[present], neighbours.leaders[present]] = True
     assert torch.equal(found, distances < RADIUS)
 
-    few = neighbour_pairs(positions, RADIUS, 3)
+    few = find_neighbours(positions, RADIUS, 3)
+    assert few.leaders.shape == (80, 3)
     for point in range(len(positions)):
         nearest = distances[point].sort().values[:3].square()
-        kept = few.squared[few.points == point]
+        kept = few.squared[point][few.squared[point].isfinite()]
         torch.testing.assert_close(kept, nearest[nearest < RADIUS**2], rtol=1e-4, atol=1e-6)
 
 
-def test_pairs_of_coinciding_points():
+def test_neighbours_of_coinciding_points():
     """Children start close together; a duplicate must not take the place of the point itself."""
-    pairs = neighbour_pairs(torch.zeros(3, 3), RADIUS, ALL)
-    assert sorted(zip(pairs.points.tolist(), pairs.leaders.tolist(), strict=True)) == [
-        (i, j) for i in range(3) for j in range(3) if i != j
-    ]
+    neighbours = find_neighbours(torch.zeros(3, 3), RADIUS, ALL)
+    assert neighbours.leaders.sort(dim=1).values.tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_match_finite_differences(mode):
     positions, displacements, controls = random_case(12, seed=2)
-    pairs = neighbour_pairs(positions, 0.6, ALL)
+    neighbours = find_neighbours(positions, 0.6, ALL)
     leaf = displacements.double().requires_grad_()
-    pairs = type(pairs)(pairs.points, pairs.leaders, pairs.squared.double())
+    neighbours = type(neighbours)(neighbours.leaders, neighbours.squared.double())
     assert torch.autograd.gradcheck(
-        lambda values: propagate(values, controls, pairs, 0.6, 0.3, mode), leaf
+        lambda values: propagate(values, controls, neighbours, 0.6, 0.3, mode), leaf
     )
 
 
@@ -101,21 +102,31 @@ def test_gradients_match_finite_differences(mode):
 )
 def test_weights_sum_to_one(count, seed, share, sigma):
     positions, _, controls = random_case(count, seed, share)
-    pairs = neighbour_pairs(positions, RADIUS, ALL)
-    chosen, weights, nearest = control_weights(pairs, controls, sigma)
-    sums = torch.zeros(count).index_add(0, chosen.points, weights)
-    assert torch.all(weights >= 0)
-    assert torch.all(controls[chosen.leaders]) and not torch.any(controls[chosen.points])
+    neighbours = find_neighbours(positions, RADIUS, ALL)
+    squared = torch.where(controls[neighbours.leaders], neighbours.squared, torch.inf)
+    nearest = torch.cat([squared, torch.full((count, 1), torch.inf)], dim=1).amin(dim=1)
+    weights = control_weights(squared, nearest, sigma)
+    assert torch.all(weights >= 0) and torch.all(weights[~squared.isfinite()] == 0)
     # weights are float32 quotients; at most 60 of them are added
-    torch.testing.assert_close(sums, torch.isfinite(nearest).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights.sum(1), nearest.isfinite().float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_points_at_once_gives_the_same(mode):
+    """CUDA takes all points, the CPU only those that are led."""
+    positions, displacements, controls = random_case(120, seed=3, share=0.02)
+    neighbours = find_neighbours(positions, RADIUS, ALL)
+    few = propagate(displacements, controls, neighbours, RADIUS, SIGMA, mode)
+    whole = lead(displacements, controls, neighbours, torch.arange(120), RADIUS, SIGMA, mode)
+    assert not torch.equal(few, displacements) and torch.equal(few, whole)
 
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(2, 60), seed=st.integers(0, 1000), mode=st.sampled_from(sorted(MODES)))
 def test_without_controls_nothing_changes(count, seed, mode):
     positions, displacements, controls = random_case(count, seed, share=0)
-    pairs = neighbour_pairs(positions, RADIUS, ALL)
-    result = propagate(displacements, controls, pairs, RADIUS, SIGMA, mode)
+    neighbours = find_neighbours(positions, RADIUS, ALL)
+    result = propagate(displacements, controls, neighbours, RADIUS, SIGMA, mode)
     assert torch.equal(result, displacements)
 
 
@@ -126,8 +137,8 @@ def test_controls_keep_their_own_and_order_does_not_matter(count, seed, mode):
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
     def run(rows):
-        pairs = neighbour_pairs(positions[rows], RADIUS, ALL)
-        return propagate(displacements[rows], controls[rows], pairs, RADIUS, SIGMA, mode)
+        neighbours = find_neighbours(positions[rows], RADIUS, ALL)
+        return propagate(displacements[rows], controls[rows], neighbours, RADIUS, SIGMA, mode)
 
     result = run(torch.arange(count))
     assert torch.equal(result[controls], displacements[controls])
@@ -141,8 +152,8 @@ def test_blend_is_continuous_at_the_radius_and_replace_tears():
 
     def moved(distance, mode):
         positions = torch.tensor([[0.0, 0, 0], [distance, 0, 0]])
-        pairs = neighbour_pairs(positions, RADIUS, ALL)
-        return propagate(displacements, controls, pairs, RADIUS, SIGMA, mode)[1, 0].item()
+        neighbours = find_neighbours(positions, RADIUS, ALL)
+        return propagate(displacements, controls, neighbours, RADIUS, SIGMA, mode)[1, 0].item()
 
     assert moved(0.999 * RADIUS, "replace") == 1 and moved(1.001 * RADIUS, "replace") == 0
     assert moved(0.49 * RADIUS, "blend") == 1 and moved(1.001 * RADIUS, "blend") == 0

@@ -59,7 +59,8 @@ def _write_sequence(
             place = Path(name, serial, f"{timestep:05d}")
             jpeg = (cv2.IMWRITE_JPEG_QUALITY, quality)
             _write((capture / place).with_suffix(".jpg"), colour, jpeg)
-            _write((capture / "masks" / place).with_suffix(".png"), alpha)
+            png = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)  # as `matte` writes them
+            _write((capture / "masks" / place).with_suffix(".png"), alpha, png)
             left, top, width, height = cv2.boundingRect(alpha)
             rows.append([timestep, serial, timestep, split, 1.0])
             boxes.append([timestep, serial, left, top, left + width, top + height])

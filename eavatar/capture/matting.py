@@ -35,6 +35,9 @@ Mask = NDArray[np.bool_]
 logger = logging.getLogger(__name__)
 _session_lock = threading.Lock()
 
+# Training decodes masks all the time: a fifth smaller and twice as fast as by OpenCV's default.
+PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
+
 # The plate backend's constants. Distances are CIELAB ΔE, where about 2 is just noticeable.
 SHADOW = 6.0  # darkening of the set that a soft shadow explains
 LEAST_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
@@ -126,7 +129,7 @@ def matte(
         rows = []
         for timestep, alpha in zip(shot.timesteps, backend(shot), strict=True):
             seen = cv2.min(alpha, shot.visible)
-            write_image(folder / shot.camera / f"{timestep:05d}.png", seen)
+            write_image(folder / shot.camera / f"{timestep:05d}.png", seen, PNG)
             rows.append(MatteRow.of(timestep, shot.camera, seen))
         _warn_if_implausible(rows, sequence)
         return rows

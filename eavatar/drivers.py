@@ -8,40 +8,54 @@ Letters: N points, E expression coefficients, F feature and K colour channels. A
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from eavatar.networks import LEAKY_SLOPE, MLP, encode_position, encoded_size
+from eavatar.networks import LEAKY_SLOPE, MLP, encoded_size
 
 POSE_SIZE = 6
 
 
 class ConditionedMLP(MLP):
-    """An `MLP` whose last inputs are the same for all points.
+    """An `MLP` whose last inputs, the condition, are the same for all points.
 
     They enter as a bias of the two layers that see the input, which gives what concatenating N
-    copies would give and costs nothing per point.
+    copies would give and costs nothing per point. Several conditions share the other half of those
+    layers, as far as that depends on the points alone.
     """
 
     def forward(self, inputs: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
-        """Inputs (N, A) and a condition (B,), with A + B = sizes[0], to (N, sizes[-1])."""
-        hidden = inputs
-        for index, layer in enumerate(cast("list[nn.Linear]", self.layers)):
+        """Points under one condition or several, with A + E = sizes[0] and O = sizes[-1].
+
+        Args:
+            inputs: (N, A). condition: (E,) or (B, E).
+        Returns:
+            (N, O) or (B, N, O).
+        """
+        first, *others = cast("list[nn.Linear]", list(self.layers))
+        hidden = _enter(first, inputs, condition)
+        for index, layer in enumerate(others, start=1):
+            hidden = nn.functional.leaky_relu(hidden, LEAKY_SLOPE)
             if index == self.skip:
-                hidden = torch.cat([hidden, inputs], dim=-1)
-            weight: Tensor = layer.weight
-            bias: Tensor = layer.bias
-            if index in (0, self.skip):
-                columns = hidden.shape[-1]
-                bias = bias + weight[:, columns:] @ condition
-                weight = weight[:, :columns]
-            hidden = nn.functional.linear(hidden, weight, bias)
-            if index < len(self.layers) - 1:
-                hidden = nn.functional.leaky_relu(hidden, LEAKY_SLOPE)
-        return hidden
+                weight = layer.weight[:, : hidden.shape[1]]
+                hidden = torch.addmm(_enter(layer, inputs, condition), hidden, weight.T)
+            else:
+                hidden = layer(hidden)
+        return hidden.view(*condition.shape[:-1], len(inputs), hidden.shape[1])
+
+
+def _enter(layer: nn.Linear, inputs: Tensor, condition: Tensor) -> Tensor:
+    """What the last columns of a layer make of inputs (N, A) and B conditions: (B · N, ·)."""
+    points, conditions = inputs.shape[-1], condition.shape[-1]
+    weight = layer.weight[:, -points - conditions :]
+    with torch.autocast(inputs.device.type, enabled=False):  # few numbers that move all points
+        bias = nn.functional.linear(condition, weight[:, points:], layer.bias)
+    if condition.ndim == 1:
+        return nn.functional.linear(inputs, weight[:, :points], bias)
+    shared = nn.functional.linear(inputs, weight[:, :points])
+    return (shared + bias[:, None].to(shared.dtype)).flatten(0, 1)
 
 
 class Drivers(nn.Module):
@@ -68,50 +82,6 @@ class Drivers(nn.Module):
             for parameter in network.layers[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def colour(self, features: Tensor, expression: Tensor, pose: Tensor, weights: Tensor) -> Tensor:
-        """Blended colour (N, K), before any squashing (Eq. 3).
-
-        Args:
-            features: (N, F). expression: (E,). pose: (6,).
-            weights: (N,) share of the expression, from `expression_weights`.
-        """
-        encoded = encode_position(pose)
-        return blend(
-            weights,
-            features,
-            lambda chosen: self.expression_colour(chosen, expression),
-            lambda chosen: self.pose_colour(chosen, encoded),
-        )
-
-    def raw_expression_deformation(self, points: Tensor, expression: Tensor) -> Tensor:
-        """Displacement (N, 3) in (-1, 1) of canonical points, neither scaled nor weighted."""
-        return torch.tanh(self.expression_deformation(encode_position(points), expression))
-
-    def raw_pose_deformation(self, points: Tensor, pose: Tensor) -> Tensor:
-        """Displacement (N, 3) in (-1, 1) of canonical points, neither scaled nor weighted."""
-        return torch.tanh(self.pose_deformation(encode_position(points), encode_position(pose)))
-
-
-def blend(
-    weights: Tensor,
-    inputs: Tensor,
-    by_expression: Callable[[Tensor], Tensor],
-    by_pose: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """``w · by_expression + (1 - w) · by_pose``, each evaluated only where its share is not 0.
-
-    Args:
-        weights: (N,) in [0, 1]. inputs: (N, A).
-        by_expression, by_pose: (M, A) to (M, B), point by point.
-    Returns:
-        (N, B).
-    """
-    near, far = (weights > 0).nonzero()[:, 0], (weights < 1).nonzero()[:, 0]
-    first = weights[near, None] * by_expression(inputs[near])
-    second = (1 - weights[far, None]) * by_pose(inputs[far])
-    result = inputs.new_zeros(len(inputs), first.shape[1])
-    return result.index_add(0, near, first).index_add(0, far, second)
-
 
 def expression_weights(points: Tensor, landmarks: Tensor, near: float, far: float) -> Tensor:
     """Share (N,) of the expression at each point; the rest belongs to the pose.
@@ -124,5 +94,5 @@ def expression_weights(points: Tensor, landmarks: Tensor, near: float, far: floa
     """
     with torch.no_grad():
         nearest = torch.cdist(points, landmarks).argmin(dim=1)
-    squared = (points - landmarks[nearest]).square().sum(dim=-1)
+    squared = (points - landmarks.index_select(0, nearest)).square().sum(dim=-1)
     return ((far - squared) / (far - near)).clamp(0, 1)

@@ -21,11 +21,12 @@ def silhouette_loss(alpha: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """1 - IoU of soft silhouettes, the mean over views (L_sil of Eq. 18), a scalar.
 
     Args:
-        alpha, mask: (K, H, W) in [0, 1].
-        weight: (K, H, W), 1 where the pixel counts.
+        alpha, mask: (..., H, W) in [0, 1].
+        weight: (..., H, W), 1 where the pixel counts.
     """
-    intersection = (alpha * mask * weight).sum(dim=(1, 2))
-    union = ((alpha + mask - alpha * mask) * weight).sum(dim=(1, 2))
+    common = alpha * mask
+    intersection = (common * weight).sum(dim=(-2, -1))
+    union = ((alpha + mask - common) * weight).sum(dim=(-2, -1))
     return (1 - intersection / union.clamp(min=1)).mean()
 
 
@@ -42,8 +43,8 @@ def deformation_loss(landmarks: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference per coordinate, canonical units squared (GHA's L_def), a scalar.
 
     Args:
-        landmarks: (L, 3) neutral landmarks moved by the expression, canonical.
-        target: (L, 3) tracked landmarks of the timestep, canonical.
+        landmarks: (..., L, 3) neutral landmarks moved by the expression, canonical.
+        target: (..., L, 3) tracked landmarks of the timestep, canonical.
     """
     return (landmarks - target).square().mean()
 
@@ -52,7 +53,7 @@ def offset_loss(raw_deformation: Tensor) -> Tensor:
     """Mean squared length of a raw displacement, before scaling (L_offset of Eq. 18), a scalar.
 
     Args:
-        raw_deformation: (N, 3) in (-1, 1), from one of the deformation networks.
+        raw_deformation: (..., N, 3) in (-1, 1), from one of the deformation networks.
     """
     return raw_deformation.square().sum(dim=-1).mean()
 
@@ -63,15 +64,19 @@ def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
     The weight of 100 in Eq. 18 goes with metres, the unit of the posed mesh.
 
     Args:
-        vertices: (V, 3). faces: (M, 3) of a mesh whose edges have a face on either side; an
+        vertices: (..., V, 3). faces: (M, 3) of a mesh whose edges have a face on either side; an
             edge at a border counts once rather than twice.
     """
+    rows = vertices.movedim(-2, 0).flatten(1)  # all meshes share the faces
     starts, ends = faces.flatten(), faces.roll(-1, dims=1).flatten()
-    count = torch.bincount(faces.flatten(), minlength=len(vertices)) * 2
-    total = vertices.new_zeros(vertices.shape)
-    total = total.index_add(0, starts, vertices[ends]).index_add(0, ends, vertices[starts])
-    difference = total / count.clamp(min=1)[:, None] - vertices
-    return difference[count > 0].square().sum(dim=-1).mean()
+    total = torch.zeros_like(rows)
+    total = total.index_add(0, starts, rows.index_select(0, ends))
+    total = total.index_add(0, ends, rows.index_select(0, starts))
+    count = total.new_zeros(len(rows)).index_add(0, starts, total.new_ones(len(starts)))
+    difference = total / (2 * count).clamp(min=1)[:, None] - rows
+    used = (count > 0).to(rows.dtype)
+    squared = difference.square().sum(dim=1) / (rows.shape[1] // 3)
+    return (squared * used).sum() / used.sum().clamp(min=1)
 
 
 def centre_and_size(vertices: Tensor, faces: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -85,7 +90,7 @@ def centre_and_size(vertices: Tensor, faces: Tensor, floor: float) -> tuple[Tens
         vertices: (V, 3), y up. faces: (M, 3).
         floor: faces whose centroid has a smaller y are left out, canonical units.
     """
-    corners = vertices[faces]
+    corners = vertices.index_select(0, faces.flatten()).view(-1, 3, 3)
     centroids = corners.mean(dim=1)
     normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     areas = torch.linalg.vector_norm(normals, dim=1) * (centroids[:, 1] > floor)

@@ -1,11 +1,11 @@
-"""The driver networks: folding of conditions, blending, weights."""
+"""The driver networks: folding of conditions, weights."""
 
 from __future__ import annotations
 
 import torch
 
-from eavatar.drivers import ConditionedMLP, Drivers, blend, expression_weights
-from eavatar.networks import MLP
+from eavatar.drivers import ConditionedMLP, Drivers, expression_weights
+from eavatar.networks import MLP, encode_position
 
 
 def test_condition_as_bias_equals_concatenated_copies() -> None:
@@ -26,23 +26,40 @@ def test_weights_by_squared_distance() -> None:
     torch.testing.assert_close(weights, expected, atol=1e-5, rtol=0)
 
 
-def test_blend_equals_the_full_sum() -> None:
+def test_several_conditions_equal_one_after_the_other() -> None:
     torch.manual_seed(0)
-    weights = torch.tensor([0.0, 0.3, 1.0, 0.9])
-    inputs = torch.randn(4, 3)
-    blended = blend(weights, inputs, lambda x: x * 2, lambda x: x + 1)
-    expected = weights[:, None] * inputs * 2 + (1 - weights[:, None]) * (inputs + 1)
-    torch.testing.assert_close(blended, expected)
+    for sizes in ([8, 6], [8, 6, 2], [8, 6, 6, 6, 2]):
+        network = ConditionedMLP(sizes).double()
+        inputs, conditions = torch.randn(7, 5).double(), torch.randn(4, 3).double()
+        inputs.requires_grad_()
+        batched = network(inputs, conditions)
+        looped = torch.stack([network(inputs, condition) for condition in conditions])
+        torch.testing.assert_close(batched, looped)
+        wanted = (inputs, *network.parameters())
+        pairs = (torch.autograd.grad(result.square().sum(), wanted) for result in (batched, looped))
+        for one, other in zip(*pairs, strict=True):
+            torch.testing.assert_close(one, other)
+        assert network(inputs[:0], conditions).shape == (4, 0, sizes[-1])
+
+
+def test_condition_is_not_rounded_by_autocast() -> None:
+    """What bfloat16 makes of 1 + 2⁻¹⁰ is 1, so a condition that cancels it would be lost."""
+    network = ConditionedMLP([2, 1])
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.tensor([[1.0, 1 + 2**-10]]))
+        network.layers[0].bias.fill_(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = network(torch.zeros(1, 1), torch.ones(1))
+    assert result.item() == 2**-10
 
 
 def test_deformation_starts_at_zero_and_can_learn() -> None:
     drivers = Drivers(expression_size=4, feature_size=3, colour_size=3, width=8)
-    points, expression, pose = torch.randn(5, 3), torch.randn(4), torch.randn(6)
-    for displacement in (
-        drivers.raw_expression_deformation(points, expression),
-        drivers.raw_pose_deformation(points, pose),
+    for network, condition in (
+        (drivers.expression_deformation, torch.randn(4)),
+        (drivers.pose_deformation, encode_position(torch.randn(6))),
     ):
+        displacement = network(encode_position(torch.randn(5, 3)), condition)
         assert not displacement.any()
         displacement.sum().backward()
-    for network in (drivers.expression_deformation, drivers.pose_deformation):
         assert bool(network.layers[-1].weight.grad.abs().sum() > 0)

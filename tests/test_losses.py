@@ -47,6 +47,21 @@ def test_laplacian_against_a_loop() -> None:
     assert losses.laplacian_loss(vertices, faces).item() == pytest.approx(expected)
 
 
+def test_losses_of_several_timesteps_are_means_over_them() -> None:
+    vertices, faces = tetrahedron()
+    several = torch.stack([vertices, vertices * 2, vertices + 1])
+    expected = sum(losses.laplacian_loss(mesh, faces) for mesh in several) / 3
+    torch.testing.assert_close(losses.laplacian_loss(several, faces), expected)
+    alone = torch.cat([several, several[:, :1]], dim=1)  # a vertex that no face uses
+    torch.testing.assert_close(losses.laplacian_loss(alone, faces), expected)
+    generator = torch.Generator().manual_seed(0)
+    alpha, mask, weight = torch.rand(3, 2, 4, 4, 5, generator=generator)
+    expected = sum(
+        losses.silhouette_loss(*one) for one in zip(alpha, mask, weight, strict=True)
+    ) / len(alpha)
+    torch.testing.assert_close(losses.silhouette_loss(alpha, mask, weight), expected)
+
+
 def test_alignment_does_not_see_the_triangulation() -> None:
     """Cutting one face into three moves a mean over vertices, but none over the area."""
     vertices, faces = tetrahedron()

@@ -1,7 +1,7 @@
 """The head as a field: signed distance, features, and what expression and pose make of them.
 
 All in canonical space, 1 unit = 1 dm. Letters: N points, S surface vertices, L = 68 landmarks,
-E expression, F feature and K colour channels.
+B timesteps, E expression and F feature channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from eavatar.drivers import Drivers, expression_weights
 from eavatar.errors import UserError
 from eavatar.io import LANDMARKS, atomic, require
 from eavatar.networks import MLP, encode_position, encoded_size
-from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, marching_tetrahedra
+from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, cut
 from eavatar.settings import SdfSettings, read_yaml, validate
 
 # The canonical box: the head with hair, the neck, and the shoulders as far as GHA's crop shows.
@@ -44,16 +44,18 @@ class Samples:
 
 @dataclass(frozen=True)
 class Driven:
-    """The surface of one timestep, canonical: before the head's rigid motion.
+    """The surface at B timesteps, canonical: before the head's rigid motion.
 
     Attributes:
-        vertices: (S, 3). colours: (S, K) in (0, 1), the first three RGB.
-        raw_expression: (A, 3), raw_pose: (B, 3) displacements in (-1, 1), neither scaled nor
-            weighted, where their share is not zero.
+        vertices: (B, S, 3). colours: (B, S, 3) RGB in (0, 1).
+        landmarks: (B, L, 3) the neutral ones moved by the expression.
+        raw_expression: (B, ·, 3), raw_pose: (B, ·, 3) displacements in (-1, 1), neither scaled
+            nor weighted, of the vertices where their share is not zero.
     """
 
     vertices: Tensor
     colours: Tensor
+    landmarks: Tensor
     raw_expression: Tensor
     raw_pose: Tensor
 
@@ -95,37 +97,62 @@ class HeadField(nn.Module):
     @torch.no_grad()
     def distances(self, points: Tensor) -> Tensor:
         """Signed distances (N,) of many points, without gradients and in bounded memory."""
-        return torch.cat([self.sample(chunk).sdf for chunk in points.split(CHUNK)])
+        chunks = points.split(CHUNK)
+        return torch.cat([self.distances_encoded(encode_position(chunk)) for chunk in chunks])
 
-    def surface(self, grid: Grid, samples: Samples) -> Surface:
-        """The neutral surface in a grid (Eq. 15), from the field at its vertices."""
-        moved = grid.vertices + samples.offsets
-        return marching_tetrahedra(grid, moved, samples.sdf, samples.features)
+    @torch.no_grad()
+    def distances_encoded(self, encoded: Tensor) -> Tensor:
+        """The same for points that `encode_position` has encoded, all at once."""
+        return self.geometry(encoded)[:, 0]
+
+    def surface(self, grid: Grid, distances: Tensor) -> Surface:
+        """The neutral surface in a grid (Eq. 15) whose vertices have the distances (V,).
+
+        These say which edges it cuts; with gradients, the field is evaluated at their ends alone,
+        as no other value enters.
+        """
+        used, cut_edges = cut(grid, distances < 0).compact(len(grid.vertices))
+        vertices = grid.vertices.index_select(0, used)
+        samples = self.sample(vertices)
+        return cut_edges.surface(vertices + samples.offsets, samples.sdf, samples.features)
 
     def weights(self, points: Tensor) -> Tensor:
         """Share (N,) of the expression at canonical points."""
         near, far = self.settings.near, self.settings.far
         return expression_weights(points, self.neutral_landmarks, near, far)
 
-    def drive(self, surface: Surface, expression: Tensor, pose: Tensor) -> Driven:
-        """The neutral surface under an expression (E,) and a pose (6,)."""
-        points, scale = surface.vertices, self.settings.deform_scale
+    def drive(self, surface: Surface, expressions: Tensor, poses: Tensor) -> Driven:
+        """The neutral surface under B expressions (B, E) and poses (B, 6) (Eq. 2 and 3).
+
+        Each driver is evaluated only where its share is not zero. At a landmark the share of the
+        expression is one, so no weight enters there.
+        """
+        nets, scale = self.drivers, self.settings.deform_scale
+        points, features = surface.vertices, surface.features
         weights = self.weights(points)
         near, far = (weights > 0).nonzero()[:, 0], (weights < 1).nonzero()[:, 0]
-        by_expression = self.drivers.raw_expression_deformation(points[near], expression)
-        by_pose = self.drivers.raw_pose_deformation(points[far], pose)
-        moved = points.index_add(0, near, scale * weights[near, None] * by_expression)
-        moved = moved.index_add(0, far, scale * (1 - weights[far, None]) * by_pose)
-        colours = self.drivers.colour(surface.features, expression, pose, weights)
-        return Driven(moved, torch.sigmoid(colours), by_expression, by_pose)
-
-    def express_landmarks(self, expression: Tensor) -> Tensor:
-        """Neutral landmarks (L, 3) moved by an expression (E,), canonical.
-
-        At a landmark the share of the expression is one, so no weight enters.
-        """
-        raw = self.drivers.raw_expression_deformation(self.neutral_landmarks, expression)
-        return self.neutral_landmarks + self.settings.deform_scale * raw
+        encoded_poses = encode_position(poses)
+        expressed = torch.cat([points.index_select(0, near), self.neutral_landmarks])
+        by_expression, at_landmarks = torch.tanh(
+            nets.expression_deformation(encode_position(expressed), expressions)
+        ).split([len(near), LANDMARKS], dim=1)
+        by_pose = torch.tanh(
+            nets.pose_deformation(encode_position(points.index_select(0, far)), encoded_poses)
+        )
+        colour_by_expression = nets.expression_colour(features.index_select(0, near), expressions)
+        colour_by_pose = nets.pose_colour(features.index_select(0, far), encoded_poses)
+        first = torch.cat([scale * by_expression, colour_by_expression[..., :3]], dim=-1)
+        second = torch.cat([scale * by_pose, colour_by_pose[..., :3]], dim=-1)
+        both = points.new_zeros(len(poses), len(points), 6)
+        both = both.index_add(1, near, weights.index_select(0, near)[:, None] * first)
+        both = both.index_add(1, far, (1 - weights.index_select(0, far))[:, None] * second)
+        return Driven(
+            vertices=points + both[..., :3],
+            colours=torch.sigmoid(both[..., 3:]),
+            landmarks=self.neutral_landmarks + scale * at_landmarks,
+            raw_expression=by_expression,
+            raw_pose=by_pose,
+        )
 
 
 def write_field(folder: Path, field: HeadField, surface: Surface) -> None:

@@ -1,14 +1,18 @@
-"""A mesh as surface splats: one flat, nearly opaque disc per vertex."""
+"""A mesh as surface splats: one flat, nearly opaque disc per vertex.
+
+Letters: B timesteps, K views of each, S vertices, M faces.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eavatar.render import Gaussians, Rendering, splat
+from eavatar.render import Gaussians, splat
 
 OPACITY = 0.99
 DISC_SIZE = 0.65  # standard deviation / mean length of the vertex' edges: no gaps between discs
@@ -18,12 +22,24 @@ GRAZING = 0.2  # cosine of ray and normal up to which a disc is drawn: just past
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """A mesh drawn in K views at each of B timesteps.
+
+    Attributes:
+        features: (B, K, H, W, D) on white. alpha: (B, K, H, W) soft silhouette in [0, 1].
+    """
+
+    features: Tensor
+    alpha: Tensor
+
+
+@dataclass(frozen=True)
 class Discs:
     """What the splats of a mesh share under small deformations.
 
     Attributes:
-        normals: (S, 3) outward unit normals; zero where no face has an area.
-        radii: (S,) standard deviations in the plane, units of the mesh.
+        normals: (B, S, 3) outward unit normals; zero where no face has an area.
+        radii: (B, S) standard deviations in the plane, units of the mesh.
     """
 
     normals: Tensor
@@ -32,74 +48,138 @@ class Discs:
 
 @torch.no_grad()
 def make_discs(vertices: Tensor, faces: Tensor) -> Discs:
-    """Orientation and size of the disc at each vertex (S, 3) of a mesh with faces (M, 3).
+    """Orientation and size of the disc at each vertex (B, S, 3) of meshes with faces (M, 3).
 
     Without gradients: shape follows the pixels by the discs' positions.
     """
-    corners = vertices[faces]
-    sides = corners.roll(-1, dims=1) - corners
-    lengths = torch.linalg.vector_norm(sides, dim=2)
-    weighted = torch.linalg.cross(sides[:, 0], sides[:, 1])[:, None].expand(-1, 3, -1)
+    timesteps, count = vertices.shape[:2]
     flat = faces.flatten()
-    normals = torch.zeros_like(vertices).index_add(0, flat, weighted.flatten(0, 1))
-    total = vertices.new_zeros(len(vertices)).index_add(0, flat, lengths.flatten())
-    count = torch.bincount(flat, minlength=len(vertices)).clamp(min=1)
-    radii = (DISC_SIZE * total / count).clamp(min=1e-4)
-    return Discs(normalize(normals, dim=1, eps=1e-18), radii)  # slivers have normals too
+    corners = vertices.index_select(1, flat).view(timesteps, -1, 3, 3)
+    sides = corners.roll(-1, dims=2) - corners
+    lengths = torch.linalg.vector_norm(sides, dim=3, keepdim=True)
+    weighted = torch.linalg.cross(sides[:, :, :1], sides[:, :, 1:2]).expand(-1, -1, 3, -1)
+    ones = torch.ones_like(lengths)
+    rows = torch.cat([weighted, lengths, ones], dim=3).flatten(1, 2)
+    sums = vertices.new_zeros(timesteps, count, 5).index_add(1, flat, rows)
+    normals, total, used = sums.split([3, 1, 1], dim=2)
+    radii = (DISC_SIZE * total / used.clamp(min=1)).clamp(min=1e-4)
+    return Discs(normalize(normals, dim=2, eps=1e-18), radii[..., 0])  # slivers have normals too
 
 
 def render_surface(
     vertices: Tensor,
+    faces: Tensor,
+    colours: Tensor,
+    to_camera: Tensor,
+    intrinsics: Tensor,
+    width: int,
+    height: int,
+) -> Pictures:
+    """The surface as discs on white; differentiable in vertices and colours.
+
+    Args:
+        vertices: (B, S, 3). faces: (M, 3). colours: (B, S, D).
+        to_camera: (B, K, 4, 4) rigid, from the space of the vertices.
+        intrinsics: (B, K, 3, 3) pixels.
+    """
+    discs = make_discs(vertices, faces)
+    means, seen = place_discs(vertices, discs, to_camera, intrinsics)
+    draw = _draw_at_once if vertices.is_cuda else _draw_each
+    return draw(means, seen, discs, colours, to_camera, intrinsics, width, height)
+
+
+def place_discs(
+    vertices: Tensor, discs: Discs, to_camera: Tensor, intrinsics: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where each view draws its discs (B, K, S, 3), and which (B, K, S).
+
+    A view leaves out what faces away, and draws each disc a little off its vertex: the low pass of
+    splatting would make the outline `SWELLING` pixels too large, and so the fitted shape too small.
+    The shift goes inwards across the view and falls off quickly away from the outline, where it
+    would be parallax.
+    """
+    with torch.no_grad():
+        rotation, translation = to_camera[..., :3, :3], to_camera[..., None, :3, 3]
+        rays = vertices[:, None] + translation @ rotation
+        depth = (rays * rotation[..., None, 2, :]).sum(dim=-1)
+        rays = normalize(rays, dim=-1)
+        normals = discs.normals[:, None]
+        cosine = (normals * rays).sum(dim=-1)
+        size = SWELLING * depth / intrinsics[..., :1, 0] * (1 - cosine**2) ** 2
+        shift = size[..., None] * (normals - cosine[..., None] * rays)
+    return vertices[:, None] - shift, (cosine < GRAZING) & (depth > 0)
+
+
+def to_gaussians(means: Tensor, discs: Discs, colours: Tensor) -> Gaussians:
+    """Splats (..., S) at means (..., S, 3) with colours (..., S, D)."""
+    x, y, z = discs.normals.unbind(dim=-1)
+    # The shortest rotation from z to the normal or, as a disc has two sides, to its opposite.
+    side = torch.where(z < 0, -1.0, 1.0)
+    quaternions = torch.stack([1 + z.abs(), -side * y, side * x, torch.zeros_like(x)], dim=-1)
+    return Gaussians(
+        means=means,
+        quaternions=quaternions,
+        scales=torch.stack([discs.radii, discs.radii, THICKNESS * discs.radii], dim=-1),
+        opacities=torch.full_like(discs.radii, OPACITY),
+        features=colours,
+    )
+
+
+def _draw_at_once(
+    means: Tensor,
+    seen: Tensor,
     discs: Discs,
     colours: Tensor,
     to_camera: Tensor,
     intrinsics: Tensor,
     width: int,
     height: int,
-) -> Rendering:
-    """The discs in C views on white; differentiable in vertices and colours.
+) -> Pictures:
+    """Every view a scene of its own, in which what is not seen has no opacity.
 
-    Each view leaves out what faces away, and draws each disc a little off its vertex: the low
-    pass of splatting would make the outline `SWELLING` pixels too large, and so the fitted shape
-    too small. The shift goes inwards across the view and falls off quickly away from the outline,
-    where it would be parallax.
-
-    Args:
-        vertices: (S, 3). colours: (S, D).
-        to_camera: (C, 4, 4) rigid, from the space of the vertices. intrinsics: (C, 3, 3) pixels.
+    gsplat drops that in its projection, and nothing here depends on how much is seen.
     """
-    white = colours.new_ones(colours.shape[1])
-    views = []
-    for extrinsics, matrix in zip(to_camera, intrinsics, strict=True):
-        rotation, translation = extrinsics[:3, :3], extrinsics[:3, 3]
-        rays = vertices.detach() + rotation.T @ translation
-        depth = rays @ rotation[2]
-        cosine = (discs.normals * normalize(rays, dim=1)).sum(dim=1)
-        seen = ((cosine < GRAZING) & (depth > 0)).nonzero()[:, 0]
-        across = discs.normals - cosine[:, None] * normalize(rays, dim=1)
-        pixel = depth / matrix[0, 0]
-        shift = (SWELLING * pixel * (1 - cosine**2) ** 2)[:, None] * across
-        part = Discs(discs.normals[seen], discs.radii[seen])
-        gaussians = to_gaussians((vertices - shift)[seen], part, colours[seen])
-        views.append(splat(gaussians, extrinsics[None], matrix[None], width, height, white))
-    return Rendering(
-        features=torch.cat([view.features for view in views]),
-        alpha=torch.cat([view.alpha for view in views]),
-        depth=torch.cat([view.depth for view in views]),
+    views = means.shape[1]
+    repeated = Discs(*(x.repeat_interleave(views, dim=0) for x in (discs.normals, discs.radii)))
+    colours = colours.repeat_interleave(views, dim=0)
+    gaussians = to_gaussians(means.flatten(0, 1), repeated, colours)
+    gaussians = replace(gaussians, opacities=gaussians.opacities * seen.flatten(0, 1))
+    cameras = (to_camera.flatten(0, 1)[:, None], intrinsics.flatten(0, 1)[:, None])
+    white = colours.new_ones(colours.shape[-1])
+    drawn = splat(gaussians, *cameras, width, height, white, with_depth=False)
+    return Pictures(
+        drawn.features.view(*means.shape[:2], height, width, -1),
+        drawn.alpha.view(*means.shape[:2], height, width),
     )
 
 
-def to_gaussians(vertices: Tensor, discs: Discs, colours: Tensor) -> Gaussians:
-    """Splats of vertices (S, 3) with colours (S, D)."""
-    x, y, z = discs.normals.unbind(dim=1)
-    # The shortest rotation from z to the normal or, as a disc has two sides, to its opposite.
-    side = torch.where(z < 0, -1.0, 1.0)
-    quaternions = torch.stack([1 + z.abs(), -side * y, side * x, torch.zeros_like(x)], dim=1)
-    shape = vertices.new_tensor([1.0, 1.0, THICKNESS])
-    return Gaussians(
-        means=vertices,
-        quaternions=quaternions,
-        scales=discs.radii[:, None] * shape,
-        opacities=torch.full_like(discs.radii, OPACITY),
-        features=colours,
+def _draw_each(
+    means: Tensor,
+    seen: Tensor,
+    discs: Discs,
+    colours: Tensor,
+    to_camera: Tensor,
+    intrinsics: Tensor,
+    width: int,
+    height: int,
+) -> Pictures:
+    """One view after the other, of what it sees: on the CPU a hidden Gaussian costs time."""
+    white = colours.new_ones(colours.shape[-1])
+    drawn = []
+    for timestep, view in product(*map(range, means.shape[:2])):
+        index = seen[timestep, view].nonzero()[:, 0]
+        part = Discs(discs.normals[timestep, index], discs.radii[timestep, index])
+        gaussians = to_gaussians(
+            means[timestep, view].index_select(0, index),
+            part,
+            colours[timestep].index_select(0, index),
+        )
+        camera = (to_camera[timestep, view, None], intrinsics[timestep, view, None])
+        drawn.append(splat(gaussians, *camera, width, height, white, with_depth=False))
+    features, alpha = (
+        torch.cat([getattr(picture, name) for picture in drawn]) for name in ("features", "alpha")
+    )
+    return Pictures(
+        features.unflatten(0, means.shape[:2]),
+        alpha.unflatten(0, means.shape[:2]),
     )

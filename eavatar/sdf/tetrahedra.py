@@ -8,7 +8,7 @@ Letters: V grid vertices, T tetrahedra, E edges, S surface vertices, F features,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 
 import torch
@@ -152,6 +152,54 @@ def _compact(vertices: Tensor, tetrahedra: Tensor) -> Grid:
     return Grid(vertices[used], renumbered)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How a surface runs through a tetrahedral mesh.
+
+    Attributes:
+        edges: (S, 2) the edges that it cuts, by their vertices: one vertex of the surface each.
+        faces: (M, 3) of the surface, into `edges`.
+    """
+
+    edges: Tensor
+    faces: Tensor
+
+    def compact(self, count: int) -> tuple[Tensor, Cut]:
+        """The mesh's vertices (U,), of ``count``, at the ends of the edges; the cut in terms of
+        those alone."""
+        used = torch.zeros(count, dtype=torch.bool, device=self.edges.device)
+        used.index_fill_(0, self.edges.flatten(), True)
+        renumbered = used.cumsum(dim=0) - 1
+        return used.nonzero()[:, 0], Cut(renumbered[self.edges], self.faces)
+
+    def surface(self, vertices: Tensor, sdf: Tensor, features: Tensor) -> Surface:
+        """The zero level on the edges, differentiable in vertices (V, 3), sdf (V,), features."""
+        first, second = self.edges.unbind(dim=1)
+
+        def ends(values: Tensor) -> tuple[Tensor, Tensor]:
+            return values.index_select(0, first), values.index_select(0, second)
+
+        at_first, at_second = ends(sdf)
+        share = (at_first / (at_first - at_second))[:, None]
+        return Surface(
+            vertices=torch.lerp(*ends(vertices), share),
+            faces=self.faces,
+            features=torch.lerp(*ends(features), share),
+        )
+
+
+def cut(grid: Grid, inside: Tensor) -> Cut:
+    """Where a surface between vertices inside and outside (V,) runs; the host waits twice."""
+    edges, of_tetrahedra = grid.edges
+    crossing = inside[edges[:, 0]] != inside[edges[:, 1]]
+    number = crossing.cumsum(dim=0) - 1
+    cases = _cases(inside.device)
+    case = (inside[grid.tetrahedra] << torch.arange(4, device=inside.device)).sum(dim=1)
+    cell, face = (cases[..., 0] >= 0)[case].nonzero().unbind(dim=1)
+    faces = number[of_tetrahedra[cell].gather(1, cases[case[cell], face])]
+    return Cut(edges.index_select(0, crossing.nonzero()[:, 0]), faces)
+
+
 def marching_tetrahedra(grid: Grid, vertices: Tensor, sdf: Tensor, features: Tensor) -> Surface:
     """The zero level of a function that is linear in each tetrahedron (Eq. 15).
 
@@ -162,25 +210,12 @@ def marching_tetrahedra(grid: Grid, vertices: Tensor, sdf: Tensor, features: Ten
         vertices: (V, 3) where the grid's vertices are now.
         sdf: (V,) positive outside. features: (V, F).
     """
-    edges, of_tetrahedra = grid.edges
-    inside = sdf < 0
-    crossing = inside[edges[:, 0]] != inside[edges[:, 1]]
-    number = crossing.cumsum(dim=0) - 1
-    first, second = edges[crossing].unbind(dim=1)
-    share = (sdf[first] / (sdf[first] - sdf[second]))[:, None]
-    case = (inside[grid.tetrahedra] * _powers(sdf.device)).sum(dim=1)
-    cut = ((case > 0) & (case < 15)).nonzero()[:, 0]
-    local = _CASES.to(sdf.device)[case[cut]].flatten(1)  # (cut, 6), -1 where there is no face
-    numbers = number[of_tetrahedra[cut].gather(1, local.clamp(min=0))].view(-1, 3)
-    return Surface(
-        vertices=torch.lerp(vertices[first], vertices[second], share),
-        faces=numbers[local.view(-1, 3)[:, 0] >= 0],
-        features=torch.lerp(features[first], features[second], share),
-    )
+    return cut(grid, sdf < 0).surface(vertices, sdf, features)
 
 
-def _powers(device: torch.device) -> Tensor:
-    return torch.tensor([1, 2, 4, 8], device=device)
+@cache
+def _cases(device: torch.device) -> Tensor:
+    return _make_cases().to(device)
 
 
 def _make_cases() -> Tensor:
@@ -206,6 +241,3 @@ def _make_cases() -> Tensor:
         for face in range(len(edges) - 2):
             cases[case, face] = torch.tensor([edges[0], edges[face + 1], edges[face + 2]])
     return cases
-
-
-_CASES = _make_cases()

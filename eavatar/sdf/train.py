@@ -12,10 +12,12 @@ from torch import Tensor
 
 from eavatar import losses
 from eavatar.errors import UserError
-from eavatar.frames import FrameSet
+from eavatar.frames import Batch, FrameSet, Loader, unpack
 from eavatar.io import Mesh, read_mesh, write_mesh
-from eavatar.sdf.field import LOWER, UPPER, HeadField, Samples, write_field
-from eavatar.sdf.surface import make_discs, render_surface
+from eavatar.networks import encode_position
+from eavatar.sdf.dibr import render_mesh, require_kaolin
+from eavatar.sdf.field import LOWER, UPPER, HeadField, write_field
+from eavatar.sdf.surface import render_surface
 from eavatar.sdf.tetrahedra import Band, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import fingerprint, finish, seed_everything, train
@@ -30,8 +32,10 @@ SPHERE_LEARNING_RATE = 2e-3
 SPHERE_TOLERANCE = 0.05  # canonical units; half a cell of the coarsest sensible grid
 
 REFRESH_EVERY = 20  # steps after which the whole grid is evaluated again
-LAYERS = 1  # of tetrahedra on either side of the surface, evaluated in between
+LAYERS = 2  # of tetrahedra on either side of the surface, evaluated in between
 CHIN = 8  # index of the landmark
+
+RENDERERS = {"splats": render_surface, "dibr": render_mesh}
 
 
 def train_sdf(
@@ -48,16 +52,20 @@ def train_sdf(
         output: ``sdf/<variant>``.
     Raises:
         UserError: an input is missing or malformed, the sphere cannot be fitted, or a value is
-            not finite.
+            not finite; the renderer cannot be had.
     """
     seed_everything(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frames = FrameSet.read(capture, face, "train", settings.image_size).to(device)
+    if settings.renderer == "dibr":
+        require_kaolin(device)
+    frames = FrameSet.read(
+        capture, face, "train", settings.image_size, settings.image_memory_gb
+    ).to(device)
     shape = _shape_of_prior(read_mesh(prior), frames.neutral_landmarks)
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     start_as_sphere(field)
-    task = SdfTraining(settings, frames, field, shape)
+    task = SdfTraining(settings, seed, frames, field, shape)
     logger.info(
         "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
         "coefficients, on %s",
@@ -67,7 +75,8 @@ def train_sdf(
     centre, size = shape.centre.tolist(), shape.size.item()
     tracking = frames.expression.sum().item()
     run = fingerprint(settings, seed, frames.sequences, frames.serials, centre, size, tracking)
-    train(task, settings.steps, settings.checkpoint_every, output, "sdf", run)
+    with task.loader:
+        train(task, settings.steps, settings.checkpoint_every, output, "sdf", run)
     save(task, output)
     finish(output)
 
@@ -125,40 +134,66 @@ def start_as_sphere(field: HeadField) -> None:
         )
 
 
-class SdfTraining:
-    """What the training loop runs: a few timesteps a step, each in a few cameras."""
+@dataclass(frozen=True)
+class Region:
+    """The part of the grid where the field is evaluated in every step.
 
-    def __init__(self, settings: SdfSettings, frames: FrameSet, field: HeadField, shape: Shape):
+    Attributes:
+        inside: (V,) bool, the side of every vertex of the grid when the region was made.
+        band: that part. encoded: its V' vertices as the network reads them.
+    """
+
+    inside: Tensor
+    band: Band
+    encoded: Tensor
+
+
+class SdfTraining:
+    """What the training loop runs: a few timesteps a step, each in a few cameras, all at once.
+
+    On CUDA the host waits for the device where sizes depend on values: for the band (`holds`), the
+    surface and the reach of the drivers, all early in the step; and gsplat waits once.
+    """
+
+    def __init__(
+        self,
+        settings: SdfSettings,
+        seed: int,
+        frames: FrameSet,
+        field: HeadField,
+        shape: Shape,
+    ):
         self.settings, self.frames, self.field, self.shape = settings, frames, field, shape
+        self.loader = Loader(frames, seed, settings.frames_per_step, settings.views_per_frame)
+        self.render = RENDERERS[settings.renderer]
         self.grid = field.grid()
-        self.band: Band | None = None
-        rotations = axis_angle_to_matrix(frames.rotation)
+        self.region: Region | None = None
         self.poses = torch.cat([frames.rotation, frames.translation], dim=1)
+        rotations = axis_angle_to_matrix(frames.rotation)
         self.landmarks = (frames.landmarks - frames.translation[:, None]) @ rotations / frames.scale
-        self.rotations = rotations
+        self.to_world = torch.eye(4, device=rotations.device).repeat(len(frames), 1, 1)
+        self.to_world[:, :3, :3], self.to_world[:, :3, 3] = rotations, frames.translation
         networks = [*field.geometry.parameters(), *field.drivers.parameters()]
         self.optimiser = torch.optim.Adam(
             [
                 {"params": networks, "lr": settings.learning_rate},
                 {"params": [field.neutral_landmarks], "lr": settings.landmark_learning_rate},
-            ]
+            ],
+            fused=True,
         )
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """One step of Adam on the weighted sum of Eq. 18."""
+        batch = self.loader.batch(step)
         surface = self.neutral_surface(refresh=step % REFRESH_EVERY == 0)
-        chosen = torch.randint(len(self.frames), (self.settings.frames_per_step,)).tolist()
-        parts = self._neutral_terms(surface)
-        for frame in chosen:
-            for name, term in self._frame_terms(surface, frame).items():
-                parts[name] = parts.get(name, 0) + term / len(chosen)
+        parts = {**self._neutral_terms(surface), **self._timestep_terms(surface, batch)}
         weights = self.settings.weights.model_dump()
         total = torch.stack([weights[name] * term for name, term in parts.items()]).sum()
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        values = {name: term.item() for name, term in {"loss": total, **parts}.items()}
-        return {**values, "vertices": len(surface.vertices)}
+        vertices = torch.full((), len(surface.vertices), device=total.device)
+        return {"loss": total.detach(), **parts, "vertices": vertices}
 
     def neutral_surface(self, refresh: bool) -> Surface:
         """The neutral surface (Eq. 15), from the field near where the surface was last.
@@ -170,13 +205,13 @@ class SdfTraining:
         Raises:
             UserError: there is no surface left in the box.
         """
-        if self.band is not None and not refresh:
-            samples = self.field.sample(self.band.grid.vertices)
-            if self.band.holds(samples.sdf):
-                return self.field.surface(self.band.grid, samples)
-        self.band = self.grid.band(self.field.distances(self.grid.vertices) < 0, LAYERS)
-        samples = self.field.sample(self.band.grid.vertices)
-        surface = self.field.surface(self.band.grid, samples)
+        if self.region is not None and not refresh:
+            distances = self.field.distances_encoded(self.region.encoded)
+            if self.region.band.holds(distances):
+                return self.field.surface(self.region.band.grid, distances)
+        self.region = self._region(self.field.distances(self.grid.vertices) < 0)
+        distances = self.field.distances_encoded(self.region.encoded)
+        surface = self.field.surface(self.region.band.grid, distances)
         if len(surface.faces) == 0:
             raise UserError(
                 "stage I lost its surface: the signed distance has one sign in the whole box; "
@@ -184,59 +219,68 @@ class SdfTraining:
             )
         return surface
 
+    def _region(self, inside: Tensor) -> Region:
+        band = self.grid.band(inside, LAYERS)
+        return Region(inside, band, encode_position(band.grid.vertices))
+
     def _neutral_terms(self, surface: Surface) -> dict[str, Tensor]:
         """The terms that no timestep enters."""
         shape = losses.centre_and_size(surface.vertices, surface.faces, self.shape.floor)
-        at_landmarks: Samples = self.field.sample(self.field.neutral_landmarks)
+        at_landmarks = self.field.sample(self.field.neutral_landmarks)
         return {
             "landmark": losses.landmark_loss(at_landmarks.sdf),
             "mesh": losses.alignment_loss(*shape, self.shape.centre, self.shape.size),
         }
 
-    def _frame_terms(self, surface: Surface, frame: int) -> dict[str, Tensor]:
-        """The terms of one timestep, in cameras drawn at random."""
-        frames, count = self.frames, self.settings.views_per_frame
-        cameras = torch.randperm(len(frames.serials))[:count].tolist()
-        views = frames.views(frame, cameras)
-        expression = frames.expression[frame]
-        driven = self.field.drive(surface, expression, self.poses[frame])
-        image = render_surface(
+    def _timestep_terms(self, surface: Surface, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the timesteps of a batch, each the mean over them."""
+        frames = self.frames
+        driven = self.field.drive(
+            surface, frames.expression[batch.frames], self.poses[batch.frames]
+        )
+        drawn = self.render(
             driven.vertices,
-            make_discs(driven.vertices, surface.faces),
-            driven.colours[:, :3],
-            self.canonical_to_camera(frame, cameras),
-            frames.intrinsics[cameras],
+            surface.faces,
+            driven.colours,
+            self.canonical_to_camera(batch),
+            frames.intrinsics[batch.cameras],
             frames.width,
             frames.height,
         )
-        landmarks = self.field.express_landmarks(expression)
+        images, masks = unpack(batch.pixels)
+        visible = frames.visible[batch.cameras]
         return {
-            "rgb": losses.rgb_loss(image.features, views.images, views.visible),
-            "silhouette": losses.silhouette_loss(image.alpha, views.masks, views.visible),
+            "rgb": losses.rgb_loss(drawn.features, images, visible),
+            "silhouette": losses.silhouette_loss(drawn.alpha, masks, visible),
             "offset": losses.offset_loss(driven.raw_expression)
             + losses.offset_loss(driven.raw_pose),
             "laplacian": losses.laplacian_loss(driven.vertices * frames.scale, surface.faces),
-            "deformation": losses.deformation_loss(landmarks, self.landmarks[frame]),
+            "deformation": losses.deformation_loss(driven.landmarks, self.landmarks[batch.frames]),
         }
 
-    def canonical_to_camera(self, frame: int, cameras: list[int]) -> Tensor:
-        """(K, 4, 4) rigid transforms from canonical space to cameras, in canonical units.
+    def canonical_to_camera(self, batch: Batch) -> Tensor:
+        """(B, K, 4, 4) rigid transforms from canonical space to cameras, in canonical units.
 
         Projection does not see a common scale, so the head stays and the cameras move about it.
         """
-        pose = torch.eye(4, device=self.rotations.device)
-        pose[:3, :3] = self.rotations[frame]
-        pose[:3, 3] = self.frames.translation[frame]
-        matrices = self.frames.world_to_camera[cameras] @ pose
-        matrices[:, :3, 3] /= self.frames.scale
+        to_world = self.to_world[batch.frames, None]
+        matrices = self.frames.world_to_camera[batch.cameras] @ to_world
+        matrices[..., :3, 3] /= self.frames.scale
         return matrices
 
     def state(self) -> dict[str, Any]:
-        return {"field": self.field.state_dict(), "optimiser": self.optimiser.state_dict()}
+        """Also the sides of the grid's vertices, which decide where the field is evaluated."""
+        assert self.region is not None
+        return {
+            "field": self.field.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "inside": self.region.inside,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.field.load_state_dict(state["field"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.region = self._region(state["inside"].to(self.grid.vertices.device))
 
 
 @torch.no_grad()
@@ -244,20 +288,18 @@ def save(task: SdfTraining, output: Path) -> None:
     """Write the model and the neutral mesh, coloured as at the timestep of least expression."""
     field, frames = task.field, task.frames
     task.neutral_surface(refresh=True)
-    assert task.band is not None
-    grid = task.band.grid
+    assert task.region is not None
+    grid = task.region.band.grid
     for _ in range(field.settings.subdivisions):
         grid = grid.subdivide()
-    surface = field.surface(grid, field.sample(grid.vertices))
+    surface = field.surface(grid, field.distances(grid.vertices))
     calmest = int(frames.expression.norm(dim=1).argmin())
-    weights = field.weights(surface.vertices)
-    colours = field.drivers.colour(
-        surface.features, torch.zeros_like(frames.expression[0]), task.poses[calmest], weights
-    )
+    still = torch.zeros_like(frames.expression[:1])
+    driven = field.drive(surface, still, task.poses[calmest, None])
     write_field(output, field, surface)
     mesh = Mesh(
         surface.vertices.cpu().numpy(),
         surface.faces.cpu().numpy(),
-        torch.sigmoid(colours[:, :3]).cpu().numpy(),
+        driven.colours[0].cpu().numpy(),
     )
     write_mesh(output / "neutral.ply", mesh)

@@ -357,18 +357,21 @@ class Loader:
         return Pending(drawn, host, views)
 
     def _upload(self, ready: Pending, results: Sequence[Any], stream: torch.cuda.Stream) -> Batch:
-        """The batch on the GPU; the caller's stream waits for it, the host does not.
+        """The batch on the GPU; the caller's stream waits for it.
 
-        Torch's allocators keep the pinned buffer until it is copied and, being told of the
-        caller's stream, the batch until that has read it.
+        Torch's allocators keep what is pinned until it is copied and, being told of the caller's
+        stream, the batch until that has read it.
         """
+
+        def send(pinned: Tensor) -> Tensor:
+            return pinned.to(self.device, non_blocking=True)
+
         with torch.cuda.stream(stream):
-            host = ready.host.to(self.device, non_blocking=True)
-            batch = Batch(
-                torch.tensor(ready.draw.frames, device=self.device),
-                torch.tensor(ready.draw.cameras, device=self.device),
-                self._decode(results, host, ready.draw, stream) if self.gpu_decoding else host,
-            )
+            frames = send(torch.tensor(ready.draw.frames).pin_memory())
+            cameras = send(torch.tensor(ready.draw.cameras).pin_memory())
+            host = send(ready.host)
+            pixels = self._decode(results, host, ready.draw, stream) if self.gpu_decoding else host
+        batch = Batch(frames, cameras, pixels)
         consumer = torch.cuda.current_stream(self.device)
         consumer.wait_stream(stream)
         for tensor in (batch.frames, batch.cameras, batch.pixels):
@@ -385,9 +388,8 @@ class Loader:
         colours = decode_by_nvjpeg(jpegs, self.device)
         pixels = alpha.new_empty((*alpha.shape, 4))
         cameras = [camera for row in drawn.cameras for camera in row]
-        views = zip(
-            pixels.flatten(0, 1), colours, alpha.flatten(0, 1), cameras, strict=True
-        )  # one at a time: their floats would take four times the room
+        # One at a time: their floats take four times the room.
+        views = zip(pixels.flatten(0, 1), colours, alpha.flatten(0, 1), cameras, strict=True)
         for image, colour, cover, camera in views:
             rows, columns = self.frames.store.boxes.window(camera)
             darkness = (255 - colour[:, rows, columns]) * (cover.float() / 255)

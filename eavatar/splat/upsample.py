@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import interpolate, relu
 
 from eavatar.networks import LEAKY_SLOPE
 
@@ -136,21 +136,34 @@ def _double(images: Tensor) -> Tensor:
 def stretch(images: Tensor, factor: int, align_corners: bool) -> Tensor:
     """Bilinear interpolation of (C, H, W, D) to (C, factor · H, factor · W, D).
 
-    The values are those of `torch.nn.functional.interpolate`, but both passes only read where that
-    one's backward pass adds atomically, which is slow on CUDA and never twice the same.
+    On CPU tensors it is PyTorch's, on CUDA tensors `gather_bilinear`.
+    """
+    if images.is_cuda:
+        return gather_bilinear(images, factor, align_corners)
+    size = [factor * images.shape[1], factor * images.shape[2]]
+    planes = images.permute(0, 3, 1, 2)
+    larger = interpolate(planes, size, mode="bilinear", align_corners=align_corners)
+    return larger.permute(0, 2, 3, 1)
+
+
+def gather_bilinear(images: Tensor, factor: int, align_corners: bool) -> Tensor:
+    """Bilinear interpolation of (C, H, W, D) to (C, factor · H, factor · W, D) for a compiler.
+
+    Both passes only read, where PyTorch's backward pass on CUDA adds atomically, which is slow and
+    never twice the same. Without a compiler it is the slower one.
 
     Args:
-        align_corners: as there; only for a factor of 2.
+        align_corners: as in `torch.nn.functional.interpolate`; only for a factor of 2.
     Raises:
         ValueError: corners aligned at another factor.
     """
     if align_corners and factor != 2:
-        raise ValueError(f"stretch: corners can be aligned at a factor of 2, not {factor}.")
-    return _Stretch.apply(images, factor, align_corners)
+        raise ValueError(f"corners can be aligned at a factor of 2, not {factor}.")
+    return _GatherBilinear.apply(images, factor, align_corners)
 
 
-class _Stretch(torch.autograd.Function):
-    """`stretch` and its adjoint."""
+class _GatherBilinear(torch.autograd.Function):
+    """`gather_bilinear` and its adjoint."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, factor: int, align_corners: bool) -> Tensor:

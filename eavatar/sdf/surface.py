@@ -84,7 +84,7 @@ def render_surface(
     """
     discs = make_discs(vertices, faces)
     means, seen = place_discs(vertices, discs, to_camera, intrinsics)
-    draw = _draw_at_once if vertices.is_cuda else _draw_each
+    draw = draw_at_once if vertices.is_cuda else draw_each
     return draw(means, seen, discs, colours, to_camera, intrinsics, width, height)
 
 
@@ -125,7 +125,7 @@ def to_gaussians(means: Tensor, discs: Discs, colours: Tensor) -> Gaussians:
     )
 
 
-def _draw_at_once(
+def draw_at_once(
     means: Tensor,
     seen: Tensor,
     discs: Discs,
@@ -153,7 +153,7 @@ def _draw_at_once(
     )
 
 
-def _draw_each(
+def draw_each(
     means: Tensor,
     seen: Tensor,
     discs: Discs,

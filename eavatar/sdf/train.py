@@ -56,6 +56,31 @@ def train_sdf(
     """
     seed_everything(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = prepare(settings, seed, capture, face, prior, device)
+    frames, shape = task.frames, task.shape
+    logger.info(
+        "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
+        "coefficients, on %s",
+        len(frames), len(frames.serials), frames.width, len(task.grid.vertices),
+        task.field.expression_size, device,
+    )  # fmt: skip
+    centre, size = shape.centre.tolist(), shape.size.item()
+    tracking = frames.expression.sum().item()
+    run = fingerprint(settings, seed, frames.sequences, frames.serials, centre, size, tracking)
+    with task.loader:
+        train(task, settings.steps, settings.checkpoint_every, output, "sdf", run)
+    save(task, output)
+    finish(output)
+
+
+def prepare(
+    settings: SdfSettings, seed: int, capture: Path, face: Path, prior: Path, device: torch.device
+) -> SdfTraining:
+    """The task before its first step: the surface is a sphere. Arguments as of `train_sdf`.
+
+    Raises:
+        UserError: as `train_sdf`.
+    """
     if settings.renderer == "dibr":
         require_kaolin(device)
     frames = FrameSet.read(
@@ -65,20 +90,7 @@ def train_sdf(
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     start_as_sphere(field)
-    task = SdfTraining(settings, seed, frames, field, shape)
-    logger.info(
-        "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
-        "coefficients, on %s",
-        len(frames), len(frames.serials), frames.width, len(task.grid.vertices),
-        field.expression_size, device,
-    )  # fmt: skip
-    centre, size = shape.centre.tolist(), shape.size.item()
-    tracking = frames.expression.sum().item()
-    run = fingerprint(settings, seed, frames.sequences, frames.serials, centre, size, tracking)
-    with task.loader:
-        train(task, settings.steps, settings.checkpoint_every, output, "sdf", run)
-    save(task, output)
-    finish(output)
+    return SdfTraining(settings, seed, frames, field, shape)
 
 
 @dataclass(frozen=True)

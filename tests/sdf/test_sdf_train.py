@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -9,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_mesh, write_arrays, write_cameras, write_mesh
 from eavatar.sdf.field import HeadField, read_field, write_field
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, marching_tetrahedra
-from eavatar.sdf.train import start_as_sphere, train_sdf
+from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare, start_as_sphere, train_sdf
 from eavatar.settings import SdfSettings, read_config
+from eavatar.training import seed_everything
 
 ROOT = Path(__file__).parents[2]
 SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])
@@ -137,6 +141,29 @@ def test_sphere_start_is_checked() -> None:
         start_as_sphere(field)
 
 
+def test_field_at_cut_edges_gives_the_surface_of_the_field_everywhere() -> None:
+    torch.manual_seed(0)
+    field = HeadField(settings(), 2)
+    grid = body_centred_grid(torch.full((3,), -1.0), torch.full((3,), 1.0), 6)
+    distances = field.distances(grid.vertices)
+    with torch.no_grad():  # some surface, whatever the network starts as
+        field.geometry.layers[-1].bias[0] -= distances.median()
+    sparse = field.surface(grid, field.distances(grid.vertices))
+    samples = field.sample(grid.vertices)
+    moved = grid.vertices + samples.offsets
+    dense = marching_tetrahedra(grid, moved, samples.sdf, samples.features)
+    assert torch.equal(sparse.faces, dense.faces)
+    # The distances of neighbours differ by about 0.01, so float32 leaves 1e-5 of an edge.
+    torch.testing.assert_close(sparse.vertices, dense.vertices, atol=1e-4, rtol=0)
+    torch.testing.assert_close(sparse.features, dense.features, atol=1e-4, rtol=0)
+    gradients = [
+        torch.autograd.grad(surface.features.square().sum(), field.geometry.parameters())
+        for surface in (sparse, dense)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
 def test_values_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     field = HeadField(settings(), 2)
     with torch.no_grad():
@@ -152,3 +179,66 @@ def test_unfit_description_is_one_sentence(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("expression: 2", "expression: 3"))
     with pytest.raises(UserError, match=r"does not fit its model\.yaml"):
         read_field(tmp_path)
+
+
+def make_task(subject: Path, chosen: SdfSettings) -> SdfTraining:
+    seed_everything(0)
+    places = (subject / "capture", subject / "face", subject / "prior.ply")
+    return prepare(chosen, 0, *places, torch.device("cpu"))
+
+
+def test_resuming_between_two_looks_at_the_whole_grid_changes_nothing(subject: Path) -> None:
+    assert REFRESH_EVERY > 8
+    task = make_task(subject, settings(frames_per_step=2))
+    with task.loader:
+        for step in range(4):
+            task.step(step)
+        file = io.BytesIO()
+        torch.save(task.state(), file)
+        for step in range(4, 8):
+            expected = task.step(step)
+    file.seek(0)
+    other = make_task(subject, settings(frames_per_step=2))
+    other.restore(torch.load(file, weights_only=True))
+    torch.manual_seed(1)  # no draw comes from the global state
+    with other.loader:
+        for step in range(4, 8):
+            values = other.step(step)
+    assert values == expected
+    for name, value in task.field.state_dict().items():
+        assert torch.equal(value, other.field.state_dict()[name])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a CUDA device: sizes and numbers that depend on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[str(function.overloadpacket).removeprefix("aten.")] += 1
+        if "index" in str(function) and len(args) > 1 and isinstance(args[1], (list, tuple)):
+            self.counts["masked"] += sum(x is not None and x.dtype == torch.bool for x in args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> None:
+    task = make_task(subject, settings(frames_per_step=2))
+    with task.loader:
+        task.step(0)
+        sides = task.region
+        with Waits() as waits:
+            task.step(1)
+    assert task.region is sides  # otherwise the whole grid was looked at
+    drawn = 2 * 3  # on the CPU each view selects what it sees
+    # Edges, faces and vertices of the cut; points near and far.
+    assert waits.counts["nonzero"] == 5 + drawn
+    assert waits.counts["_local_scalar_dense"] == 1  # whether the band holds
+    for name in ("masked", "masked_select", "bincount", "unique", "_unique2"):
+        assert waits.counts[name] == 0
+
+
+def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set sdf\.renderer to 'splats'"):
+        make_task(tmp_path, settings(renderer="dibr"))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from eavatar.sdf.surface import (
     Discs,
-    _draw_at_once,
-    _draw_each,
+    draw_at_once,
+    draw_each,
     make_discs,
     place_discs,
     render_surface,
@@ -127,7 +127,7 @@ def test_hidden_discs_without_opacity_equal_selected_ones() -> None:
     cameras = turned([0.0, 0.7, 2.0], 24)
     discs = make_discs(vertices, surface.faces)
     results = []
-    for draw in (_draw_at_once, _draw_each):
+    for draw in (draw_at_once, draw_each):
         means, seen = place_discs(vertices, discs, *cameras)
         picture = draw(means, seen, discs, colours, *cameras, 24, 24)
         loss = picture.features.square().sum() + picture.alpha.sum()

@@ -1,0 +1,88 @@
+"""Time of stage I's training steps: ``python benchmarks/stage1.py --capture results/demo/capture
+--face results/demo/face --prior results/demo/prior/aligned.ply [--config config/demo.yaml]``.
+
+Steps are timed in windows, with the device synchronised at both ends, so that what one step leaves
+to the device runs beside the next as in training. The median window is what counts; a window holds
+one regular look at the whole grid. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare
+from eavatar.settings import read_config
+from eavatar.training import seed_everything
+
+ROOT = Path(__file__).parents[1]
+SEED = 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time of stage I's training steps.")
+    parser.add_argument("--capture", type=Path, required=True)
+    parser.add_argument("--face", type=Path, required=True)
+    parser.add_argument("--prior", type=Path, required=True, help="aligned.ply")
+    parser.add_argument("--config", type=Path, nargs="*", default=[], help="over config.yaml")
+    parser.add_argument("--steps", type=int, default=200)
+    return parser.parse_args()
+
+
+def time_steps(task: SdfTraining, steps: int, device: torch.device) -> list[float]:
+    """Milliseconds per step of each window, after a window of warm-up."""
+    times = []
+    windows = range(0, steps + REFRESH_EVERY, REFRESH_EVERY)
+    for first in tqdm(windows, desc="stage I", unit="window"):
+        _synchronise(device)
+        start = time.perf_counter()
+        for step in range(first, first + REFRESH_EVERY):
+            task.step(step)
+        _synchronise(device)
+        times.append(1e3 * (time.perf_counter() - start) / REFRESH_EVERY)
+    return times[1:]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: torch.device) -> float:
+    """2^30 bytes: of the device, or of the process where the device is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    arguments = parse()
+    settings = read_config(ROOT / "config" / "config.yaml", *arguments.config).sdf
+    seed_everything(SEED)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    places = (arguments.capture, arguments.face, arguments.prior)
+    task = prepare(settings, SEED, *places, device)
+    with task.loader:
+        times = time_steps(task, arguments.steps, device)
+    median = statistics.median(times)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(
+        f"{name}: {settings.frames_per_step} timesteps × {settings.views_per_frame} views at "
+        f"{settings.image_size}², grid {settings.grid_resolution}, width {settings.width}"
+    )
+    print(f"step, median of {len(times)} windows  {median:8.1f} ms")
+    print(f"fastest and slowest window     {min(times):8.1f} {max(times):8.1f} ms")
+    print(f"peak memory                    {peak_memory(device):8.2f} GiB")
+    print(f"10,000 steps                   {median * 10 / 60:8.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from eavatar import __version__, settings
 from eavatar.errors import UserError
@@ -141,6 +142,15 @@ def score(a: Arguments) -> None:
     run(a.results, a.truth, a.capture)
 
 
+def render(a: Arguments) -> None:
+    """Draw a tracked sequence with a trained avatar: a film or pictures."""
+    from eavatar.view.render import RATE
+    from eavatar.view.render import render as run
+
+    rate = RATE if a.rate is None else a.rate
+    run(a.avatar, a.capture, a.face, a.sequence, a.camera, a.neutral, rate, a.output)
+
+
 Flag = tuple[str, type, str, bool]
 SETTINGS: Flag = ("settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
 INGEST: Flag = ("ingest-settings", str, "the block capture.ingest, for the crop", True)
@@ -253,7 +263,26 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         ("truth", Path, "folder of ground truth, e.g. results/demo/truth", True),
         ("capture", Path, "raw capture; results/<subject>/raw if not given", False),
     ],
+    render: [
+        ("avatar", Path, "results/<subject>/splat/<variant>", True),
+        CAPTURE,
+        FACE,
+        SEQUENCE,
+        ("camera", list, "serial numbers, wildcards allowed; the most frontal if none", False),
+        ("neutral", bool, "freeze the expression at neutral", False),
+        ("rate", float, "frames per second of the film, 24 if not given", False),
+        output("a film, .mp4, or a folder for pictures, <camera>/<timestep>.png"),
+    ],
 }
+
+
+def reading(kind: type) -> dict[str, Any]:
+    """How argparse reads a flag: a switch, several words, or one value of the type."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if kind is list:
+        return {"nargs": "+", "default": []}
+    return {"type": kind}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -272,7 +301,7 @@ def build_parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=summary, description=summary)
         verb.set_defaults(function=function)
         for flag, kind, text, required in flags:
-            verb.add_argument(f"--{flag}", type=kind, help=text, required=required)
+            verb.add_argument(f"--{flag}", help=text, required=required, **reading(kind))
     return parser
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from eavatar.capture.demo_model import build_model
 from eavatar.capture.demo_motion import HELD_OUT, REST, SEQUENCES, Motion, motion
 from eavatar.capture.demo_render import Geometry, NoiseTables
 from eavatar.capture.demo_rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
+from eavatar.film import write_film
 from eavatar.settings import DemoSettings
 
 Array = NDArray[np.float64]
@@ -140,25 +141,6 @@ def build_take(scene: Scene, name: str, timesteps: int, bias: Array) -> Take:
     return Take(name, acted, geometry, landmarks.astype(np.float64), np.stack(biased))
 
 
-def write_video(
-    path: Path, frames: Iterable[NDArray[np.uint8]], pixel_format: str, quality: str
-) -> None:
-    """Write uint8 frames, (H, W, 3) or (H, W), as H.264 at NeRSemble's frame rate."""
-    import av
-
-    frames = list(frames)
-    height, width = frames[0].shape[:2]
-    with io.atomic(path) as temporary, av.open(str(temporary), "w") as container:
-        stream = container.add_stream("libx264", rate=FRAME_RATE)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-        stream.options = {"crf": quality, "preset": "veryfast"}
-        stream.thread_count = 1  # the videos are written in parallel
-        for image in frames:
-            source = "rgb24" if image.ndim == 3 else "gray"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=source)))
-        container.mux(stream.encode())
-
-
 def develop(
     scene: Scene, view: demo_render.View, camera: RigCamera, generator: np.random.Generator
 ) -> NDArray[np.uint8]:
@@ -184,11 +166,12 @@ def film(scene: Scene, take: Take, serial: str, raw: Path, truth: Path) -> Foota
         found = demo_detections.detect(biased, normals, visible, camera.camera, generator)
         points.append(found[0])
         confidence.append(found[1])
-    # Planar 4:4:4 stores odd image sizes, which 4:2:0 cannot.
-    write_video(
-        raw / "sequences" / take.name / "images" / f"cam_{serial}.mp4", images, "yuv444p", QUALITY
-    )
-    write_video(truth / f"{take.name}_mask" / f"cam_{serial}.mp4", masks, "gray", MASK_QUALITY)
+    # Planar 4:4:4 stores odd image sizes, which 4:2:0 cannot. One thread each: the videos are
+    # written in parallel.
+    video = raw / "sequences" / take.name / "images" / f"cam_{serial}.mp4"
+    write_film(video, images, FRAME_RATE, "yuv444p", QUALITY, threads=1)
+    mask = truth / f"{take.name}_mask" / f"cam_{serial}.mp4"
+    write_film(mask, masks, FRAME_RATE, "gray", MASK_QUALITY, threads=1)
     return Footage(take.name, serial, np.stack(points), np.stack(confidence))
 
 

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from eavatar.__main__ import main
+from eavatar.cameras import Camera
+from eavatar.drivers import Drivers
+from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
+from eavatar.settings import read_config
+from eavatar.splat.avatar import Avatar, Sizes, read_avatar, write_avatar
+from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.view.render import Drive, Player, most_frontal
+
+CONFIG = Path(__file__).parents[2] / "config"
+SIZE, EXPRESSIONS, TIMESTEPS = 64, 3, 3
+
+
+def make_camera(angle: float) -> Camera:
+    """1 m from the origin, turned around the vertical axis; ingested at twice the final size."""
+    turn = Rotation.from_euler("y", angle, degrees=True).as_matrix()
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[2, 3] = np.diag([1.0, -1, -1]) @ turn.T, 1.0
+    focal = 8.0 * SIZE
+    intrinsics = np.array([[focal, 0, SIZE], [0, focal, SIZE], [0, 0, 1]])
+    return Camera(intrinsics, matrix, 2 * SIZE, 2 * SIZE)
+
+
+def make_tracking() -> Tracking:
+    random = np.random.default_rng(0)
+    arrays = [
+        3 * random.normal(size=(TIMESTEPS, EXPRESSIONS)),
+        0.1 * random.normal(size=(TIMESTEPS, 3)),
+        np.zeros((TIMESTEPS, 3)),
+        np.zeros((TIMESTEPS, 68, 3)),
+        np.zeros((TIMESTEPS, 2)),
+    ]
+    return Tracking(*(array.astype(np.float32) for array in arrays))
+
+
+def make_avatar() -> Avatar:
+    """A small ball with random networks, so that expression changes what one sees."""
+    torch.manual_seed(0)
+    settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
+    settings = settings.model_copy(update={"image_size": SIZE, "mixed_precision": False})
+    sizes = Sizes(EXPRESSIONS, 8, 8, 16, near=0.1, far=0.25, deform_scale=0.3, scale=0.1)
+    points = 0.5 * torch.nn.functional.normalize(torch.randn(600, 3), dim=1)
+    neutral = NeutralGaussians.from_surface(
+        points, torch.rand(len(points), 8) - 0.5, torch.zeros(0, 3), opacity=0.9
+    )
+    drivers = Drivers(EXPRESSIONS, 8, 8, 16)
+    for parameter in drivers.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Avatar(settings, sizes, drivers, neutral, points[:68]).eval()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("results")
+    cameras = {"222200036": make_camera(40), "222200037": make_camera(-5)}
+    write_cameras(root / "capture" / "cameras.json", cameras)
+    write_arrays(root / "face" / "tracking" / "FREE.npz", make_tracking())
+    write_avatar(root / "splat" / "full", make_avatar())
+    return root
+
+
+def run(results: Path, output: Path, *more: str, sequence: str = "FREE") -> int:
+    words = ["--avatar", "splat/full", "--capture", "capture", "--face", "face"]
+    paths = [word if word.startswith("--") else str(results / word) for word in words]
+    return main(["render", *paths, "--sequence", sequence, "--output", str(output), *more])
+
+
+def test_a_film_has_a_frame_for_each_timestep(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(results, tmp_path / "film.mp4", "--rate", "12.5") == 0
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        assert container.streams.video[0].average_rate == 12.5
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [image.shape for image in images] == [(SIZE, SIZE, 3)] * TIMESTEPS
+    assert images[0][0, 0].min() > 250  # white but for the codec's rounding
+    assert images[0][SIZE // 2, SIZE // 2].min() < 240
+    line = capsys.readouterr().out
+    assert re.search(r"^3 frames of 64×64: [\d.]+ ms a frame .*on (CPU|NVIDIA)", line)
+
+
+def test_pictures_are_those_of_the_avatar(results: Path, tmp_path: Path) -> None:
+    assert run(results, tmp_path / "pictures", "--camera", "2222*36", "222200037") == 0
+    names = sorted(str(p.relative_to(tmp_path / "pictures")) for p in tmp_path.rglob("*.png"))
+    serials = ("222200036", "222200037")
+    assert names == [f"{s}/{t:05d}.png" for s in serials for t in range(TIMESTEPS)]
+    tracking, camera = make_tracking(), make_camera(40)
+    intrinsics = camera.intrinsics * [[0.5], [0.5], [1]]
+    expected = read_avatar(results / "splat" / "full").render(
+        *(torch.from_numpy(x[1]) for x in (tracking.expression, tracking.rotation)),
+        torch.from_numpy(tracking.translation[1]),
+        torch.from_numpy(intrinsics)[None].float(),
+        torch.from_numpy(camera.world_to_camera)[None].float(),
+    )
+    image = cv2.imread(str(tmp_path / "pictures" / "222200036" / "00001.png"))[..., ::-1]
+    # Half a step of rounding, and on a GPU the order of sums.
+    assert np.abs(image - 255 * expected[0].numpy()).max() < (
+        1.5 if torch.cuda.is_available() else 0.501
+    )
+
+
+def test_neutral_freezes_the_expression(results: Path, tmp_path: Path) -> None:
+    run(results, tmp_path / "acted", "--camera", "222200037")
+    run(results, tmp_path / "neutral", "--neutral", "--camera", "222200037")
+    acted, neutral = (
+        cv2.imread(str(tmp_path / name / "222200037" / "00000.png")).astype(int)
+        for name in ("acted", "neutral")
+    )
+    assert np.abs(acted - neutral).max() > 10
+
+
+def test_the_most_frontal_camera_looks_into_the_face(results: Path) -> None:
+    cameras = read_cameras(results / "capture" / "cameras.json")
+    still = Drive(torch.zeros(1, EXPRESSIONS), torch.zeros(1, 6))
+    assert most_frontal(cameras, still) == "222200037"
+    turned = replace(still, pose=torch.tensor([[0, np.radians(40), 0, 0, 0, 0]]))
+    assert most_frontal(cameras, turned) == "222200036"
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "sequence", "message"),
+    [
+        ("film.avi", (), "FREE", r"film\.avi cannot be written"),
+        ("film.mp4", (), "SMILE", "no sequence 'SMILE'; tracked are: FREE"),
+        ("film.mp4", ("--camera", "1*"), "FREE", r"no camera '1\*'; it has 222200036, 222200037"),
+        ("film.mp4", ("--camera", "*"), "FREE", "one camera, not 2"),
+        ("film.mp4", ("--rate", "0"), "FREE", "--rate 0.0"),
+        ("film.mp4", ("--avatar", "nowhere"), "FREE", "nowhere"),
+    ],
+)
+def test_faults_are_told_before_anything_is_drawn(
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    output: str,
+    more: tuple[str, ...],
+    sequence: str,
+    message: str,
+) -> None:
+    assert run(results, tmp_path / output, *more, sequence=sequence) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_of_another_kind_is_not_overwritten(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "film.mp4").mkdir()
+    (tmp_path / "pictures").touch()
+    assert run(results, tmp_path / "film.mp4") == 2
+    assert run(results, tmp_path / "pictures") == 2
+    assert "is a file already" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_graph_draws_what_plain_calls_draw_also_when_it_needs_more_room() -> None:
+    avatar = make_avatar().cuda()
+    player = Player(avatar)
+    camera = make_camera(-5).resize(SIZE, SIZE)
+    far = torch.from_numpy(camera.world_to_camera)[None].float().cuda()
+    near = far.clone()
+    near[:, 2, 3] = 0.3  # the ball covers some ten times the tiles
+    intrinsics = torch.from_numpy(camera.intrinsics)[None].float().cuda()
+    expression, pose = torch.zeros(EXPRESSIONS, device="cuda"), torch.zeros(6, device="cuda")
+    far[:, 2, 3] = 3.0
+    for view in (far, near, far, near):
+        given = (expression, pose, intrinsics, view)
+        image = player(*given)
+        expected, _ = player.draw(None, *given)
+        # The order of sums may differ, and with it the rounding to 8 bits.
+        assert (image.int() - expected.int()).abs().max() <= 1

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Player:
         given = (expression, pose, intrinsics, world_to_camera)
         inputs = [tensor.to(device) for tensor in given]
         if self._frame is None:
-            self._frame = self._capture(inputs, int(self.draw(None, *inputs)[1]))
+            self._frame = self._capture(inputs, int(draw_frame(self.avatar, None, *inputs)[1]))
         while True:
             image, pairs = self._frame(*inputs)
             needed = int(pairs)  # the host waits for the frame
@@ -76,21 +77,22 @@ class Player:
             self._frame = self._capture(inputs, needed)
 
     def _capture(self, inputs: Sequence[Tensor], needed: int) -> Captured[tuple[Tensor, Tensor]]:
-        self._capacity = capacity = 1 + int(MARGIN * needed)
-        return Captured(lambda *tensors: self.draw(capacity, *tensors), *inputs)
+        self._capacity = 1 + int(MARGIN * needed)
+        return Captured(partial(draw_frame, self.avatar, self._capacity), *inputs)
 
-    @torch.no_grad()
-    def draw(self, capacity: int | None, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """One frame without a graph: the image as of a call, and () the pairs that it needed.
 
-        Args:
-            capacity: room for pairs; None counts them, which makes the host wait.
-            inputs: as of a call, on the avatar's device.
-        """
-        side = self.avatar.settings.image_size
-        picture = self.avatar(*inputs, side, side, capacity)
-        image = (255 * picture.fine[0].clamp(0, 1) + 0.5).to(torch.uint8)
-        return image, picture.pairs
+@torch.no_grad()
+def draw_frame(avatar: Avatar, capacity: int | None, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """One frame without a graph: the image as of `Player`, and () the pairs that it needed.
+
+    Args:
+        capacity: room for pairs; None counts them, which makes the host wait.
+        inputs: as of `Player`, on the avatar's device.
+    """
+    side = avatar.settings.image_size
+    picture = avatar(*inputs, side, side, capacity)
+    image = (255 * picture.fine[0].clamp(0, 1) + 0.5).to(torch.uint8)
+    return image, picture.pairs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
 from eavatar.settings import read_config
 from eavatar.splat.avatar import Avatar, Sizes, read_avatar, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians
-from eavatar.view.render import Drive, Player, most_frontal
+from eavatar.view.render import Drive, Player, draw_frame, most_frontal
 
 CONFIG = Path(__file__).parents[2] / "config"
 SIZE, EXPRESSIONS, TIMESTEPS = 64, 3, 3
@@ -46,11 +46,11 @@ def make_tracking() -> Tracking:
     return Tracking(*(array.astype(np.float32) for array in arrays))
 
 
-def make_avatar() -> Avatar:
+def make_avatar(size: int = SIZE) -> Avatar:
     """A small ball with random networks, so that expression changes what one sees."""
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(update={"image_size": SIZE, "mixed_precision": False})
+    settings = settings.model_copy(update={"image_size": size, "mixed_precision": False})
     sizes = Sizes(EXPRESSIONS, 8, 8, 16, near=0.1, far=0.25, deform_scale=0.3, scale=0.1)
     points = 0.5 * torch.nn.functional.normalize(torch.randn(600, 3), dim=1)
     neutral = NeutralGaussians.from_surface(
@@ -59,7 +59,9 @@ def make_avatar() -> Avatar:
     drivers = Drivers(EXPRESSIONS, 8, 8, 16)
     for parameter in drivers.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return Avatar(settings, sizes, drivers, neutral, points[:68]).eval()
+    avatar = Avatar(settings, sizes, drivers, neutral, points[:68]).eval()
+    avatar.set_changed()
+    return avatar
 
 
 @pytest.fixture(scope="module")
@@ -168,18 +170,20 @@ def test_an_output_of_another_kind_is_not_overwritten(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_graph_draws_what_plain_calls_draw_also_when_it_needs_more_room() -> None:
-    avatar = make_avatar().cuda()
+    avatar = make_avatar(4 * SIZE).cuda()
     player = Player(avatar)
-    camera = make_camera(-5).resize(SIZE, SIZE)
+    camera = make_camera(-5).resize(4 * SIZE, 4 * SIZE)
     far = torch.from_numpy(camera.world_to_camera)[None].float().cuda()
     near = far.clone()
-    near[:, 2, 3] = 0.3  # the ball covers some ten times the tiles
+    far[:, 2, 3], near[:, 2, 3] = 3, 0.3
     intrinsics = torch.from_numpy(camera.intrinsics)[None].float().cuda()
     expression, pose = torch.zeros(EXPRESSIONS, device="cuda"), torch.zeros(6, device="cuda")
-    far[:, 2, 3] = 3.0
+    needed = []
     for view in (far, near, far, near):
         given = (expression, pose, intrinsics, view)
         image = player(*given)
-        expected, _ = player.draw(None, *given)
+        expected, pairs = draw_frame(avatar, None, *given)
+        needed.append(int(pairs))
         # The order of sums may differ, and with it the rounding to 8 bits.
         assert (image.int() - expected.int()).abs().max() <= 1
+    assert needed[1] > 2 * needed[0]  # more than the first capture has room for

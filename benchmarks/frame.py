@@ -1,0 +1,175 @@
+"""Time of a frame of an avatar: ``python benchmarks/frame.py [--avatar results/<s>/splat/full]``.
+
+Without an avatar, one with random networks of the sizes of ``config/config.yaml`` and Gaussians on
+a head-sized ellipsoid that fills about half of the image, each about as large as their spacing, for
+some numbers of Gaussians and both upsamplers (GHA's as in ``config/paper.yaml``). A frame goes from
+expression, pose and camera on the device to the finished 8-bit image there. All times are medians
+that end in a synchronisation, after a warm-up; the parts alone are graphs of their own. On the CPU
+everything is small and nothing is captured: there it shows only that the script runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from eavatar.drivers import Drivers
+from eavatar.graphs import Captured
+from eavatar.render import splat
+from eavatar.settings import SplatSettings, merge, read_yaml, validate
+from eavatar.splat.avatar import Avatar, Sizes, read_avatar
+from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.view.render import MARGIN, Player, draw_frame
+from tests.splat.splat_scene import AXES, SCALE, landmarks, sphere
+
+ROOT = Path(__file__).parents[1]
+PROFILES = {"subpixel": ["config.yaml"], "gha": ["config.yaml", "paper.yaml"]}
+COUNTS, SIZE = (50_000, 100_000, 200_000), 2048
+SMALL_COUNTS, SMALL_SIZE = (2_000,), 128  # on the CPU
+OPACITY = 0.7
+FOCAL = 4.8  # / side of the image: the ellipsoid, 1 m away, fills 54 % of the image
+WARM_UP, FRAMES = 10, 100
+SMALL_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class View:
+    """Inputs of a frame, as `eavatar.view.render.Player` takes them, and how often to draw it."""
+
+    inputs: list[Tensor]
+    frames: int
+
+
+def random_avatar(profile: str, count: int, size: int) -> Avatar:
+    """An avatar that has learned nothing, of the sizes that training would give it."""
+    torch.manual_seed(0)
+    blocks = [read_yaml(ROOT / "config" / name) for name in PROFILES[profile]]
+    content = merge(*blocks)
+    settings = validate(SplatSettings, merge(content["splat"], {"image_size": size}), profile)
+    sdf = content["sdf"]
+    expressions = content["face"]["fit"]["expression_components"]
+    shared = (sdf["feature_size"], sdf["colour_size"], sdf["width"])
+    sizes = Sizes(expressions, *shared, sdf["near"], sdf["far"], sdf["deform_scale"], SCALE)
+    points = AXES * sphere(count)
+    features = torch.rand(count, sizes.feature) - 0.5
+    neutral = NeutralGaussians.from_surface(points, features, torch.zeros(0, 3), OPACITY)
+    avatar = Avatar(settings, sizes, Drivers(expressions, *shared), neutral, landmarks())
+    avatar.set_changed()
+    return avatar.eval()
+
+
+def make_view(avatar: Avatar, frames: int) -> View:
+    """The head at rest with some expression, from 1 m in front."""
+    side, device = avatar.settings.image_size, avatar.landmarks.device
+    generator = torch.Generator().manual_seed(0)
+    expression = torch.randn(avatar.sizes.expression, generator=generator)
+    focal = FOCAL * side
+    intrinsics = torch.tensor([[[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]]])
+    camera = torch.diag(torch.tensor([1.0, -1, -1, 1]))[None]
+    camera[:, 2, 3] = 1
+    return View([x.to(device) for x in (expression, torch.zeros(6), intrinsics, camera)], frames)
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_ms(frame: Callable[[], object], frames: int) -> float:
+    """Median milliseconds of a call and the work that it started."""
+    for _ in range(min(WARM_UP, frames)):
+        frame()
+    times = []
+    for _ in range(frames):
+        wait()
+        start = time.perf_counter()
+        frame()
+        wait()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def alone_ms(part: Callable[..., object], inputs: list[Tensor], frames: int) -> float:
+    """Milliseconds of a part of a frame, captured in a graph of its own."""
+    captured = Captured(part, *inputs)
+    result = median_ms(lambda: captured(*inputs), frames)
+    captured.release()
+    return result
+
+
+@torch.no_grad()
+def measure_parts(avatar: Avatar, view: View) -> list[float]:
+    """Milliseconds of generating, rasterising and upsampling alone."""
+    settings, sizes = avatar.settings, avatar.sizes
+    expression, pose, intrinsics, camera = view.inputs
+    size = (settings.image_size, settings.image_size)
+    coarse = avatar.draw(expression, pose, intrinsics, camera, *size)  # also sets the precision
+    capacity = 1 + int(MARGIN * int(coarse.pairs))
+    shrunk = torch.cat([intrinsics[:, :2] / settings.upsampling, intrinsics[:, 2:]], dim=1)
+    side = settings.image_size // settings.upsampling
+    white = intrinsics.new_ones(sizes.colour)
+
+    def generate(expression: Tensor, pose: Tensor) -> object:
+        arranged = (avatar.neutral, avatar.arrangement, settings.control)
+        return avatar.generator(*arranged, expression, pose, sizes.scale)
+
+    def rasterise(camera: Tensor, shrunk: Tensor) -> object:
+        gaussians = coarse.generated.gaussians
+        return splat(gaussians, camera, shrunk, side, side, white, capacity, with_depth=False)
+
+    return [
+        alone_ms(generate, [expression, pose], view.frames),
+        alone_ms(rasterise, [camera, shrunk], view.frames),
+        alone_ms(avatar.upsample, [coarse.features], view.frames),
+    ]
+
+
+def measure(avatar: Avatar, frames: int) -> None:
+    """Print a row on an avatar."""
+    view = make_view(avatar, frames)
+    player = Player(avatar)
+    eager = median_ms(lambda: draw_frame(avatar, None, *view.inputs), frames)
+    graph = median_ms(lambda: player(*view.inputs), frames)
+    pairs = int(draw_frame(avatar, None, *view.inputs)[1])
+    generate, rasterise, upsample = measure_parts(avatar, view)
+    settings = avatar.settings
+    print(
+        f"{len(avatar.neutral):9,}  {settings.upsampler:9} {settings.image_size:5}² {pairs:10,}  "
+        f"{eager:9.2f} {graph:9.2f} {1e3 / graph:7.1f}   "
+        f"{generate:9.2f} {rasterise:9.2f} {upsample:9.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--avatar", type=Path, help="a trained avatar instead of random ones")
+    folder = parser.parse_args().avatar
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    counts, size = (COUNTS, SIZE) if cuda else (SMALL_COUNTS, SMALL_SIZE)
+    frames = FRAMES if cuda else SMALL_FRAMES
+    print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}")
+    print(
+        "Gaussians  upsampler  image      pairs   eager ms  graph ms     FPS    "
+        "generate rasterise  upsample"
+    )
+    if folder:
+        measure(read_avatar(folder).to(device), frames)
+        return
+    for count in counts:
+        for profile in PROFILES:
+            measure(random_avatar(profile, count, size).to(device), frames)
+
+
+if __name__ == "__main__":
+    main()

@@ -242,3 +242,14 @@ def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> N
 def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set sdf\.renderer to 'splats'"):
         make_task(tmp_path, settings(renderer="dibr"))
+
+
+@pytest.mark.gpu
+def test_steps_on_cuda_lower_the_loss(subject: Path) -> None:
+    seed_everything(0)
+    places = (subject / "capture", subject / "face", subject / "prior.ply")
+    task = prepare(settings(frames_per_step=2), 0, *places, torch.device("cuda"))
+    with task.loader:
+        values = [task.step(step) for step in range(40)]
+    assert all(value.is_cuda for value in values[0].values())
+    assert float(values[-1]["loss"]) < 0.7 * float(values[0]["loss"])

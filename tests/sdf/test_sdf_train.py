@@ -245,6 +245,7 @@ def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_steps_on_cuda_lower_the_loss(subject: Path) -> None:
     seed_everything(0)
     places = (subject / "capture", subject / "face", subject / "prior.ply")

@@ -15,7 +15,9 @@ def test_shipped_configurations_are_valid():
     demo = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
     assert demo.splat.steps < real.splat.steps
     # Sec. 4.3 of the paper
-    assert (real.sdf.steps, real.sdf.frames_per_step, real.splat.steps) == (10_000, 4, 500_000)
+    assert (real.sdf.steps, real.sdf.frames_per_step, real.splat.steps) == (10_000, 4, 40_000)
+    paper = read_config(CONFIG / "config.yaml", CONFIG / "paper.yaml")
+    assert (paper.splat.steps, paper.splat.upsampler) == (500_000, "gha")
     assert (real.splat.control.threshold, real.splat.split.threshold) == (0.3, 0.2)
 
 

@@ -111,8 +111,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class SplatTraining:
     """What the training loop runs: one timestep a step, in a few cameras.
 
-    The Gaussians are generated once for all cameras of a step. On CUDA a step is one captured graph,
-    made anew whenever the set of Gaussians changes; the host only hands over the next pictures.
+    The Gaussians are generated once for all cameras of a step. On CUDA a step is one captured
+    graph, made anew when the set of Gaussians changes; the host only hands over the next pictures.
     """
 
     def __init__(
@@ -168,19 +168,18 @@ class SplatTraining:
             capturable=device.type == "cuda",
         )
 
-    def _group_rates(self) -> list[Tensor] | list[float]:
+    def _group_rates(self) -> list[Tensor | float]:
         """What the optimiser's groups hold as their rate: tensors where steps are captured."""
-        if self.frames.expression.is_cuda:
-            return self.present_rates
-        return [rate.item() for rate in self.present_rates]
+        captured = self.frames.expression.is_cuda
+        return [rate if captured else rate.item() for rate in self.present_rates]
 
     def _decay_learning_rates(self, step: int) -> None:
         """Exponentially from 1 to the factor ``learning_rates.final`` over the whole training."""
         factor = self.settings.learning_rates.final ** (step / self.settings.steps)
         for present, rate in zip(self.present_rates, self.rates, strict=True):
             present.fill_(rate * factor)
-        for group, rate in zip(self.optimiser.param_groups, self._group_rates(), strict=True):
-            group["lr"] = rate
+        for group, present in zip(self.optimiser.param_groups, self._group_rates(), strict=True):
+            group["lr"] = present
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step; the losses, the count and the shares above the two thresholds."""
@@ -266,7 +265,9 @@ class SplatTraining:
         if self.perceptual is not None:
             shown = visible[..., None]
             pair = [self._patch(image * shown, corner) for image in (fine, images)]
-            losses["lpips"] = self.perceptual(*pair).mean()
+            precision = self.avatar.mixed_precision
+            with torch.autocast(coarse.device.type, torch.bfloat16, enabled=precision):
+                losses["lpips"] = self.perceptual(*pair).mean()
         return losses
 
     def _patch(self, images: Tensor, corner: Tensor) -> Tensor:

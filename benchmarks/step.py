@@ -1,0 +1,226 @@
+"""Time and memory of a training step of stage II: ``python benchmarks/step.py``, some minutes a
+size on a GPU.
+
+The pictures are those of ``tests/head_pictures.py`` at full size, read, decoded and uploaded as in
+training; the Gaussians lie on a head-sized ellipsoid. LPIPS has random weights, which cost what the
+published ones cost. Steps are timed by the host over windows of ten that end in a synchronisation,
+the parts alone as CUDA graphs of their own; medians after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from eavatar.frames import FrameSet
+from eavatar.graphs import Captured
+from eavatar.perceptual import Perceptual
+from eavatar.settings import SplatSettings, merge, read_yaml, validate
+from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
+from eavatar.training import seed_everything
+from tests.head_pictures import write_pictures
+from tests.splat.splat_scene import write_stage_one
+
+PROFILES = {"paper": ["config.yaml", "paper.yaml"], "fast": ["config.yaml"]}
+WARM_UP, WINDOWS, STEPS = 12, 5, 10  # steps, windows, steps of a window
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training that can be stepped, and what its images and Gaussians are."""
+
+    training: SplatTraining
+    settings: SplatSettings
+    device: torch.device
+
+
+def read_profile(name: str, size: int, changes: dict) -> SplatSettings:
+    blocks = [read_yaml(ROOT / "config" / file)["splat"] for file in PROFILES[name]]
+    return validate(SplatSettings, merge(*blocks, {"image_size": size}, changes), name)
+
+
+def random_perceptual(device: torch.device) -> Perceptual:
+    import lpips
+
+    with warnings.catch_warnings():
+        # lpips still passes torchvision's old `pretrained`, which warns.
+        warnings.simplefilter("ignore", UserWarning)
+        return Perceptual(lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)).to(device)
+
+
+@contextmanager
+def make_task(root: Path, settings: SplatSettings, count: int, device: torch.device) -> Iterator:
+    """A training of so many Gaussians on the pictures below a folder."""
+    seed_everything(SEED)
+    vertices = count - settings.mouth_points
+    write_stage_one(root / "sdf", vertices, settings.width, 128, 32)
+    folders = root / "capture", root / "face"
+    frames = FrameSet.read(*folders, "train", settings.image_size, 4).to(device)
+    if settings.boxes:
+        frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
+    avatar = start_avatar(settings, root / "sdf", frames).to(device)
+    perceptual = random_perceptual(device)
+    with SplatTraining(settings, SEED, frames, avatar, perceptual) as training:
+        yield Task(training, settings, device)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_steps(task: Task) -> tuple[float, float]:
+    """Median milliseconds of a step, and seconds until the first window."""
+    training, begin, number = task.training, time.perf_counter(), 0
+    for number in range(WARM_UP):
+        training.step(number)
+    synchronise(task.device)
+    start_up, windows = time.perf_counter() - begin, []
+    for _ in range(WINDOWS):
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            number += 1
+            training.step(number)
+        synchronise(task.device)
+        windows.append(1e3 * (time.perf_counter() - begin) / STEPS)
+    return statistics.median(windows), start_up
+
+
+def time_graph(function: Callable[[Tensor], object], device: torch.device) -> float:
+    """Median milliseconds of a function replayed as a CUDA graph."""
+    captured = Captured(function, torch.zeros((), device=device))
+    times = []
+    for _ in range(20):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        captured(torch.zeros((), device=device))
+        events[1].record()
+        torch.cuda.synchronize()
+        times.append(events[0].elapsed_time(events[1]))
+    captured.release()
+    return statistics.median(times)
+
+
+def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
+    """What a step is made of, each by itself, for the first timestep."""
+    training, settings = task.training, task.settings
+    frames, avatar = training.frames, training.avatar
+    batch = training.loader.batch(0)
+    cameras, pixels = batch.cameras[0], batch.pixels[0].clone()
+    views = frames.intrinsics[cameras], frames.world_to_camera[cameras]
+    pose = torch.cat([frames.rotation[0], frames.translation[0]])
+    corner = torch.zeros(2, dtype=torch.int64, device=task.device)
+    size = frames.height, frames.width
+
+    def generate() -> list[Tensor]:
+        generated = avatar.generator(
+            avatar.neutral,
+            avatar.arrangement,
+            settings.control,
+            frames.expression[0],
+            pose,
+            avatar.sizes.scale,
+        )
+        return list(vars(generated.gaussians).values())
+
+    def draw() -> list[Tensor]:
+        drawn = avatar.draw(frames.expression[0], pose, *views, *size, training.capacity)
+        return [drawn.features]
+
+    with torch.no_grad():
+        coarse = draw()[0].detach().clone().requires_grad_()
+
+    def finish() -> list[Tensor]:
+        values = training.image_losses(coarse, pixels, frames.visible[cameras], corner)
+        return [torch.stack(list(values.values())).sum()]
+
+    def backward(function: Callable[[], list[Tensor]]) -> Callable[[Tensor], object]:
+        def run(_: Tensor) -> None:
+            training.optimiser.zero_grad()
+            coarse.grad = None
+            sum(value.sum() for value in function()).backward()
+
+        return run
+
+    def forward(function: Callable[[], list[Tensor]]) -> Callable[[Tensor], object]:
+        def run(_: Tensor) -> object:
+            with torch.no_grad():
+                return function()
+
+        return run
+
+    return {
+        "generate": forward(generate),
+        "generate + backward": backward(generate),
+        "generate, splat": forward(draw),
+        "generate, splat + backward": backward(draw),
+        "upsample, losses": forward(finish),
+        "upsample, losses + backward": backward(finish),
+        "optimiser": lambda _: training.optimiser.step(),
+    }
+
+
+def report(
+    root: Path, name: str, settings: SplatSettings, count: int, device: torch.device
+) -> None:
+    """Print the figures of one profile at one number of Gaussians."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with make_task(root, settings, count, device) as task:
+        step, start_up = time_steps(task)
+        memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+        reserved = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else memory
+        views = min(settings.views_per_step, len(task.training.frames.serials))
+        frames, avatar = task.training.frames, task.training.avatar
+        share = avatar.arrangement.near / len(avatar.neutral)
+        print(
+            f"{name:6} N {len(avatar.neutral):6}  {views} views of {frames.height}×{frames.width}: "
+            f"{step:7.2f} ms a step, {step / views:6.2f} ms an image; peak {memory:.1f} GB "
+            f"({reserved:.1f} GB reserved); start {start_up:.0f} s; expression in {share:.0%}",
+            flush=True,
+        )
+        if device.type == "cuda":
+            for part, function in parts(task).items():
+                print(f"         {part:28} {time_graph(function, device):7.2f} ms", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", type=int, nargs="+", default=[50_000, 100_000, 200_000])
+    parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES))
+    parser.add_argument("--size", type=int, default=2048, help="side of the pictures, pixels")
+    parser.add_argument("--views", type=int, help="views per step, instead of the profile's")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    changes = {} if options.views is None else {"views_per_step": options.views}
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_pictures(Path(folder), options.size, 2, 16)
+        for name in options.profiles:
+            settings = read_profile(name, options.size, changes)
+            for count in options.counts:
+                try:
+                    report(root, name, settings, count, device)
+                except RuntimeError as error:
+                    failed += 1
+                    print(f"{name} N {count}: {' '.join(str(error).split())[:400]}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

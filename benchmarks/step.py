@@ -23,8 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from eavatar.frames import FrameSet
 from eavatar.graphs import Captured
 from eavatar.perceptual import Perceptual
@@ -34,6 +33,7 @@ from eavatar.training import seed_everything
 from tests.head_pictures import write_pictures
 from tests.splat.splat_scene import write_stage_one
 
+ROOT = Path(__file__).parents[1]
 PROFILES = {"paper": ["config.yaml", "paper.yaml"], "fast": ["config.yaml"]}
 WARM_UP, WINDOWS, STEPS = 12, 5, 10  # steps, windows, steps of a window
 SEED = 0

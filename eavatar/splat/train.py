@@ -178,8 +178,8 @@ class SplatTraining:
         factor = self.settings.learning_rates.final ** (step / self.settings.steps)
         for present, rate in zip(self.present_rates, self.rates, strict=True):
             present.fill_(rate * factor)
-        for group, present in zip(self.optimiser.param_groups, self._group_rates(), strict=True):
-            group["lr"] = present
+        for group, shown in zip(self.optimiser.param_groups, self._group_rates(), strict=True):
+            group["lr"] = shown
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step; the losses, the count and the shares above the two thresholds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ class SplatTraining:
         avatar: Avatar,
         perceptual: Perceptual | None,
     ):
+        torch.backends.cudnn.benchmark = True  # all images have one size
         self.settings, self.seed, self.frames, self.avatar = settings, seed, frames, avatar
         self.perceptual = perceptual
         self.loader = Loader(frames, seed, 1, settings.views_per_step)
@@ -157,6 +159,8 @@ class SplatTraining:
         ]
         device = self.frames.expression.device
         self.rates = [rate for _, rate in groups]
+        # The first steps of a set are not captured, which torch need not mention.
+        warnings.filterwarnings("ignore", message=".*capturable=True")
         # As tensors on the device, where a captured step can see them change.
         self.present_rates = [torch.tensor(rate, device=device) for rate in self.rates]
         return torch.optim.Adam(
@@ -206,6 +210,7 @@ class SplatTraining:
             if self.plain_steps < PLAIN_STEPS:
                 self.plain_steps += 1
                 return run_aside(self._update, *inputs)
+            torch.cuda.empty_cache()  # the graph has its own memory
             self.captured = Captured(self._update, *inputs, warm_up=0)
         return self.captured(*inputs)
 

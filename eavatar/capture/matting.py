@@ -44,7 +44,7 @@ LEAST_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
 NOISE_FACTOR = 6.0  # threshold above the background's median, in its standard deviations
 BORDER = 1 / 16  # width of the strip taken as background, share of the image size
 COMPONENT = 0.1  # least area of a part of the subject, share of the largest part
-BAND = 1 / 64  # half width of the soft edge, share of the image size
+BAND = 1 / 96  # half width of the soft edge, share of the image size; at least 2 pixels
 PLAUSIBLE_COVERAGE = (0.02, 0.95)  # a head in GHA's crop covers about half of it
 CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outweighs the colours
 
@@ -196,29 +196,31 @@ def _read_shots(
 
 @dataclass(frozen=True)
 class Plate:
-    """The empty set, prepared once per camera.
+    """The empty set, prepared once per camera, of the H × W pixels that show the sensor.
 
     Attributes:
-        colour: (S, S, 3) BGR in [0, 1].
-        lab: (S, S, 3) CIELAB.
-        border: (S, S) where background is expected: strips at the top and the upper sides.
+        window: rows and columns of these pixels in the (S, S) frames.
+        colour: (H, W, 3) BGR in [0, 1].
+        lab: (H, W, 3) CIELAB.
+        border: (H, W) where background is expected: strips at the top and the upper sides.
     """
 
+    window: tuple[slice, slice]
     colour: Float
     lab: Float
     border: Mask
 
     @classmethod
     def of(cls, image: Image, visible: Image) -> Plate:
-        colour = image.astype(np.float32) / 255
-        rows, columns = np.nonzero(visible)
+        left, top, width, height = cv2.boundingRect(visible)
+        window = slice(top, top + height), slice(left, left + width)
+        colour = image[window].astype(np.float32) / 255
         strip = round(len(visible) * BORDER)
-        border = np.zeros(visible.shape, dtype=bool)
-        middle = (rows.min() + rows.max()) // 2
-        border[rows.min() : rows.min() + strip] = True
-        border[:middle, columns.min() : columns.min() + strip] = True
-        border[:middle, columns.max() + 1 - strip : columns.max() + 1] = True
-        return cls(colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), border & (visible > 0))
+        border = np.zeros((height, width), dtype=bool)
+        border[:strip] = True
+        border[: height // 2, :strip] = True
+        border[: height // 2, -strip:] = True
+        return cls(window, colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), border)
 
 
 def matte_by_plate(shot: Shot) -> Iterator[Image]:
@@ -241,7 +243,7 @@ def alpha_from_plate(image: Image, plate: Plate) -> Image:
     the noise of the background, the subject is its large components without their false holes, and
     the alpha of its edge follows from the known background (see `_soft_edge`).
     """
-    colour = _match_exposure(image, plate)
+    colour = _match_exposure(image[plate.window], plate)
     distance = _distance(colour, plate)
     background = distance[plate.border]
     centre = float(np.median(background))
@@ -249,11 +251,13 @@ def alpha_from_plate(image: Image, plate: Plate) -> Image:
     threshold = max(LEAST_THRESHOLD, centre + NOISE_FACTOR * deviation)
     subject = _main_components(distance > threshold)
     subject = _fill_holes(subject, distance, centre + 2 * deviation)
-    return (_soft_edge(colour, plate.colour, subject) * 255).round().astype(np.uint8)
+    alpha = np.zeros(image.shape[:2], np.uint8)
+    alpha[plate.window] = (_soft_edge(colour, plate.colour, subject) * 255).round()
+    return alpha
 
 
 def _match_exposure(image: Image, plate: Plate) -> Float:
-    """(S, S, 3) the frame in [0, 1], divided by its gain per channel over the plate.
+    """(H, W, 3) the frame in [0, 1], divided by its gain per channel over the plate.
 
     The gain is the median over the border, where hair or a hand is outvoted.
     """
@@ -264,7 +268,7 @@ def _match_exposure(image: Image, plate: Plate) -> Float:
 
 
 def _distance(colour: Float, plate: Plate) -> Float:
-    """(S, S) CIELAB distance to the plate, with the darkening of soft shadows forgiven.
+    """(H, W) CIELAB distance to the plate, with the darkening of soft shadows forgiven.
 
     A shadow lowers lightness and leaves chromaticity, so only the negative part of the lightness
     difference is reduced, by at most `SHADOW`.
@@ -311,24 +315,52 @@ def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
 
 
 def _soft_edge(colour: Float, plate: Float, subject: Mask) -> Float:
-    """(S, S) alpha in [0, 1] of a hard mask's edge, from the known background.
+    """(H, W) alpha in [0, 1] of a hard mask's edge, from the known background.
 
-    In a band along the edge the pixel is I = α F + (1 − α) B with B the plate and F the mean
-    colour of the subject's inside nearby. The least-squares α is pulled to the blurred mask with a
-    weight that matters only where F and B hardly differ.
+    In a band along the edge the pixel is I = α F + (1 − α) B with B the plate and F a colour of the
+    subject's inside nearby: of its dark or of its bright part (hair and skin, say), whichever
+    explains the pixel better. The least-squares α is pulled to the blurred mask with a weight that
+    matters only where F and B hardly differ.
     """
-    radius = max(1, round(len(subject) * BAND))
+    radius = max(2, round(len(subject) * BAND))
     hard = subject.astype(np.uint8)
-    inside = (_distance_within(hard) > radius).astype(np.float32)
-    band = (inside == 0) & (_distance_within(1 - hard) <= radius)
-    window = (4 * radius + 1, 4 * radius + 1)
-    weight = cv2.blur(inside, window)[band, None]
-    mean = cv2.blur(colour * inside[..., None], window)[band] / np.maximum(weight, 1e-6)
-    contrast = np.where(weight > 1e-3, mean - plate[band], 0)
+    inside = _distance_within(hard) > radius
+    band = ~inside & (_distance_within(1 - hard) <= radius)
     blurred = cv2.blur(hard.astype(np.float32), (2 * radius + 1, 2 * radius + 1))[band]
-    projected = ((colour[band] - plate[band]) * contrast).sum(axis=-1) + CONTRAST**2 * blurred
-    inside[band] = np.clip(projected / ((contrast**2).sum(axis=-1) + CONTRAST**2), 0, 1)
-    return inside
+    difference = colour[band] - plate[band]
+    alpha, least = blurred, np.full(len(blurred), np.inf, np.float32)
+    for mean, known in _local_colours(colour, inside, band, radius):
+        contrast = mean - plate[band]
+        projected = (difference * contrast).sum(axis=-1) + CONTRAST**2 * blurred
+        fitted = np.clip(projected / ((contrast**2).sum(axis=-1) + CONTRAST**2), 0, 1)
+        residual = ((difference - fitted[:, None] * contrast) ** 2).sum(axis=-1)
+        better = known & (residual < least)
+        alpha, least = np.where(better, fitted, alpha), np.where(better, residual, least)
+    result = inside.astype(np.float32)
+    result[band] = alpha
+    return result
+
+
+def _local_colours(
+    colour: Float, inside: Mask, band: Mask, radius: int
+) -> Iterator[tuple[Float, Mask]]:
+    """Mean colours (N, 3) of the darker and of the brighter inside around the N pixels of a band.
+
+    Each comes with (N,) whether there is any such inside nearby.
+    """
+    window = (4 * radius + 1, 4 * radius + 1)
+
+    def mean(values: Float, weight: Float) -> Float:
+        return cv2.blur(values, window) / np.maximum(weight, 1e-6)
+
+    lightness = colour.mean(axis=-1)
+    within = inside.astype(np.float32)
+    bright = lightness > mean(lightness * within, cv2.blur(within, window))
+    for part in (inside & ~bright, inside & bright):
+        chosen = part.astype(np.float32)
+        weight = cv2.blur(chosen, window)
+        local = cv2.blur(colour * chosen[..., None], window)[band]
+        yield local / np.maximum(weight[band, None], 1e-6), weight[band] > 1e-3
 
 
 def _distance_within(mask: Image) -> Float:

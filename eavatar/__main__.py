@@ -151,6 +151,13 @@ def render(a: Arguments) -> None:
     run(a.avatar, a.capture, a.face, a.sequence, a.camera, a.neutral, rate, a.output)
 
 
+def export_gha(a: Arguments) -> None:
+    """Write a subject in the layout that Gaussian Head Avatar's code trains on."""
+    from eavatar.interop.gha import export_gha as run
+
+    run(a.capture, a.face, a.morphable_model, a.output)
+
+
 Flag = tuple[str, type, str, bool]
 SETTINGS: Flag = ("settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
 INGEST: Flag = ("ingest-settings", str, "the block capture.ingest, for the crop", True)
@@ -272,6 +279,12 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         ("neutral", bool, "freeze the expression at neutral", False),
         ("rate", float, "frames per second of the film, 24 if not given", False),
         output("a film, .mp4, or a folder for pictures, <camera>/<timestep>.png"),
+    ],
+    export_gha: [
+        CAPTURE,
+        FACE,
+        ("morphable-model", Path, "the model of the fit; GHA needs its vertices.npy", False),
+        output("a new folder; its own frames are for training, those in held_out are not"),
     ],
 }
 

@@ -1,0 +1,1 @@
+"""Interop: a subject in the layouts of other projects, so that they run on identical input."""

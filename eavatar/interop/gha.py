@@ -1,0 +1,275 @@
+"""A subject in the layout that Gaussian Head Avatar's official code trains on.
+
+    images/<number>/{image,mask,visible}[_lowres]_<camera>.jpg    three channels
+    cameras/<number>/camera_<camera>.npz   extrinsic (3, 4), intrinsic (3, 3)
+    params/<number>/params.npz    id_coeff (1, I), exp_coeff (1, E), scale (1,), pose (1, 6)
+    params/<number>/lmk_3d.npy    (66, 3) world, metres
+    params/<number>/vertices.npy  (V, 3) world, metres
+    background/image_<camera>.jpg
+    sequences/<sequence>.txt      the numbers of its frames, not read by GHA
+    held_out/                     the same folders for the held-out sequences
+    frames.csv                    number, folder, sequence, timestep, split
+
+Its loader trains on every folder in ``images/``, so the held-out frames stand apart; their numbers
+go on where those of the training frames end. What differs between the two codes:
+
+- Images have the ingested size and intrinsics count its pixels. The released settings expect 2048;
+  at another size set ``original_resolution`` there. The low-res copies have 256 pixels.
+- The crop is as ingested, and the principal point not in its middle. GHA's loader shifts the image
+  by whole pixels to centre it, which its rasteriser needs.
+- ``extrinsic`` is OpenCV, world to camera. ``pose`` is axis-angle and translation; a row vector of
+  canonical space goes to (x · scale) Rᵀ + t, as here.
+- The 66 landmarks are the 68 without 48 and 54, the corners of the outer lips.
+- The loader adds every hundredth vertex to the landmarks and cannot do without ``vertices.npy``,
+  which needs the morphable model. Theirs has 35,709 vertices, another model another number.
+- The coefficients' number is the fit's; set the network sizes there to match.
+- A view without a usable matte is invisible everywhere, which takes it out of GHA's losses.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from eavatar.cameras import Camera
+from eavatar.errors import UserError
+from eavatar.face.morphable import MorphableModel, read_morphable_model
+from eavatar.frames import read_index
+from eavatar.images import make_pool, read_grey, resize_area
+from eavatar.io import Float, Identity, Tracking, atomic, read_arrays, read_cameras, require
+
+Image = NDArray[Any]
+
+LOWRES = 256  # stage I of GHA
+LEFT_OUT = (48, 54)  # of the 68 landmarks
+HELD_OUT = "held_out"
+QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95)
+
+
+@dataclass(frozen=True)
+class ExportedFrame:
+    """A row of ``frames.csv``.
+
+    Attributes:
+        number: name of the frame's folders, at least four digits.
+        folder: ``.`` or ``held_out``, in which they are.
+        sequence, timestep: the frame in ``results/<subject>/capture``.
+        split: ``train`` or ``test``.
+    """
+
+    number: int
+    folder: str
+    sequence: str
+    timestep: int
+    split: str
+
+    def place(self, output: Path, kind: str) -> Path:
+        """The frame's folder in ``images``, ``cameras`` or ``params``."""
+        return output / self.folder / kind / f"{self.number:04d}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the frames of a subject share.
+
+    Attributes:
+        capture: ``results/<subject>/capture``.
+        cameras: by serial number. visible: by serial number, (S, S) uint8.
+        failed: (sequence, timestep, camera) of the views without a usable matte.
+        identity: of the fit. tracking: by sequence. model: the one that was fitted, or None.
+    """
+
+    capture: Path
+    cameras: dict[str, Camera]
+    visible: dict[str, Image]
+    failed: frozenset[tuple[str, int, str]]
+    identity: Identity
+    tracking: dict[str, Tracking]
+    model: MorphableModel | None
+
+
+def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: Path) -> None:
+    """Write a subject for Gaussian Head Avatar; ``frames.csv`` comes last.
+
+    Args:
+        capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
+        morphable_model: what the face was fitted with, for ``vertices.npy``.
+        output: a new or empty folder.
+    Raises:
+        UserError: the output is not empty, a contract file is missing or malformed, or the
+            morphable model is not the one of the fit.
+    """
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty; name a new folder for the export or empty it.")
+    frames = list_frames(capture)
+    source = read_source(capture, face, morphable_model, frames)
+    for folder in sorted({frame.folder for frame in frames}):
+        _write_plates(source, output / folder / "background")
+    for name in source.tracking:
+        _write_sequence([frame for frame in frames if frame.sequence == name], output)
+    with make_pool() as pool:
+        work = pool.map(lambda frame: _write_frame(source, frame, output), frames)
+        list(tqdm(work, "export", total=len(frames), unit="frame"))
+    with atomic(output / "frames.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(ExportedFrame)])
+        writer.writerows(astuple(frame) for frame in frames)
+
+
+def list_frames(capture: Path) -> list[ExportedFrame]:
+    """The frames to export, the training sequences first."""
+    frames: list[ExportedFrame] = []
+    for split, folder in (("train", "."), ("test", HELD_OUT)):
+        pairs = read_index(capture, split)[["sequence", "timestep"]].drop_duplicates()
+        for sequence, timestep in pairs.sort_values(["sequence", "timestep"]).to_numpy():
+            number = len(frames)
+            frames.append(ExportedFrame(number, folder, str(sequence), int(timestep), split))
+    return frames
+
+
+def read_source(
+    capture: Path, face: Path, morphable_model: Path | None, frames: list[ExportedFrame]
+) -> Source:
+    """What the frames of a subject share, checked to belong together."""
+    cameras = read_cameras(capture / "cameras.json")
+    names = sorted({frame.sequence for frame in frames})
+    identity = read_arrays(Identity, face / "identity.npz")
+    tracking = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
+    for frame in frames:
+        if frame.timestep >= len(tracking[frame.sequence].rotation):
+            raise UserError(
+                f"{face}/tracking/{frame.sequence}.npz lacks timestep {frame.timestep} of the "
+                "ingested frames; fit the face again."
+            )
+    model = None if morphable_model is None else read_morphable_model(morphable_model)
+    if model is not None:
+        _check_model(model, identity, tracking, f"{morphable_model}")
+    visible = {serial: read_grey(capture / "visible" / f"{serial}.png") for serial in cameras}
+    return Source(
+        capture, cameras, visible, _failed_views(capture, names), identity, tracking, model
+    )
+
+
+def _check_model(
+    model: MorphableModel, identity: Identity, tracking: dict[str, Tracking], where: str
+) -> None:
+    fitted = len(identity.identity), next(iter(tracking.values())).expression.shape[1]
+    held = model.identity_basis.shape[2], model.expression_basis.shape[2]
+    if fitted[0] > held[0] or fitted[1] > held[1]:
+        raise UserError(
+            f"{where} has {held[0]} identity and {held[1]} expression components but the face was "
+            f"fitted with {fitted[0]} and {fitted[1]}; name the morphable model of the fit."
+        )
+
+
+def _failed_views(capture: Path, sequences: list[str]) -> frozenset[tuple[str, int, str]]:
+    """Sequence, timestep and camera of the views whose matte is marked as failed."""
+    failed = set()
+    for sequence in sequences:
+        path = require(capture / "masks" / f"{sequence}.csv", "the index of the masks")
+        table = pd.read_csv(path, dtype={"camera": str})
+        if "failed" not in table:
+            raise UserError(f"{path} has no column 'failed'; run `matte` again.")
+        rows = table[table["failed"] != 0]
+        failed |= {
+            (sequence, int(t), c) for t, c in zip(rows["timestep"], rows["camera"], strict=True)
+        }
+    return frozenset(failed)
+
+
+def _write_plates(source: Source, folder: Path) -> None:
+    for serial in source.cameras:
+        path = source.capture / "plates" / f"{serial}.png"
+        if path.is_file():  # a capture need not have plates, and GHA reads none for training
+            _write_jpeg(folder / f"image_{serial}.jpg", _read_colour(path, "calibrate"))
+
+
+def _write_sequence(frames: list[ExportedFrame], output: Path) -> None:
+    """List the frames of one sequence."""
+    path = output / frames[0].folder / "sequences" / f"{frames[0].sequence}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{frame.number:04d}\n" for frame in frames))
+
+
+def _write_frame(source: Source, frame: ExportedFrame, output: Path) -> None:
+    """Images, cameras and parameters of one frame."""
+    images, cameras = frame.place(output, "images"), frame.place(output, "cameras")
+    for serial, camera in source.cameras.items():
+        _write_view(source, frame, serial, images)
+        cameras.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            cameras / f"camera_{serial}.npz",
+            extrinsic=camera.world_to_camera[:3],
+            intrinsic=camera.intrinsics,
+        )
+    params = frame.place(output, "params")
+    params.mkdir(parents=True)
+    tracking, timestep = source.tracking[frame.sequence], frame.timestep
+    pose = np.concatenate([tracking.rotation[timestep], tracking.translation[timestep]])
+    np.savez(
+        params / "params.npz",
+        id_coeff=source.identity.identity[None],
+        exp_coeff=tracking.expression[timestep, None],
+        scale=source.identity.scale.reshape(1),
+        pose=pose[None],
+    )
+    np.save(params / "lmk_3d.npy", np.delete(tracking.landmarks[timestep], LEFT_OUT, axis=0))
+    if source.model is not None:
+        expression = tracking.expression[timestep]
+        world = fitted_vertices(source.model, source.identity, expression, pose)
+        np.save(params / "vertices.npy", world)
+
+
+def _write_view(source: Source, frame: ExportedFrame, serial: str, folder: Path) -> None:
+    """Image, mask and visibility of one camera at both sizes."""
+    place = Path(frame.sequence, serial, f"{frame.timestep:05d}")
+    colour_path = (source.capture / place).with_suffix(".jpg")
+    mask = read_grey((source.capture / "masks" / place).with_suffix(".png"))
+    visible = source.visible[serial]
+    if (frame.sequence, frame.timestep, serial) in source.failed:
+        visible = np.zeros_like(visible)
+    colour = _read_colour(colour_path, "ingest")
+    small = min(LOWRES, len(colour))
+    for name, image in (("image", colour), ("mask", mask), ("visible", visible)):
+        _write_jpeg(folder / f"{name}_lowres_{serial}.jpg", resize_area(image, small))
+    for name, image in (("mask", mask), ("visible", visible)):
+        _write_jpeg(folder / f"{name}_{serial}.jpg", image)
+    shutil.copyfile(colour_path, folder / f"image_{serial}.jpg")  # coding it again would lose
+
+
+def fitted_vertices(
+    model: MorphableModel, identity: Identity, expression: Float, pose: Float
+) -> Float:
+    """(V, 3) vertices of the fit at one timestep, world, metres.
+
+    Args:
+        expression: (E,). pose: (6,) axis-angle and translation.
+    """
+    basis = model.expression_basis[..., : len(expression)]
+    canonical = model.vertices(identity.identity) + basis @ expression
+    rotation, _ = cv2.Rodrigues(pose[:3].astype(np.float64))
+    return (identity.scale * canonical @ rotation.T + pose[3:]).astype(np.float32)
+
+
+def _read_colour(path: Path, stage: str) -> Image:
+    """(S, S, 3) BGR."""
+    image = cv2.imread(str(require(path, "the image")), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"the image {path} is damaged; run `{stage}` again.")
+    return image
+
+
+def _write_jpeg(path: Path, image: Image) -> None:
+    """Write (S, S, 3) BGR, or (S, S) as three equal channels, which GHA's loader indexes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    cv2.imwrite(str(path), colour, QUALITY)

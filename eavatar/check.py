@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from eavatar.capture.captures import open_capture
 from eavatar.capture.ingest import chosen_cameras
-from eavatar.capture.nersemble import Capture, check_videos, open_capture
+from eavatar.capture.recording import Capture, check_videos
 from eavatar.errors import UserError
 from eavatar.face.landmarks import read_provided
 from eavatar.face.morphable import read_morphable_model
@@ -53,7 +54,7 @@ def check(
         UserError: the first fault: what is wrong, where, and what to do.
     """
     capture = open_capture(inputs.capture)
-    sequences = select(list(capture.videos), ingest.sequences, ingest.exclude)
+    sequences = select(list(capture.clips), ingest.sequences, ingest.exclude)
     cameras = chosen_cameras(ingest, capture)
     headers = check_videos(capture, sequences)
     _check_split(ingest, sequences)

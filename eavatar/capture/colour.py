@@ -7,6 +7,7 @@ in the order of the colour-science package, which made the published matrices.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -44,6 +45,23 @@ CHUNK = 16384  # pixels at a time: all monomials of a chunk stay in the processo
 LEVELS = 65535  # of the encoding table: a step is less than 0.06 of an 8-bit level
 
 
+@dataclass(frozen=True)
+class Polynomial:
+    """NeRSemble v2: a (3, terms) matrix on monomials of linear RGB."""
+
+    matrix: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """NeRSemble v1: encoded RGB in [0, 1] as a row times A[:, :3], plus A[:, 3]; A is (3, 4)."""
+
+    matrix: NDArray[np.float64]
+
+
+Colour = Polynomial | Affine
+
+
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Float, Image]:
     """(256,) 8-bit sRGB to linear light, and (LEVELS + 1,) linear light to 8-bit sRGB."""
@@ -71,10 +89,15 @@ def polynomial(linear: Float, matrix: NDArray[np.float64]) -> Float:
     return result.reshape(linear.shape)
 
 
-def correct_colour(image: Image, matrix: NDArray[np.float64]) -> Image:
-    """Correct an (H, W, 3) sRGB image in OpenCV's BGR order with a (3, terms) colour matrix."""
+def correct_colour(image: Image, colour: Colour) -> Image:
+    """Correct an (H, W, 3) sRGB image in OpenCV's BGR order."""
+    if isinstance(colour, Affine):
+        # cv2.transform multiplies columns; BGR order turns both axes of the matrix around.
+        rows = np.column_stack([colour.matrix[::-1, 2::-1].T, 255 * colour.matrix[::-1, 3]])
+        return cv2.transform(image, rows)
     decode, encode = _tables()
     linear = cv2.LUT(image, decode)
+    matrix = colour.matrix
     if matrix.shape[1] == 3:
         corrected = cv2.transform(linear, matrix[::-1, ::-1])
     else:

@@ -23,16 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
+from eavatar.capture.captures import open_capture
 from eavatar.capture.colour import correct_colour
-from eavatar.capture.nersemble import (
-    FULL_HEIGHT,
-    FULL_WIDTH,
-    Capture,
-    check_size,
-    check_videos,
-    open_capture,
-)
-from eavatar.capture.video import Header, Image, decode
+from eavatar.capture.nersemble import FULL_SIZE
+from eavatar.capture.recording import Capture, check_size, check_videos
+from eavatar.capture.video import Header, Image, read_picture
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras
 from eavatar.settings import IngestSettings, select
@@ -64,15 +59,20 @@ class Window:
     @classmethod
     def of(cls, settings: IngestSettings, stored_width: int, stored_height: int) -> Window:
         """The window of the settings' crop for images of a stored size."""
-        across, down = stored_width / FULL_WIDTH, stored_height / FULL_HEIGHT
+        across, down = stored_width / FULL_SIZE[0], stored_height / FULL_SIZE[1]
         x, y = round(settings.crop_origin[0] * across), round(settings.crop_origin[1] * down)
         width, height = round(settings.crop_size * across), round(settings.crop_size * down)
         if x >= stored_width or y >= stored_height or x + width <= 0 or y + height <= 0:
             raise UserError(
                 f"crop_origin {settings.crop_origin} and crop_size {settings.crop_size} lie "
-                f"outside the {FULL_WIDTH}×{FULL_HEIGHT} image; change them."
+                f"outside the {FULL_SIZE[0]}×{FULL_SIZE[1]} image; change them."
             )
         return cls(x, y, width, height, stored_width, stored_height, settings.image_size)
+
+    @classmethod
+    def whole(cls, settings: IngestSettings, width: int, height: int) -> Window:
+        """The window that keeps a whole stored image, for images that are cropped already."""
+        return cls(0, 0, width, height, width, height, settings.image_size)
 
     def apply(self, image: Image) -> Image:
         """Crop a stored image (H, W[, 3]), black outside, and resize it to image_size.
@@ -151,16 +151,16 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> None:
         UserError: the capture is faulty, or the settings choose no sequence or camera.
     """
     raw = open_capture(capture)
-    sequences = select(list(raw.videos), settings.sequences, settings.exclude)
+    sequences = select(list(raw.clips), settings.sequences, settings.exclude)
     if not sequences:
-        raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.videos)}.")
-    header = check_videos(raw, sequences)[sequences[0]]
-    window = Window.of(settings, header.width, header.height)
+        raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.clips)}.")
     serials = chosen_cameras(settings, raw)
+    header = check_videos(raw, sequences, serials)[sequences[0]]
+    window = _window(settings, raw, header)
     for serial in serials:
-        write_image(output / "visible" / f"{serial}.png", window.visible())
+        write_image(output / "visible" / f"{serial}.png", _visible(raw, serial, window))
         if serial in raw.plates:
-            plate = _read_plate(raw.plates[serial], window)
+            plate = _read_plate(raw, serial, window)
             write_image(
                 output / "plates" / f"{serial}.png", _frame(settings, raw, serial, window, plate)
             )
@@ -179,7 +179,8 @@ def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path)
         UserError: the capture is faulty, or a video cannot be decoded to its end.
     """
     raw = open_capture(capture)
-    header = check_videos(raw, [sequence])[sequence]
+    serials = chosen_cameras(settings, raw)
+    header = check_videos(raw, [sequence], serials)[sequence]
     folder, index = output / sequence, output / f"{sequence}.csv"
     index.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -187,7 +188,6 @@ def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path)
     def ingest_camera(serial: str) -> list[FrameRow]:
         return _ingest_camera(settings, raw, sequence, serial, header, folder / serial)
 
-    serials = chosen_cameras(settings, raw)
     results = in_threads(ingest_camera, serials, f"ingest {sequence}")
     rows = [row for camera_rows in results for row in camera_rows]
     write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
@@ -198,9 +198,10 @@ def chosen_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
     serials = select(list(capture.cameras), settings.cameras)
     if not serials:
         raise UserError(f"the setting 'cameras' chooses none of {list(capture.cameras)}.")
-    if settings.colour_correction and not capture.colours:
+    if settings.colour_correction and capture.colours == {}:
         raise UserError(
-            f"{capture.root}/calibration/color_calibration.json is missing; restore it or set "
+            f"the colour calibration of {capture.root} is missing (calibration/"
+            "color_calibration.json of NeRSemble v2, color_correction/ of v1); restore it or set "
             "colour_correction: false."
         )
     return serials
@@ -242,16 +243,41 @@ def _ingest_camera(
     folder: Path,
 ) -> list[FrameRow]:
     """Write the frames of one camera of one sequence and give their rows."""
-    window = Window.of(settings, header.width, header.height)
+    window = _window(settings, capture, header)
+    inside = _box(_visible(capture, serial, window))
     split = "test" if select([sequence], settings.held_out) else "train"
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
+    every = 1 if capture.prepared else settings.every
     rows = []
-    for index, image in decode(capture.videos[sequence][serial], settings.every):
+    for index, image in capture.clips[sequence][serial].decode(every):
         frame = _frame(settings, capture, serial, window, image)
-        timestep = index // settings.every
-        write_image(folder / f"{timestep:05d}.jpg", frame, quality)
-        rows.append(FrameRow(timestep, serial, index, split, _sharpness(frame[window.inside])))
+        write_image(folder / f"{index // every:05d}.jpg", frame, quality)
+        sharpness = _sharpness(frame[inside])
+        rows.append(FrameRow(index // every, serial, index, split, sharpness))
     return rows
+
+
+def _window(settings: IngestSettings, capture: Capture, header: Header) -> Window:
+    make = Window.whole if capture.prepared else Window.of
+    return make(settings, header.width, header.height)
+
+
+def _visible(capture: Capture, serial: str, window: Window) -> Image:
+    """(S, S) 255 where a camera's frames show the sensor, 0 in the padding of the crop."""
+    for path in (path for clips in capture.visible.values() for path in clips[serial].paths):
+        image = read_picture(path)
+        check_size(path, image.shape[1], image.shape[0], capture.full_size)
+        if image.max() > 127:  # else the view was marked as of no use, not as padded
+            size = (window.stored_width, window.stored_height)
+            known = cv2.resize(image[..., 1], size, interpolation=cv2.INTER_AREA) > 127
+            return np.where(window.apply(known.astype(np.uint8)) == 1, 255, 0).astype(np.uint8)
+    return window.visible()
+
+
+def _box(mask: Image) -> tuple[slice, slice]:
+    """Rows and columns of the box around the set pixels."""
+    x, y, width, height = cv2.boundingRect(mask)
+    return slice(y, y + height), slice(x, x + width)
 
 
 def _frame(
@@ -263,15 +289,16 @@ def _frame(
     8-bit rounding except across hard edges.
     """
     frame = window.apply(image)
-    return correct_colour(frame, capture.colours[serial]) if settings.colour_correction else frame
+    if not settings.colour_correction or capture.colours is None:
+        return frame
+    return correct_colour(frame, capture.colours[serial])
 
 
-def _read_plate(path: Path, window: Window) -> Image:
-    """A plate at the stored size of the videos; real plates are larger than reduced videos."""
-    plate = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if plate is None:
-        raise UserError(f"the background plate {path} is not a readable image; copy it again.")
-    check_size(path, plate.shape[1], plate.shape[0])
+def _read_plate(capture: Capture, serial: str, window: Window) -> Image:
+    """A plate at the stored size of the clips; real plates are larger than reduced videos."""
+    path = capture.plates[serial]
+    plate = read_picture(path)
+    check_size(path, plate.shape[1], plate.shape[0], capture.full_size)
     size = (window.stored_width, window.stored_height)
     return cv2.resize(plate, size, interpolation=cv2.INTER_AREA)
 

@@ -1,178 +1,158 @@
-"""Captures in the layout of NeRSemble v2.
+"""Captures in the layouts of NeRSemble.
+
+v2 (github.com/tobias-kirschstein/nersemble-data); a capture is one participant's folder:
 
     calibration/camera_params.json        world_2_cam per serial number, one shared intrinsics
-    calibration/color_calibration.json    colour matrix per serial number (optional)
+    calibration/color_calibration.json    (3, terms) colour matrix per serial number
     sequences/<sequence>/images/cam_<serial>.mp4
     sequences/BACKGROUND/image_<serial>.jpg    plates without the subject (optional)
 
-Layout and conventions: github.com/tobias-kirschstein/nersemble-data. Another layout is another
-function that returns the same `Capture`.
+Benchmark (github.com/tobias-kirschstein/nersemble-benchmark), <download>/nvs/<participant>: as v2
+but for intrinsics per serial number, 1100×1604 images, no colour calibration, and alpha in
+sequences/<sequence>/alpha_maps/cam_<serial>.mp4. Held-out cameras are calibrated but have no
+video. Written from the published description and downloader; no download was read here. That the
+intrinsics refer to the 1100×1604 pixels is our reading, which the check of the principal point
+guards. The monocular benchmark (512×512 crops of one camera) is no multi-view capture and refused.
+
+v1 (github.com/tobias-kirschstein/nersemble); a capture is <download>/camera_params/<participant>,
+the one folder that a participant has once:
+
+    camera_params/<participant>/camera_params.json    as in v2
+    color_correction/<participant>/<serial>.npy       affine (3 or 4, 4), see `colour.Affine`
+    sequence_<sequence>_part-<n>/<participant>/<sequence>/cam_<serial>.mp4
+    sequence_BACKGROUND_part-1/<participant>/BACKGROUND/image_<serial>.jpg
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eavatar.cameras import Camera
-from eavatar.capture.colour import TERMS
-from eavatar.capture.video import Header, read_header
+from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
+from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
+from eavatar.capture.recording import Capture, Clips
+from eavatar.capture.video import Clip
 from eavatar.errors import UserError
 from eavatar.io import read_json
+from eavatar.layouts import BACKGROUND, v1_folders
 
-Array = NDArray[np.float64]
-
-FULL_WIDTH, FULL_HEIGHT = 2200, 3208  # the pixels that NeRSemble's intrinsics refer to
-SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
-RIGID_TOLERANCE = 1e-3  # of the entries of RᵀR; published calibrations are rounded to float32
+FULL_SIZE = (2200, 3208)  # the pixels that NeRSemble's intrinsics refer to
+BENCHMARK_SIZE = (1100, 1604)
 
 
-@dataclass(frozen=True)
-class Capture:
-    """The raw recording of a subject: calibration in memory, images by path.
-
-    Attributes:
-        root: the capture's folder.
-        cameras: serial number to camera, in full-size pixels whatever the size of the images.
-        colours: serial number to (3, terms) colour matrix; empty if there is no calibration.
-        videos: sequence to serial number to video; every sequence has every camera.
-        plates: serial number to the image without the subject; may be empty.
-    """
-
-    root: Path
-    cameras: Mapping[str, Camera]
-    colours: Mapping[str, Array]
-    videos: Mapping[str, Mapping[str, Path]]
-    plates: Mapping[str, Path]
+def read_v2(root: Path) -> Capture:
+    """A participant of NeRSemble v2; `UserError` where it is malformed."""
+    cameras = _read_cameras(root / "calibration" / "camera_params.json", FULL_SIZE)
+    colours = _read_polynomials(root / "calibration" / "color_calibration.json", cameras)
+    plates = _by_serial([root / "sequences" / BACKGROUND], "image_*.jpg")
+    return Capture(root, cameras, colours, _clips_of(root, "images"), plates, {}, {})
 
 
-def open_capture(root: Path) -> Capture:
-    """Read the calibration and list the images of a NeRSemble v2 capture; no image is read.
-
-    Raises:
-        UserError: a file is missing or malformed, or a camera is not rigid.
-    """
-    sequences = root / "sequences"
-    if not sequences.is_dir():
-        raise UserError(f"{root} is not a NeRSemble v2 capture: it has no folder 'sequences'.")
-    cameras = _read_cameras(root / "calibration" / "camera_params.json")
-    folders = sorted(path for path in sequences.glob("*/images") if path.is_dir())
-    videos = {folder.parent.name: _by_serial(folder, "cam_*.mp4") for folder in folders}
-    if not videos:
-        raise UserError(f"{sequences} holds no sequence (<sequence>/images/cam_<serial>.mp4).")
-    colours = _read_colours(root / "calibration" / "color_calibration.json", cameras)
-    plates = _by_serial(sequences / "BACKGROUND", "image_*.jpg")
-    return Capture(root, cameras, colours, videos, plates)
+def read_benchmark(root: Path) -> Capture:
+    """A participant of the benchmark for novel views; `UserError` where it is malformed."""
+    clips = _clips_of(root, "images")
+    recorded = {serial for by_serial in clips.values() for serial in by_serial}
+    stored = _read_cameras(root / "calibration" / "camera_params.json", BENCHMARK_SIZE)
+    cameras = {serial: c.resize(*FULL_SIZE) for serial, c in stored.items() if serial in recorded}
+    if not cameras:
+        raise UserError(f"{root}: no camera has both a calibration and a video; download it again.")
+    return Capture(root, cameras, None, clips, {}, _clips_of(root, "alpha_maps"), {})
 
 
-def check_videos(capture: Capture, sequences: Sequence[str]) -> dict[str, Header]:
-    """Check that the videos of some sequences are complete and agree; give each sequence's header.
-
-    Fast: only containers are opened (see `read_header`).
-
-    Raises:
-        UserError: a sequence that the capture lacks, a camera without a video or the reverse, a
-            truncated video, a size that is not that
-            of the full image scaled down, or videos of different sizes or lengths.
-    """
-    headers: dict[str, Header] = {}
-    for sequence in sequences:
-        if sequence not in capture.videos:
-            raise UserError(f"{capture.root} has no sequence '{sequence}'.")
-        folder = capture.root / "sequences" / sequence / "images"
-        _match_videos(folder, capture.videos[sequence], capture.cameras)
-        for path in capture.videos[sequence].values():
-            header = read_header(path)
-            first = headers.setdefault(sequence, header)
-            if header.frames != first.frames:
-                raise UserError(
-                    f"{path} has {header.frames} frames but other cameras of {sequence} have "
-                    f"{first.frames}; the videos of a sequence must be synchronised."
-                )
-            check_size(path, header.width, header.height)
-            size = next(iter(headers.values()))
-            if (header.width, header.height) != (size.width, size.height):
-                raise UserError(
-                    f"{path} has {header.width}×{header.height} pixels but other videos have "
-                    f"{size.width}×{size.height}; store all videos at one size."
-                )
-    return headers
-
-
-def check_size(path: Path, width: int, height: int) -> None:
-    """Raise `UserError` unless an image is the full image at another size."""
-    if abs(height - width * FULL_HEIGHT / FULL_WIDTH) > SIZE_TOLERANCE:
+def read_v1(root: Path) -> Capture:
+    """A participant of NeRSemble v1; `UserError` where it is malformed."""
+    cameras = _read_cameras(root / "camera_params.json", FULL_SIZE)
+    folders = v1_folders(root)
+    plates = _by_serial(folders.pop(BACKGROUND, []), "image_*.jpg")
+    if not folders:
         raise UserError(
-            f"{path} has {width}×{height} pixels, which is not {FULL_WIDTH}×{FULL_HEIGHT} scaled; "
-            "give the uncropped image."
+            f"{root.parent.parent} holds no video of participant {root.name} "
+            f"(sequence_<sequence>_part-<n>/{root.name}/<sequence>/cam_<serial>.mp4)."
         )
+    clips = {name: _videos(parts) for name, parts in folders.items()}
+    colours = _read_affines(root.parent.parent / "color_correction" / root.name, cameras)
+    return Capture(root, cameras, colours, clips, plates, {}, {})
 
 
-def _by_serial(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files named <word>_<serial>.<suffix>, by serial number."""
-    return {path.stem.split("_", 1)[1]: path for path in sorted(folder.glob(pattern))}
+def _clips_of(root: Path, kind: str) -> Clips:
+    """The videos of all sequences in the folders of one kind: images or alpha_maps."""
+    folders = sorted(path for path in root.glob(f"sequences/*/{kind}") if path.is_dir())
+    if not folders:
+        raise UserError(
+            f"{root / 'sequences'} holds no sequence (<sequence>/{kind}/cam_<serial>.mp4)."
+        )
+    return {folder.parent.name: _videos([folder]) for folder in folders}
 
 
-def _match_videos(folder: Path, videos: Mapping[str, Path], cameras: Mapping[str, Camera]) -> None:
-    for serial, path in videos.items():
-        if serial not in cameras:
-            raise UserError(f"the calibration lacks camera {serial}, which recorded {path}.")
-    for serial in cameras:
-        if serial not in videos:
-            raise UserError(
-                f"the video of camera {serial} is missing: "
-                f"{folder}/cam_{serial}.mp4 does not exist."
-            )
+def _videos(folders: Iterable[Path]) -> dict[str, Clip]:
+    return {serial: Clip((path,)) for serial, path in _by_serial(folders, "cam_*.mp4").items()}
 
 
-def _read_cameras(path: Path) -> dict[str, Camera]:
+def _by_serial(folders: Iterable[Path], pattern: str) -> dict[str, Path]:
+    """Files named <word>_<serial>.<suffix> of some folders, by serial number."""
+    files: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
+        serial = path.stem.split("_", 1)[1]
+        if serial in files:
+            raise UserError(f"{path} and {files[serial]} are of the same camera; remove one.")
+        files[serial] = path
+    return files
+
+
+def _read_cameras(path: Path, size: tuple[int, int]) -> dict[str, Camera]:
+    """The cameras of camera_params.json, whose intrinsics are shared or by serial number."""
     content = read_json(path, "the camera calibration")
-    if not isinstance(content, dict) or not isinstance(content.get("world_2_cam"), dict):
+    table = content.get("world_2_cam") if isinstance(content, dict) else None
+    if not isinstance(table, dict) or not table:
         raise UserError(f"{path} lacks the table 'world_2_cam' of serial numbers and matrices.")
-    intrinsics = _matrix(content.get("intrinsics"), (3, 3), f"{path}: intrinsics")
-    if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0 or intrinsics[2].tolist() != [0, 0, 1]:
-        raise UserError(f"{path}: intrinsics need positive focal lengths and the last row 0, 0, 1.")
+    given: Any = content.get("intrinsics")
     cameras = {}
-    for serial, rows in sorted(content["world_2_cam"].items()):
-        world_to_camera = _matrix(rows, (4, 4), f"{path}: camera {serial}")
-        rotation = world_to_camera[:3, :3]
-        rigid = np.allclose(rotation.T @ rotation, np.eye(3), rtol=0, atol=RIGID_TOLERANCE)
-        if not rigid or np.linalg.det(rotation) < 0 or world_to_camera[3].tolist() != [0, 0, 0, 1]:
-            raise UserError(
-                f"{path}: world_2_cam of camera {serial} is no rotation and translation."
-            )
-        cameras[serial] = Camera(intrinsics, world_to_camera, FULL_WIDTH, FULL_HEIGHT)
+    for serial, rows in sorted(table.items()):
+        where = f"{path}: camera {serial}"
+        own = given.get(serial) if isinstance(given, dict) else given
+        intrinsics = read_intrinsics(own, *size, where)
+        cameras[serial] = read_camera(intrinsics, rows, *size, where)
     return cameras
 
 
-def _read_colours(path: Path, cameras: Mapping[str, Camera]) -> dict[str, Array]:
+def _read_polynomials(path: Path, cameras: Mapping[str, Camera]) -> dict[str, Colour]:
     if not path.exists():
         return {}
     content = read_json(path, "the colour calibration")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no table of serial numbers and colour matrices; restore it.")
+    colours: dict[str, Colour] = {}
     for serial in cameras:
-        if serial not in content:
+        rows = content.get(serial)
+        if rows is None:
             raise UserError(f"{path} lacks camera {serial}.")
-    colours = {serial: np.array(content[serial], dtype=np.float64) for serial in cameras}
-    for serial, matrix in colours.items():
-        if matrix.ndim != 2 or matrix.shape[0] != 3 or matrix.shape[1] not in TERMS:
+        first = rows[0] if isinstance(rows, list) and rows else None
+        terms = len(first) if isinstance(first, list) else 0
+        if terms not in TERMS:
             raise UserError(
-                f"{path}: the colour matrix of camera {serial} has shape {matrix.shape}, expected "
-                f"(3, n) with n one of {', '.join(map(str, TERMS))}."
+                f"{path}: the colour matrix of camera {serial} has {terms} columns, expected one "
+                f"of {', '.join(map(str, TERMS))}; restore the file."
             )
+        colours[serial] = Polynomial(finite_matrix(rows, (3, terms), f"{path}: camera {serial}"))
     return colours
 
 
-def _matrix(rows: Any, shape: tuple[int, int], where: str) -> Array:
-    """Nested lists as a finite matrix of the given shape, or a `UserError`."""
+def _read_affines(folder: Path, cameras: Mapping[str, Camera]) -> dict[str, Colour]:
+    if not folder.is_dir():
+        return {}
+    return {serial: _read_affine(folder / f"{serial}.npy") for serial in cameras}
+
+
+def _read_affine(path: Path) -> Affine:
+    if not path.is_file():
+        raise UserError(f"the colour correction of a camera is missing: {path} does not exist.")
     try:
-        matrix = np.array(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: not a {shape[0]}×{shape[1]} matrix of numbers.") from error
-    if matrix.shape != shape or not np.isfinite(matrix).all():
-        raise UserError(f"{where}: not a {shape[0]}×{shape[1]} matrix of finite numbers.")
-    return matrix
+        content = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{path} is no readable array; copy it again from its source.") from error
+    rows = content.shape[0] if getattr(content, "ndim", 0) == 2 else 3
+    return Affine(finite_matrix(content, (4 if rows == 4 else 3, 4), str(path))[:3])

@@ -1,4 +1,8 @@
-"""Reading MP4 files with PyAV: the header alone, a fast completeness check, sequential decoding."""
+"""The frames of one camera: a video read with PyAV, or an image file per frame.
+
+Videos are decoded from the first frame to the last, never by seeking; their containers alone give
+sizes and lengths, and tell a file that was cut off.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,91 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
+import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.errors import UserError
 
 Image = NDArray[Any]  # 8 bits; OpenCV and PyAV annotate no narrower type
 
+JPEG_END = b"\xff\xd9"  # decoders fill a JPEG that lacks it with grey, in silence
+TRAILER = 64  # bytes at the end of a file in which the marker must be; some writers pad
+
 
 @dataclass(frozen=True)
 class Header:
-    """What the container of a video declares: image size in pixels and number of frames."""
+    """What is known of a clip without decoding it.
+
+    Attributes:
+        width, height: image size, pixels.
+        frames: number of frames.
+        gaps: indices of the frames before which the timestamps leave out at least one frame.
+    """
 
     width: int
     height: int
     frames: int
+    gaps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of one camera of one sequence, in order.
+
+    Attributes:
+        paths: (1,) a video, or (T,) an image file per frame.
+    """
+
+    paths: tuple[Path, ...]
+
+    @property
+    def is_video(self) -> bool:
+        return self.paths[0].suffix == ".mp4"
+
+    def header(self) -> Header:
+        """Size and length; `UserError` if the video is cut off or an image file is missing."""
+        if self.is_video:
+            return read_header(self.paths[0])
+        for path in self.paths:
+            if not path.is_file():
+                raise UserError(f"the image {path} does not exist; copy it again from its source.")
+        height, width = read_picture(self.paths[0]).shape[:2]
+        return Header(width, height, len(self.paths))
+
+    def decode(self, every: int = 1) -> Iterator[tuple[int, Image]]:
+        """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first.
+
+        Raises:
+            UserError: a frame cannot be decoded, has another size than the first, or is missing.
+        """
+        if self.is_video:
+            yield from decode(self.paths[0], every)
+            return
+        shape = None
+        for index in range(0, len(self.paths), every):
+            image = read_picture(self.paths[index])
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise UserError(
+                    f"{self.paths[index]} has {image.shape[1]}×{image.shape[0]} pixels but "
+                    f"{self.paths[0]} has {shape[1]}×{shape[0]}; copy it again from its source."
+                )
+            yield index, image
+
+
+def read_picture(path: Path) -> Image:
+    """An (H, W, 3) BGR image file; `UserError` if it is missing, cut off or no image."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the image {path} cannot be read ({error.strerror}).") from error
+    if path.suffix == ".jpg" and JPEG_END not in content[-TRAILER:]:
+        raise UserError(f"{path} is cut off; copy it again from its source.")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if image is None:
+        raise UserError(f"{path} is not a readable image; copy it again from its source.")
+    return image
 
 
 def read_header(path: Path) -> Header:

@@ -43,7 +43,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
-from eavatar.capture.nersemble import open_capture
+from eavatar.capture.captures import open_capture
 from eavatar.errors import UserError
 from eavatar.frames import read_grey
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require

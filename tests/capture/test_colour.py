@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eavatar.capture.colour import TERMS, correct_colour, polynomial
+from eavatar.capture.colour import TERMS, Polynomial, correct_colour, polynomial
 
 # The terms at (R, G, B) = (2, 3, 5), where every monomial has a value of its own, as computed by
 # matrix_augmented_Cheung2004 of colour-science.
@@ -42,7 +42,7 @@ def test_the_terms_are_those_of_colour_science(terms: int) -> None:
 def test_the_identity_changes_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     image[0] = np.arange(30)[:, None]  # the dark end, where the encoding is steepest
-    np.testing.assert_array_equal(correct_colour(image, np.eye(3)), image)
+    np.testing.assert_array_equal(correct_colour(image, Polynomial(np.eye(3))), image)
 
 
 @pytest.mark.parametrize("terms", [3, 11, 22])
@@ -57,5 +57,5 @@ def test_correction_agrees_with_the_formula(terms: int) -> None:
     expected = np.where(
         corrected <= 0.0031308, corrected * 12.92, 1.055 * corrected ** (1 / 2.4) - 0.055
     )
-    difference = correct_colour(image, matrix)[..., ::-1] - expected * 255
+    difference = correct_colour(image, Polynomial(matrix))[..., ::-1] - expected * 255
     assert np.abs(difference).max() < 0.6  # half a level for the rounding, and the table's step

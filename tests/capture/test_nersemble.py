@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from small_capture import (
     write_video,
 )
 
-from eavatar.capture.nersemble import check_videos, open_capture
+from eavatar.capture.captures import open_capture
+from eavatar.capture.recording import check_videos
 from eavatar.capture.video import decode, read_header
 from eavatar.errors import UserError
 
@@ -38,7 +38,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 def test_a_sound_capture_opens(capture: Path) -> None:
     raw = open_capture(capture)
     assert list(raw.cameras) == sorted(SERIALS)
-    assert list(raw.videos) == ["EXP-1-head", "FREE"]
+    assert list(raw.clips) == ["EXP-1-head", "FREE"]
     assert raw.plates == {}
     camera = raw.cameras[SERIALS[0]]
     assert (camera.width, camera.height) == (2200, 3208)
@@ -101,12 +101,12 @@ def test_a_colour_matrix_of_no_known_polynomial_is_refused(capture: Path) -> Non
         content[SERIALS[0]] = np.ones((3, 6)).tolist()
 
     edit(capture / "calibration" / "color_calibration.json", widen)
-    with pytest.raises(UserError, match=re.escape("shape (3, 6)")):
+    with pytest.raises(UserError, match="6 columns"):
         open_capture(capture)
 
 
 def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a NeRSemble v2 capture"):
+    with pytest.raises(UserError, match="no capture of a known layout"):
         open_capture(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_videos_of_different_lengths_are_refused(capture: Path) -> None:
 def test_videos_of_different_sizes_are_refused(capture: Path) -> None:
     folder = capture / "sequences" / "FREE" / "images"
     write_video(folder / f"cam_{SERIALS[0]}.mp4", [np.zeros((160, 110, 3), np.uint8)] * 4)
-    with pytest.raises(UserError, match="store all videos at one size"):
+    with pytest.raises(UserError, match="store all at one size"):
         check_videos(open_capture(capture), ["FREE"])
 
 
@@ -175,5 +175,5 @@ def test_subject_901_opens() -> None:
     raw = open_capture(Path(os.environ["EAVATAR_SHARED"]) / "captures" / "901")
     assert len(raw.cameras) == 16
     assert len(raw.plates) == 16
-    headers = check_videos(raw, list(raw.videos))
+    headers = check_videos(raw, list(raw.clips))
     assert sorted(header.frames for header in headers.values()) == [16, 24, 24, 24, 24, 24]

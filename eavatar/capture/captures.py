@@ -1,0 +1,70 @@
+"""Opening a capture or its alpha, whatever the layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eavatar.capture.gha import read_gha
+from eavatar.capture.nersemble import FULL_SIZE, read_benchmark, read_v1, read_v2
+from eavatar.capture.recording import Capture, Clips
+from eavatar.capture.video import Clip
+from eavatar.errors import UserError
+from eavatar.layouts import Layout, recognise
+
+READERS = {
+    Layout.NERSEMBLE_V1: read_v1,
+    Layout.NERSEMBLE_V2: read_v2,
+    Layout.BENCHMARK: read_benchmark,
+    Layout.GHA: read_gha,
+}
+
+
+def open_capture(root: Path) -> Capture:
+    """Read the calibration and list the images of a capture; no image is read.
+
+    Raises:
+        UserError: the folder has no known layout (see `eavatar.layouts`), a file is missing or
+            malformed, or a camera is not rigid.
+    """
+    return READERS[recognise(root)](root)
+
+
+@dataclass(frozen=True)
+class Mattes:
+    """Alpha that was made elsewhere.
+
+    Attributes:
+        clips: sequence to serial number to clip.
+        full_size: width and height of the uncropped image, pixels.
+        prepared: the images are cropped already (see `Capture`).
+    """
+
+    clips: Clips
+    full_size: tuple[int, int]
+    prepared: bool
+
+
+def open_mattes(folder: Path) -> Mattes:
+    """The alpha in a folder of <sequence>/cam_<serial>.mp4, or that a capture's layout brings.
+
+    Raises:
+        UserError: the folder holds neither.
+    """
+    videos: dict[str, dict[str, Clip]] = {}
+    for path in sorted(folder.glob("*/cam_*.mp4")):
+        videos.setdefault(path.parent.name, {})[path.stem.removeprefix("cam_")] = Clip((path,))
+    if videos:
+        return Mattes(videos, FULL_SIZE, prepared=False)
+    nothing = UserError(
+        f"{folder} holds neither an alpha video of cameras (<sequence>/cam_<serial>.mp4) nor a "
+        "capture in a layout that brings alpha; correct the sheet's column 'mattes'."
+    )
+    try:
+        layout = recognise(folder)
+    except UserError as error:
+        raise nothing from error
+    capture = READERS[layout](folder)
+    if not capture.mattes:
+        raise nothing
+    return Mattes(capture.mattes, capture.full_size, capture.prepared)

@@ -1,0 +1,150 @@
+"""Captures in the layout that Gaussian Head Avatar's code trains on.
+
+    images/<timestep>/image_<camera>.jpg      square crops, any size; their lowres_ copies unused
+    images/<timestep>/mask_<camera>.jpg       alpha: the layout's own mattes (optional)
+    images/<timestep>/visible_<camera>.jpg    0 in the padding of the crop (optional)
+    cameras/<timestep>/camera_<camera>.npz    extrinsic (3, 4) world-to-camera, OpenCV; intrinsic
+                                              (3, 3) in the image's pixels, 2048×2048 as published
+    background/image_<camera>.jpg             plates, cropped like the images (optional)
+    held_out/{images,cameras}/<timestep>/     ours: timesteps that GHA's code must not train on
+    sequences/<name>.txt                      ours: the timesteps of a sequence, one folder name
+                                              per line (optional)
+
+The crop and the thinning in time are made already. Timesteps are the folders named by a number, in
+numeric order. The layout knows no sequences: without lists, images/ is one called 'all', and a
+test set needs lists. params/, if there, is not read: the face is fitted anew.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eavatar.cameras import Camera
+from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
+from eavatar.capture.recording import Capture
+from eavatar.capture.video import Clip, read_picture
+from eavatar.errors import UserError
+from eavatar.layouts import GHA_PARTS
+
+STILL = 1e-4  # of the camera's matrices over time: metres, and pixels
+
+
+def read_gha(root: Path) -> Capture:
+    """A folder in the layout of Gaussian Head Avatar; `UserError` where it is malformed.
+
+    One image is read, for its size. The cameras are those of the first timestep; that they stand
+    still is checked where sequences begin and end, as every timestep has a file per camera.
+    """
+    sequences: dict[str, list[Path]] = {}
+    for part, whole in GHA_PARTS.items():
+        if (root / part / "images").is_dir():
+            for name, folders in _sequences(root / part, whole).items():
+                if name in sequences:
+                    raise UserError(f"{root}: both parts list a sequence '{name}'; rename one.")
+                sequences[name] = folders
+    first = next(iter(sequences.values()))[0]
+    names = [path.stem.removeprefix("image_") for path in sorted(first.glob("image_*.jpg"))]
+    serials = [name for name in names if not name.startswith("lowres_")]
+    if not serials:
+        raise UserError(f"{first} holds no image_<camera>.jpg; copy the folder again.")
+    height, width = read_picture(first / f"image_{serials[0]}.jpg").shape[:2]
+
+    def clips(kind: str) -> dict[str, dict[str, Clip]]:
+        if not all((first / f"{kind}_{serial}.jpg").exists() for serial in serials):
+            return {}
+        return {
+            name: {
+                serial: Clip(tuple(folder / f"{kind}_{serial}.jpg" for folder in folders))
+                for serial in serials
+            }
+            for name, folders in sequences.items()
+        }
+
+    ends = [folder for folders in sequences.values() for folder in (folders[0], folders[-1])]
+    return Capture(
+        root,
+        cameras={serial: _read_still_camera(ends, serial, width, height) for serial in serials},
+        colours=None,
+        clips=clips("image"),
+        plates={
+            serial: path
+            for serial in serials
+            if (path := root / "background" / f"image_{serial}.jpg").exists()
+        },
+        mattes=clips("mask"),
+        visible=clips("visible"),
+        prepared=True,
+    )
+
+
+def _timesteps(part: Path) -> dict[int, Path]:
+    """Number to folder of the timesteps, in order."""
+    folders = [path for path in (part / "images").iterdir() if path.name.isdecimal()]
+    if not folders:
+        raise UserError(f"{part / 'images'} holds no timestep (0000/, 0001/, …).")
+    numbers = [int(path.name) for path in folders]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{part / 'images'} has two folders of one number; remove one.")
+    return dict(sorted(zip(numbers, folders, strict=True)))
+
+
+def _sequences(part: Path, whole: str) -> dict[str, list[Path]]:
+    """Sequence to the folders of its timesteps, in order; without lists all are one sequence."""
+    timesteps = _timesteps(part)
+    owners: dict[int, Path] = {}
+    sequences = {}
+    for path in sorted(part.glob("sequences/*.txt")):
+        numbers = _read_numbers(path)
+        for number in numbers:
+            if number not in timesteps:
+                raise UserError(f"{path} lists {number}, which is no folder of {part / 'images'}.")
+            if number in owners:
+                raise UserError(f"{path} and {owners[number]} both list {number}; remove one.")
+            owners[number] = path
+        sequences[path.stem] = [timesteps[number] for number in sorted(numbers)]
+    return sequences or {whole: list(timesteps.values())}
+
+
+def _read_numbers(path: Path) -> list[int]:
+    try:
+        words = path.read_text().split()
+        numbers = [int(word) for word in words]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must list folder names of timesteps, one per line.") from error
+    if not numbers:
+        raise UserError(f"{path} is empty; list the sequence's timesteps or remove it.")
+    return numbers
+
+
+def _read_still_camera(ends: Sequence[Path], serial: str, width: int, height: int) -> Camera:
+    """A camera's calibration, which must be the same at the timesteps of some image folders."""
+    paths = [
+        end.parent.parent / "cameras" / end.name / f"camera_{serial}.npz"
+        for end in dict.fromkeys(ends)
+    ]
+    cameras = [_read_camera(path, width, height) for path in paths]
+    for camera, path in zip(cameras, paths, strict=True):
+        moved = np.abs(camera.world_to_camera - cameras[0].world_to_camera).max()
+        zoomed = np.abs(camera.intrinsics - cameras[0].intrinsics).max()
+        if max(moved, zoomed) > STILL:
+            raise UserError(f"{path} differs from {paths[0]}; cameras must stand still.")
+    return cameras[0]
+
+
+def _read_camera(path: Path, width: int, height: int) -> Camera:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            extrinsic, intrinsic = content["extrinsic"], content["intrinsic"]
+    except FileNotFoundError as error:
+        raise UserError(f"the calibration {path} does not exist; copy it again.") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is no .npz file of arrays 'extrinsic' and 'intrinsic'; copy it again."
+        ) from error
+    rows = np.vstack([finite_matrix(extrinsic, (3, 4), f"{path}: extrinsic"), [0, 0, 0, 1]])
+    intrinsics = read_intrinsics(intrinsic, width, height, str(path))
+    return read_camera(intrinsics, rows, width, height, str(path))

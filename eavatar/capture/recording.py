@@ -1,0 +1,125 @@
+"""What a raw recording is, whatever its layout, and the check that its clips are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eavatar.cameras import Camera
+from eavatar.capture.colour import Colour
+from eavatar.capture.video import Clip, Header
+from eavatar.errors import UserError
+
+SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
+
+Clips = Mapping[str, Mapping[str, Clip]]
+"""Sequence to serial number to clip."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The raw recording of a subject: calibration in memory, images by path.
+
+    Attributes:
+        root: the capture's folder.
+        cameras: serial number to camera, in the pixels of the full-size image whatever the size of
+            the stored ones.
+        colours: serial number to colour correction; empty if its files are missing, None if the
+            layout has none and the images are used as they are.
+        clips: the colour images; `check_videos` finds those that are missing.
+        plates: serial number to the image without the subject; may be empty.
+        mattes: the alpha that the layout itself brings, as clips beside the colour images; may be
+            empty. A user who wants them names the capture's folder in the column ``mattes``.
+        visible: images that are 0 in the padding of a crop made earlier, and everywhere where a
+            view is of no use; may be empty.
+        prepared: the images are cropped and thinned out in time already: the settings ``crop_*``
+            and ``every`` do not apply to them.
+    """
+
+    root: Path
+    cameras: Mapping[str, Camera]
+    colours: Mapping[str, Colour] | None
+    clips: Clips
+    plates: Mapping[str, Path]
+    mattes: Clips
+    visible: Clips
+    prepared: bool = False
+
+    @property
+    def full_size(self) -> tuple[int, int]:
+        """Width and height of the image that the calibration refers to, pixels."""
+        camera = next(iter(self.cameras.values()))
+        return camera.width, camera.height
+
+
+def check_videos(
+    capture: Capture, sequences: Sequence[str], cameras: Iterable[str] | None = None
+) -> dict[str, Header]:
+    """Check that the clips of some sequences are complete and agree; give each sequence's header.
+
+    Fast: of a video only the container is opened (see `read_header`), of images the first.
+
+    Args:
+        cameras: serial numbers to check; all that are calibrated or have recorded if None.
+    Raises:
+        UserError: a sequence that the capture lacks, a camera without a clip or without
+            calibration, a truncated video, a missing image, a size that is not that of the full
+            image scaled down, or clips of different sizes or lengths.
+    """
+    headers: dict[str, Header] = {}
+    for sequence in sequences:
+        if sequence not in capture.clips:
+            raise UserError(f"{capture.root} has no sequence '{sequence}'.")
+        clips = capture.clips[sequence]
+        for serial in sorted({*clips, *capture.cameras} if cameras is None else cameras):
+            _match(capture, sequence, serial)
+            header, path = clips[serial].header(), clips[serial].paths[0]
+            check_size(path, header.width, header.height, capture.full_size)
+            _agree(path, header, headers.setdefault(sequence, header), sequence)
+            size = next(iter(headers.values()))
+            if (header.width, header.height) != (size.width, size.height):
+                raise UserError(
+                    f"{path} has {header.width}×{header.height} pixels but other clips have "
+                    f"{size.width}×{size.height}; store all at one size."
+                )
+    return headers
+
+
+def check_size(path: Path, width: int, height: int, full_size: tuple[int, int]) -> None:
+    """Raise `UserError` unless an image is the full image at another size."""
+    full_width, full_height = full_size
+    if abs(height - width * full_height / full_width) > SIZE_TOLERANCE:
+        raise UserError(
+            f"{path} has {width}×{height} pixels, which is not {full_width}×{full_height} scaled; "
+            "give the uncropped image."
+        )
+
+
+def _match(capture: Capture, sequence: str, serial: str) -> None:
+    clips = capture.clips[sequence]
+    if serial not in capture.cameras:
+        raise UserError(
+            f"the calibration lacks camera {serial}, which recorded {clips[serial].paths[0]}; "
+            "restore it or leave the camera out with capture.ingest.cameras."
+        )
+    if serial not in clips:
+        folder = next(iter(clips.values())).paths[0].parent if clips else capture.root
+        raise UserError(
+            f"the video of camera {serial} is missing from {sequence}: {folder} has no "
+            f"cam_{serial}.mp4; restore it or leave the camera out with capture.ingest.cameras."
+        )
+
+
+def _agree(path: Path, header: Header, first: Header, sequence: str) -> None:
+    if header.frames != first.frames:
+        raise UserError(
+            f"{path} has {header.frames} frames but other cameras of {sequence} have "
+            f"{first.frames}; the videos of a sequence must be synchronised: copy it again."
+        )
+    if header.gaps != first.gaps:
+        frame = min({*header.gaps} ^ {*first.gaps})
+        raise UserError(
+            f"{path} and other cameras of {sequence} do not skip the same frames: their times "
+            f"differ at frame {frame}; the videos must be synchronised: copy it again."
+        )

@@ -1,0 +1,82 @@
+"""Which layout a capture has and where its sequences are, from the names of folders alone.
+
+No file is opened and nothing heavy is imported: a workflow asks this of every subject when it is
+parsed. The captures themselves are read by `eavatar.capture.captures`.
+
+    NeRSemble v2          <root>/sequences/<sequence>/images/cam_<serial>.mp4
+    NeRSemble benchmark   the same, and <root>/sequences/<sequence>/alpha_maps/cam_<serial>.mp4
+    NeRSemble v1          <root> is <download>/camera_params/<participant>; the videos are
+                          <download>/sequence_<sequence>_part-<n>/<participant>/<sequence>/cam_*.mp4
+    Gaussian Head Avatar  <root>/images/<timestep>/image_<camera>.jpg; <root>/sequences/<name>.txt
+                          lists the timesteps of a sequence, one folder name per line (optional);
+                          <root>/held_out is another such folder (optional)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from enum import Enum
+from pathlib import Path
+
+from eavatar.errors import UserError
+
+BACKGROUND = "BACKGROUND"  # the plates' folder among the sequences
+GHA_PARTS = {".": "all", "held_out": "held_out"}
+"""The parts of a Gaussian Head Avatar folder, and the one sequence of a part without lists."""
+
+
+class Layout(Enum):
+    """The layouts of captures, by the names that messages use."""
+
+    NERSEMBLE_V1 = "NeRSemble v1"
+    NERSEMBLE_V2 = "NeRSemble v2"
+    BENCHMARK = "NeRSemble benchmark"
+    GHA = "Gaussian Head Avatar"
+
+
+def recognise(root: Path) -> Layout:
+    """The layout of a capture.
+
+    Raises:
+        UserError: the folder has none of the layouts; the sentence says what each needs.
+    """
+    if (root / "images").is_dir() and (root / "cameras").is_dir():
+        return Layout.GHA
+    if root.parent.name == "camera_params" and (root / "camera_params.json").exists():
+        return Layout.NERSEMBLE_V1
+    if (root / "sequences").is_dir():
+        mattes = next(root.glob("sequences/*/alpha_maps"), None)
+        return Layout.BENCHMARK if mattes else Layout.NERSEMBLE_V2
+    raise UserError(
+        f"{root} is no capture of a known layout: it needs a folder 'sequences' (NeRSemble v2 and "
+        "benchmark), to be <download>/camera_params/<participant> (NeRSemble v1), or folders "
+        "'images' and 'cameras' (Gaussian Head Avatar)."
+    )
+
+
+def list_sequence_names(root: Path) -> list[str]:
+    """The names of a capture's sequences, sorted; plates are no sequence.
+
+    Raises:
+        UserError: the folder has none of the layouts.
+    """
+    layout = recognise(root)
+    if layout is Layout.GHA:
+        parts = {root / part: whole for part, whole in GHA_PARTS.items()}
+        return sorted(
+            name
+            for part, whole in parts.items()
+            if (part / "images").is_dir()
+            for name in ([path.stem for path in part.glob("sequences/*.txt")] or [whole])
+        )
+    if layout is Layout.NERSEMBLE_V1:
+        return sorted(set(v1_folders(root)) - {BACKGROUND})
+    return sorted(path.parent.name for path in root.glob("sequences/*/images") if path.is_dir())
+
+
+def v1_folders(root: Path) -> dict[str, list[Path]]:
+    """Sequence (BACKGROUND too) to its folders in the parts of a NeRSemble v1 download."""
+    folders = defaultdict(list)
+    for path in sorted(root.parent.parent.glob(f"sequence_*_part-*/{root.name}/*/")):
+        folders[path.name].append(path)
+    return dict(folders)

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from eavatar.errors import UserError
+from eavatar.layouts import list_sequence_names
 from eavatar.settings import Config, merge, read_yaml, select, validate
 
-COLUMNS = ("subject", "capture", "morphable_model", "landmarks", "mattes", "prior", "settings")
+REQUIRED = ("subject", "capture")
+FILES = ("morphable_model", "landmarks", "mattes", "prior", "settings")
+PATTERNS = ("sequences", "cameras")
+COLUMNS = (*REQUIRED, *FILES, *PATTERNS)
 GENERATED = "generated"
 GENERATED_SEQUENCES = (
     "EMO-1-shout+laugh",
@@ -35,70 +39,126 @@ class Subject:
         landmarks: folder of provided detections; mattes: folder of provided alpha videos.
         prior: head mesh made elsewhere.
         settings: YAML file laid over the configuration for this subject.
+        sequences, cameras: wildcards in place of those in ``capture.ingest``; none keeps them.
     """
 
     name: str
     capture: Path | None
-    morphable_model: Path | None
-    landmarks: Path | None
-    mattes: Path | None
-    prior: Path | None
-    settings: Path | None
+    morphable_model: Path | None = None
+    landmarks: Path | None = None
+    mattes: Path | None = None
+    prior: Path | None = None
+    settings: Path | None = None
+    sequences: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the sample sheet, read as far as it can be.
+
+    Attributes:
+        subject: None where its name or its capture is not usable.
+        faults: what is wrong, a sentence each.
+    """
+
+    subject: Subject | None
+    faults: tuple[str, ...]
 
 
 def read_subjects(sheet: Path) -> dict[str, Subject]:
     """The rows of a sample sheet by subject.
 
     Raises:
-        UserError: the sheet is missing, a column is unknown or missing, a subject stands twice, a
-            path does not exist; the sentence names the row.
+        UserError: the first fault of the sheet or of a row; the sentence names the row.
     """
+    rows = read_rows(sheet)
+    for row in rows:
+        if row.faults:
+            raise UserError(row.faults[0])
+    return {row.subject.name: row.subject for row in rows if row.subject}
+
+
+def read_rows(sheet: Path) -> list[Row]:
+    """The rows of a sample sheet, each with all that is wrong with it.
+
+    Raises:
+        UserError: the sheet is missing or no CSV file, or a column is unknown or missing.
+    """
+    cells = _read_cells(sheet)
+    names = [(row["subject"] or "").strip() for row in cells]
+    rows = []
+    for number, row in enumerate(cells):
+        read = _read_row(row, f"{sheet}, subject '{names[number]}'")
+        if names[number] in names[:number]:
+            twice = f"{sheet} lists the subject '{names[number]}' twice; remove one row."
+            read = Row(None, (*read.faults, twice))
+        rows.append(read)
+    return rows
+
+
+def _read_cells(sheet: Path) -> list[dict[str, Any]]:
     if not sheet.is_file():
         raise UserError(f"the sample sheet {sheet} does not exist; see config/README.md.")
-    with sheet.open(newline="") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        if sorted(header) != sorted(COLUMNS):
-            raise UserError(
-                f"{sheet} has columns {','.join(header)}; it needs {','.join(COLUMNS)}."
-            )
-        rows = list(reader)
-    subjects: dict[str, Subject] = {}
-    for row in rows:
-        subject = _subject(row, f"{sheet}, subject '{row['subject']}'")
-        if subject.name in subjects:
-            raise UserError(f"{sheet} lists the subject '{subject.name}' twice; remove one row.")
-        subjects[subject.name] = subject
-    return subjects
+    try:
+        with sheet.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a mark
+            reader = csv.DictReader(file)
+            header, cells = list(reader.fieldnames or []), list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{sheet} is not a CSV file in UTF-8 ({error}); save it as one.") from error
+    if not set(REQUIRED) <= set(header) <= set(COLUMNS) or len(set(header)) < len(header):
+        raise UserError(
+            f"{sheet} has columns {','.join(header)}; it needs {','.join(REQUIRED)} and may have "
+            f"{','.join((*FILES, *PATTERNS))}, each once."
+        )
+    return cells
 
 
-def _subject(row: Mapping[str, str | None], where: str) -> Subject:
-    cells = {column: (row[column] or "").strip() for column in COLUMNS}
-    name = cells["subject"]
-    if not name or name == "tables" or "/" in name or name.startswith("."):
-        raise UserError(f"{where}: the name must be a plain folder name and not 'tables'.")
-    if not cells["capture"]:
-        raise UserError(f"{where}: the column 'capture' is empty; give the raw capture's folder.")
-    paths = {column: Path(cells[column]) if cells[column] else None for column in COLUMNS[1:]}
-    if cells["capture"] == GENERATED:
-        paths["capture"] = None
-    for column, path in paths.items():
+def _read_row(row: Mapping[str, Any], where: str) -> Row:
+    cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
+    name, capture, faults = cells["subject"], cells["capture"], []
+    if None in row:  # where the reader puts what is beyond the last column
+        faults.append(f"{where}: more cells than the sheet has columns; quote or remove a comma.")
+    named = bool(name) and name != "tables" and "/" not in name and not name.startswith(".")
+    if not named:
+        faults.append(f"{where}: the name must be a plain folder name and not 'tables'.")
+    if not capture:
+        faults.append(f"{where}: the column 'capture' is empty; give the raw capture's folder.")
+    raw = Path(capture) if capture and capture != GENERATED else None
+    files = [Path(cells[column]) if cells[column] else None for column in FILES]
+    for column, path in zip(("capture", *FILES), (raw, *files), strict=True):
         if path is not None and not path.exists():
-            raise UserError(f"{where}: {column} {path} does not exist; correct the sheet.")
-    return Subject(name, **paths)
+            faults.append(f"{where}: {column} {path} does not exist; correct the sheet.")
+    sequences, cameras = (tuple(cells[column].replace(";", " ").split()) for column in PATTERNS)
+    model, landmarks, mattes, prior, settings = files
+    subject = Subject(name, raw, model, landmarks, mattes, prior, settings, sequences, cameras)
+    return Row(subject if named and capture else None, tuple(faults))
 
 
 def subject_config(
     subject: Subject, config: Mapping[str, Any], command_line: Mapping[str, Any]
 ) -> Config:
-    """The configuration, with the subject's overlay on it and the command line on top of both.
+    """The configuration of a subject, validated; see `merged_config`.
 
     Raises:
         UserError: a key is unknown or a value out of range; the sentence names both.
     """
+    return validate(Config, merged_config(subject, config, command_line), config_name(subject))
+
+
+def merged_config(
+    subject: Subject, config: Mapping[str, Any], command_line: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The configuration under the subject's overlay, its row's wildcards and the command line."""
     overlay = read_yaml(subject.settings) if subject.settings else {}
-    where = "configuration" + (f" with {subject.settings}" if subject.settings else "")
-    return validate(Config, merge(config, overlay, command_line), where)
+    patterns = {"sequences": list(subject.sequences), "cameras": list(subject.cameras)}
+    chosen = {"capture": {"ingest": {key: words for key, words in patterns.items() if words}}}
+    return merge(config, overlay, chosen, command_line)
+
+
+def config_name(subject: Subject) -> str:
+    """What sentences about a subject's settings call them."""
+    return "configuration" + (f" with {subject.settings}" if subject.settings else "")
 
 
 def check_requested(
@@ -132,14 +192,12 @@ def check_requested(
 
 def list_sequences(subject: Subject, config: Config) -> list[str]:
     """The sequences that the settings choose from a subject's capture folder, sorted."""
-    if subject.capture is None:
-        available = list(GENERATED_SEQUENCES)
-    else:
-        available = sorted(path.parent.name for path in subject.capture.glob("sequences/*/images"))
+    raw = subject.capture
+    available = GENERATED_SEQUENCES if raw is None else tuple(list_sequence_names(raw))
     chosen = select(available, config.capture.ingest.sequences, config.capture.ingest.exclude)
     if not chosen:
         raise UserError(
-            f"subject '{subject.name}': capture.ingest.sequences and exclude leave none of the "
-            f"sequences {available} in {subject.capture}."
+            f"subject '{subject.name}': capture.ingest.sequences (or the sheet's column sequences) "
+            f"and exclude leave none of the sequences {list(available)} in {raw}."
         )
     return chosen

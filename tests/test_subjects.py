@@ -7,10 +7,11 @@ import yaml
 
 from eavatar.errors import UserError
 from eavatar.subjects import (
-    COLUMNS,
+    FILES,
     GENERATED_SEQUENCES,
     check_requested,
     list_sequences,
+    read_rows,
     read_subjects,
     subject_config,
 )
@@ -19,7 +20,7 @@ CONFIG = Path(__file__).parents[1] / "config"
 BASE = yaml.safe_load((CONFIG / "config.yaml").read_text())
 
 
-def sheet(folder: Path, *rows: str, header: str = ",".join(COLUMNS)) -> Path:
+def sheet(folder: Path, *rows: str, header: str = ",".join(("subject", "capture", *FILES))) -> Path:
     path = folder / "subjects.csv"
     path.write_text("\n".join([header, *rows]) + "\n")
     return path
@@ -43,6 +44,34 @@ def test_rows_and_their_settings(tmp_path):
     demo = subject_config(subjects["demo"], BASE, {})
     assert subjects["demo"].capture is None
     assert list_sequences(subjects["demo"], demo) == list(GENERATED_SEQUENCES)
+
+
+def test_columns_may_be_missing_and_stand_in_any_order(tmp_path):
+    raw = capture(tmp_path, "FREE")
+    subject = read_subjects(sheet(tmp_path, f"{raw},074", header="capture,subject"))["074"]
+    assert (subject.capture, subject.landmarks, subject.sequences) == (raw, None, ())
+
+
+def test_wildcards_of_a_row_replace_those_of_the_settings(tmp_path):
+    raw = capture(tmp_path, "FREE", "EXP-6-tongue-1", "EXP-1-head", "EMO-1-shout+laugh", "SEN-01")
+    overlay = tmp_path / "few.yaml"
+    overlay.write_text("capture: {ingest: {cameras: ['1*'], every: 2}}")
+    header = "subject,capture,settings,sequences,cameras"
+    row = f"074,{raw},{overlay},EXP-* FREE;EMO-1*,2222*; 2217*"
+    subject = read_subjects(sheet(tmp_path, row, header=header))["074"]
+    config = subject_config(subject, BASE, {})
+    assert config.capture.ingest.cameras == ("2222*", "2217*")
+    assert config.capture.ingest.every == 2
+    # the settings' exclude still holds: no tongue
+    assert list_sequences(subject, config) == ["EMO-1-shout+laugh", "EXP-1-head", "FREE"]
+    command_line = {"capture": {"ingest": {"cameras": ["9*"]}}}
+    assert subject_config(subject, BASE, command_line).capture.ingest.cameras == ("9*",)
+
+
+def test_all_faults_of_all_rows_are_listed(tmp_path):
+    rows = read_rows(sheet(tmp_path, "a,/no,/no.h5,,,,", ",generated,,,,,", "b,,,,,,,7"))
+    assert [len(row.faults) for row in rows] == [2, 1, 2]
+    assert [row.subject is None for row in rows] == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@
     params/<number>/lmk_3d.npy    (66, 3) world, metres
     params/<number>/vertices.npy  (V, 3) world, metres
     background/image_<camera>.jpg
-    sequences/<sequence>.txt      the numbers of its frames, not read by GHA
-    held_out/                     the same folders for the held-out sequences
+    held_out/{images,…}           the same four folders for the held-out sequences
+    sequences/<sequence>.txt      the numbers of a sequence's frames, held-out or not; for us
     frames.csv                    number, folder, sequence, timestep, split
 
 Its loader trains on every folder in ``images/``, so the held-out frames stand apart; their numbers
@@ -115,7 +115,9 @@ def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: 
     for folder in sorted({frame.folder for frame in frames}):
         _write_plates(source, output / folder / "background")
     for name in source.tracking:
-        _write_sequence([frame for frame in frames if frame.sequence == name], output)
+        numbers = [f"{frame.number:04d}\n" for frame in frames if frame.sequence == name]
+        with atomic(output / "sequences" / f"{name}.txt") as temporary:
+            temporary.write_text("".join(numbers))
     with make_pool() as pool:
         work = pool.map(lambda frame: _write_frame(source, frame, output), frames)
         list(tqdm(work, "export", total=len(frames), unit="frame"))
@@ -191,13 +193,6 @@ def _write_plates(source: Source, folder: Path) -> None:
         path = source.capture / "plates" / f"{serial}.png"
         if path.is_file():  # a capture need not have plates, and GHA reads none for training
             _write_jpeg(folder / f"image_{serial}.jpg", _read_colour(path, "calibrate"))
-
-
-def _write_sequence(frames: list[ExportedFrame], output: Path) -> None:
-    """List the frames of one sequence."""
-    path = output / frames[0].folder / "sequences" / f"{frames[0].sequence}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{frame.number:04d}\n" for frame in frames))
 
 
 def _write_frame(source: Source, frame: ExportedFrame, output: Path) -> None:

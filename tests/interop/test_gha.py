@@ -123,7 +123,7 @@ def test_only_training_frames_are_where_gha_lists_them(exported):
         ("4", "held_out", "FREE", "1", "test"),
     ]
     assert (exported / "sequences/EXP-1-head.txt").read_text() == "0001\n0002\n"
-    assert (exported / "held_out/sequences/FREE.txt").read_text() == "0003\n0004\n"
+    assert (exported / "sequences/FREE.txt").read_text() == "0003\n0004\n"
 
 
 def test_images_have_three_channels_and_two_sizes(exported, subject):

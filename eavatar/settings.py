@@ -65,8 +65,11 @@ class LandmarkSettings(Settings):
     """`detect_landmarks`."""
 
     backend: Literal["face_alignment", "provided"]
-    detector: Literal["sfd", "blazeface"] = Field(description="face-alignment's face detector")
+    detector: Literal["sfd", "blazeface", "blazeface_back"] = Field(
+        description="face-alignment's face detector"
+    )
     image_size: int = Field(ge=128, description="side of the image given to the detector, pixels")
+    batch_size: int = Field(ge=1, description="images that go through a network at once")
 
 
 class FitSettings(Settings):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import logging
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eavatar.errors import UserError
+from eavatar.face.network import (
+    Image,
+    detect_boxes,
+    load_network,
+    locate_landmarks,
+    weights_folder,
+    weights_of,
+)
+from eavatar.face.views import Array, Faces, Indices, complete, usable
 from eavatar.io import LANDMARKS, Float, Landmarks, read_cameras, require, write_arrays
 from eavatar.settings import IngestSettings, LandmarkSettings
 
@@ -27,12 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where face-alignment 1.5.0 looks for its weights, by detector: $TORCH_HOME/hub/checkpoints/…
-LANDMARK_WEIGHTS = "3DFAN4-7835d9f11d.pth.tar"
-DETECTOR_WEIGHTS = {
-    "sfd": ("s3fd-619a316812.pth",),
-    "blazeface": ("blazeface.pth", "anchors.npy"),
-}
+MOST_FACES = 3  # of a frame, the most certain; more are never the person that stands in the middle
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class Frames:
         folder: holds ``<camera>/<timestep:05d>.jpg``.
         serials: (C,) cameras, sorted.
         source_frames: (T, C) frame of the raw video; -1 where there is no frame.
+        projections: (C, 3, 4) world metres to pixels of the frames.
         size: side of the square frames, pixels.
     """
 
     folder: Path
     serials: list[str]
-    source_frames: NDArray[np.int64]
+    source_frames: Indices
+    projections: Array
     size: int
 
 
@@ -95,7 +103,11 @@ def read_frames(capture: Path, sequence: str) -> Frames:
         raise UserError(f"{index} lists no frames; ingest the sequence again.")
     source_frames = np.full((max(keys)[0] + 1, len(serials)), -1, dtype=np.int64)
     source_frames[tuple(np.transpose(keys))] = sources
-    return Frames(capture / sequence, serials, source_frames, cameras[serials[0]].width)
+    projections = np.stack(
+        [camera.intrinsics @ camera.world_to_camera[:3] for camera in cameras.values()]
+    )
+    size = cameras[serials[0]].width
+    return Frames(capture / sequence, serials, source_frames, projections, size)
 
 
 # --- provided -----------------------------------------------------------------------------------
@@ -161,61 +173,88 @@ def read_provided(path: Path) -> tuple[list[str], NDArray[np.floating], NDArray[
 def face_alignment(
     settings: LandmarkSettings, ingest: IngestSettings, frames: Frames, landmarks: Path | None
 ) -> tuple[Float, Float]:
-    """Detections of the package face-alignment (Bulat and Tzimiropoulos 2017) on every frame."""
+    """Detections of the package face-alignment (Bulat and Tzimiropoulos 2017) on every frame.
+
+    Faces that the detector misses are looked for where neighbouring timesteps and other views
+    say they are: see `eavatar.face.views.complete`.
+    """
     network = load_network(settings.detector)
-    shape = (*frames.source_frames.shape, LANDMARKS)
-    points, confidence = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
-    used = np.argwhere(frames.source_frames >= 0)
-    for timestep, camera in tqdm(used, desc="detecting landmarks", unit="frame"):
-        path = frames.folder / frames.serials[camera] / f"{timestep:05d}.jpg"
-        found = detect_face(network, path, settings.image_size)
-        if found is not None:
-            points[timestep, camera], confidence[timestep, camera] = found
-    return points, confidence
+    factor = min(settings.image_size / frames.size, 1.0)
+
+    def locate(keys: Indices, boxes: Array) -> tuple[Array, Array]:
+        batches = read_batches(frames, keys, settings, "landmarks in missed faces")
+        found = [
+            locate_landmarks(network, images, boxes[rows] * factor) for rows, images in batches
+        ]
+        points, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return points / factor, confidence
+
+    candidates = detect_faces(network, settings, frames)
+    used = frames.source_frames >= 0
+    faces = complete(candidates, frames.projections, used, frames.size, locate)
+    return faces.points.astype(np.float32), faces.confidence.astype(np.float32)
 
 
-def detect_face(network: FaceAlignment, path: Path, image_size: int) -> tuple[Float, Float] | None:
-    """Points (68, 2) in pixels of the frame and confidence (68,) of its most certain face."""
+def detect_faces(network: FaceAlignment, settings: LandmarkSettings, frames: Frames) -> Faces:
+    """The most certain faces of every frame: candidates (T, C, K) in pixels of the frames."""
+    factor = min(settings.image_size / frames.size, 1.0)
+    shape = (*frames.source_frames.shape, MOST_FACES)
+    faces = Faces(
+        np.zeros((*shape, 4)), np.zeros((*shape, LANDMARKS, 2)), np.zeros((*shape, LANDMARKS))
+    )
+    keys = np.argwhere(frames.source_frames >= 0)
+    for rows, images in read_batches(frames, keys, settings, "detecting faces"):
+        found = [
+            boxes[usable(boxes[:, :4], len(images[0]))][:MOST_FACES, :4]
+            for boxes in detect_boxes(network, images)
+        ]
+        owner = np.repeat(np.arange(len(found)), [len(boxes) for boxes in found])
+        if len(owner):
+            boxes = np.concatenate(found)
+            points, confidence = locate_landmarks(network, [images[i] for i in owner], boxes)
+            rank = np.concatenate([np.arange(len(boxes)) for boxes in found])
+            at = (*keys[rows][owner].T, rank)
+            faces.boxes[at], faces.points[at] = boxes / factor, points / factor
+            faces.confidence[at] = confidence
+    return faces
+
+
+def read_batches(
+    frames: Frames, keys: Indices, settings: LandmarkSettings, purpose: str
+) -> Iterator[tuple[slice, list[Image]]]:
+    """The frames at ``keys`` (N, 2), timestep and camera, as rows of ``keys`` and their images."""
+    paths = [
+        frames.folder / frames.serials[camera] / f"{timestep:05d}.jpg" for timestep, camera in keys
+    ]
+    read = partial(read_image, size=frames.size, image_size=settings.image_size)
+    with ThreadPoolExecutor() as pool, tqdm(total=len(keys), desc=purpose, unit="frame") as bar:
+        for start in range(0, len(keys), settings.batch_size):
+            rows = slice(start, start + settings.batch_size)
+            images = list(pool.map(read, paths[rows]))
+            yield rows, images
+            bar.update(len(images))
+
+
+def read_image(path: Path, size: int, image_size: int) -> Image:
+    """A square RGB frame of side ``size``, reduced to ``image_size`` where it is larger."""
     import cv2
 
     image = cv2.imread(str(require(path, "the frame")))
-    if image is None:
-        raise UserError(f"{path} is not a readable image; ingest the sequence again.")
-    factor = min(image_size / image.shape[1], 1.0)
-    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    faces, scores, _ = network.get_landmarks_from_image(
-        cv2.cvtColor(small, cv2.COLOR_BGR2RGB), return_bboxes=True, return_landmark_score=True
-    )
-    if not faces:
-        return None
-    best = int(np.argmax([score.sum() for score in scores]))
-    # the package truncates to whole pixels: on average that takes half a pixel
-    points = (faces[best][:, :2] + 0.5) / factor
-    return points.astype(np.float32), np.clip(scores[best], 0, 1).astype(np.float32)
+    if image is None or image.shape != (size, size, 3):
+        raise UserError(f"{path} is not an image of {size}×{size}; ingest the sequence again.")
+    if image_size < size:
+        image = cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
 
 
-def load_network(detector: str) -> FaceAlignment:
-    """The landmark network, after a check that it need not download anything."""
-    import torch
+def required_weights(settings: LandmarkSettings) -> list[Path]:
+    """The weight files that the chosen backend reads, whether they exist or not.
 
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for name in (LANDMARK_WEIGHTS, *DETECTOR_WEIGHTS[detector]):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"face-alignment's weight file {name} is missing: put it into {folder}, or set "
-                "face.landmarks.backend: provided and give landmarks in the sample sheet."
-            )
-    from face_alignment import FaceAlignment, LandmarksType
-
-    # TWO_HALF_D gives the image positions of THREE_D, whose extra network only adds a depth that
-    # many views make needless; TWO_D would slide along the contour in side views.
-    return FaceAlignment(
-        LandmarksType.TWO_HALF_D,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        flip_input=False,
-        face_detector=detector,
-        compile=False,
-    )
+    `eavatar.face.network.weights_of` tells where each can be had.
+    """
+    if settings.backend == "provided":
+        return []
+    return [weights_folder() / weight.name for weight in weights_of(settings.detector)]
 
 
 Backend = Callable[

@@ -1,0 +1,204 @@
+"""The networks of the package face-alignment 1.5.0 (Bulat and Tzimiropoulos 2017), in batches.
+
+The networks are its TWO_HALF_D ones. Read in the package's source: TWO_HALF_D and THREE_D load the
+same landmark network, 3DFAN-4, and give the same image points, projections of 3-D positions;
+THREE_D only appends a depth from one more network. Many views make that depth needless, and its
+weights are read as a pickle, which could run code. TWO_D slides along the contour in side views.
+
+No landmark weights could be had where this was written: the path through the package ran on
+its own untrained network, detection on the published BlazeFace weights.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.errors import UserError
+
+if TYPE_CHECKING:
+    from face_alignment import FaceAlignment
+
+Array = NDArray[np.float64]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight file: its name in the folder of weights, and where the package gets it from."""
+
+    name: str
+    url: str
+
+
+LANDMARK_WEIGHT = Weight(
+    "3DFAN4-7835d9f11d.pth.tar",
+    "https://www.adrianbulat.com/downloads/python-fan/3DFAN4-7835d9f11d.pth.tar",
+)
+BLAZEFACE = "https://github.com/hollance/BlazeFace-PyTorch/blob/master/"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A face detector of the package: its module, its weights, anchors second, and its model."""
+
+    module: str
+    weights: tuple[Weight, ...]
+    options: tuple[tuple[str, bool], ...] = ()
+
+
+DETECTORS = {
+    "sfd": Detector(
+        "sfd",
+        (
+            Weight(
+                "s3fd-619a316812.pth",
+                "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
+            ),
+        ),
+    ),
+    "blazeface": Detector(
+        "blazeface",
+        (
+            Weight("blazeface.pth", f"{BLAZEFACE}blazeface.pth?raw=true"),
+            Weight("anchors.npy", f"{BLAZEFACE}anchors.npy?raw=true"),
+        ),
+    ),
+    "blazeface_back": Detector(
+        "blazeface",
+        (
+            Weight("blazefaceback.pth", f"{BLAZEFACE}blazefaceback.pth?raw=true"),
+            Weight("anchorsback.npy", f"{BLAZEFACE}anchorsback.npy?raw=true"),
+        ),
+        (("back_model", True),),
+    ),
+}
+
+
+def weights_folder() -> Path:
+    """Where the package looks for weights: torch's hub folder, found without importing torch."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def weights_of(detector: str) -> tuple[Weight, ...]:
+    """The weight files of landmark network and detector."""
+    return LANDMARK_WEIGHT, *DETECTORS[detector].weights
+
+
+def load_network(detector: str) -> FaceAlignment:
+    """Landmark network and detector from the files in `weights_folder`; nothing is downloaded.
+
+    Raises:
+        UserError: files are missing, or one cannot be loaded.
+    """
+    folder, weights = weights_folder(), weights_of(detector)
+    missing = [weight for weight in weights if not (folder / weight.name).is_file()]
+    if missing:
+        listed = ", ".join(f"{weight.name} ({weight.url})" for weight in missing)
+        raise UserError(
+            f"face-alignment's weights are missing: put {listed} into {folder}, or set "
+            "face.landmarks.backend: provided and give landmarks in the sample sheet."
+        )
+    import torch
+    from face_alignment import FaceAlignment, LandmarksType
+
+    chosen = DETECTORS[detector]
+    # with paths the package loads weights only; without, it would unpickle whatever is there
+    keywords = dict(zip(("path_to_detector", "path_to_anchor"), chosen.weights, strict=False))
+    try:
+        return FaceAlignment(
+            LandmarksType.TWO_HALF_D,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            flip_input=False,
+            face_detector=chosen.module,
+            face_detector_kwargs={
+                **{keyword: str(folder / weight.name) for keyword, weight in keywords.items()},
+                **dict(chosen.options),
+            },
+            compile=False,
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"one of face-alignment's weight files {', '.join(w.name for w in weights)} in "
+            f"{folder} cannot be loaded ({reason}); fetch it again."
+        ) from error
+
+
+def detect_boxes(network: FaceAlignment, images: list[Image]) -> list[Array]:
+    """The faces of each image as (n, 5) left, top, right, bottom, score; the highest score first.
+
+    Args:
+        images: RGB of one size (H, W, 3).
+    """
+    import torch
+
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    found = [
+        np.array(boxes, dtype=np.float64).reshape(-1, 5)
+        for boxes in network.face_detector.detect_from_batch(batch)
+    ]
+    return [boxes[np.argsort(-boxes[:, 4], kind="stable")] for boxes in found]
+
+
+def locate_landmarks(
+    network: FaceAlignment, images: list[Image], boxes: Array
+) -> tuple[Array, Array]:
+    """Landmarks of one face in each image, whose box is known; any number is one batch.
+
+    Cropping is the package's; its points are ours cut down to whole pixels.
+
+    Args:
+        images: N RGB images (H, W, 3), of any sizes.
+        boxes: (N, 4) left, top, right, bottom, pixels; they may leave the image.
+
+    Returns:
+        (N, 68, 2) pixels, pixel i covers [i, i + 1), and (N, 68) confidence in [0, 1].
+    """
+    import torch
+    from face_alignment import utils
+
+    sides = boxes[:, 2:] - boxes[:, :2]
+    centres = boxes[:, :2] + sides / 2 - sides[:, 1:] * (0, utils.CENTER_Y_OFFSET)
+    scales = sides.sum(axis=1) / network.face_detector.reference_scale
+    crops = np.stack(
+        [
+            utils.crop(image, centre, scale)
+            for image, centre, scale in zip(images, centres, scales, strict=True)
+        ]
+    )
+    batch = torch.from_numpy(crops).permute(0, 3, 1, 2).to(network.device, torch.float32) / 255
+    with torch.inference_mode():
+        heat = network.face_alignment_net(batch)
+    heat = (heat[-1] if isinstance(heat, list) else heat).cpu().numpy()
+    cells, confidence = read_heat_maps(heat)
+    points = centres[:, None] + (cells - 0.5) * (utils.SCALE_FACTOR * scales)[:, None, None]
+    return points, confidence.clip(0, 1).astype(np.float64)
+
+
+def read_heat_maps(heat: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32]]:
+    """The peaks of heat maps (N, 68, S, S): (N, 68, 2) as shares of a map's side, x first, and
+    their heights (N, 68).
+
+    A peak lies a quarter of a cell from the middle of the highest cell towards the higher
+    neighbour, along each axis; in a cell at the border it lies in the middle.
+    """
+    count, maps, side, _ = heat.shape
+    row, column = np.divmod(heat.reshape(count, maps, -1).argmax(axis=-1), side)
+    inner = (np.minimum(row, column) > 0) & (np.maximum(row, column) < side - 1)
+    y, x = row.clip(1, side - 2), column.clip(1, side - 2)
+    n, m = np.ogrid[:count, :maps]
+    slopes = [
+        heat[n, m, y, x + 1] - heat[n, m, y, x - 1],
+        heat[n, m, y + 1, x] - heat[n, m, y - 1, x],
+    ]
+    quarter = 0.25 * np.sign(np.stack(slopes, axis=-1)) * inner[..., None]
+    return (np.stack([column, row], axis=-1) + 0.5 + quarter) / side, heat[n, m, row, column]

@@ -28,6 +28,7 @@ from eavatar.render import splat
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.avatar import Avatar, Sizes, read_avatar
 from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.torso import Torso
 from eavatar.view.render import MARGIN, Player, draw_frame
 from tests.splat.splat_scene import AXES, SCALE, landmarks, sphere
 
@@ -62,7 +63,7 @@ def random_avatar(profile: str, count: int, size: int) -> Avatar:
     points = AXES * sphere(count)
     features = torch.rand(count, sizes.feature) - 0.5
     neutral = NeutralGaussians.from_surface(points, features, torch.zeros(0, 3), OPACITY)
-    avatar = Avatar(settings, sizes, Drivers(expressions, *shared), neutral, landmarks())
+    avatar = Avatar(settings, sizes, Drivers(expressions, *shared), Torso(), neutral, landmarks())
     avatar.set_changed()
     return avatar.eval()
 

@@ -57,8 +57,21 @@ class IngestSettings(Settings):
 class MatteSettings(Settings):
     """`matte`: frames to alpha masks."""
 
-    backend: Literal["plate", "rembg", "provided"]
+    backend: Literal["plate", "background_matting_v2", "rembg", "provided"]
+    background_matting_weights: Path = Field(
+        description="TorchScript file of BackgroundMattingV2, of single or half precision"
+    )
     rembg_model: str = Field(description="name of the rembg model, e.g. birefnet-portrait")
+    min_coverage: float = Field(
+        ge=0, lt=1, description="a mask that covers less of the image has failed"
+    )
+    max_coverage: float = Field(
+        gt=0, le=1, description="a mask that covers more of the image has failed"
+    )
+    max_jump: float = Field(
+        gt=0,
+        description="a mask whose coverage differs more from those around it, as a share, failed",
+    )
 
 
 class LandmarkSettings(Settings):
@@ -117,6 +130,21 @@ class SdfLossWeights(Settings):
     deformation: float = Field(ge=0)
 
 
+class TorsoSettings(Settings):
+    """What stays behind when the head turns; heights below the chin, canonical units."""
+
+    enabled: bool = Field(description="false: everything moves with the head, as in GHA")
+    start: float = Field(description="where the head's share begins to fall")
+    end: float = Field(description="where it has fallen to zero")
+
+    @field_validator("end")
+    @classmethod
+    def _below_the_start(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("start", value - 1):
+            raise ValueError("it must be larger than start")
+        return value
+
+
 class SdfSettings(Settings):
     """`train_sdf`: stage I."""
 
@@ -136,6 +164,7 @@ class SdfSettings(Settings):
     near: float = Field(gt=0, description="full expression control below, squared distance, dm²")
     far: float = Field(gt=0, description="full pose control beyond, squared distance, dm²")
     deform_scale: float = Field(gt=0, description="largest displacement per axis, canonical units")
+    torso: TorsoSettings
     learning_rate: float = Field(gt=0, description="of all networks")
     landmark_learning_rate: float = Field(gt=0, description="of the neutral landmarks")
     weights: SdfLossWeights

@@ -19,6 +19,7 @@ from eavatar.io import LANDMARKS, atomic, require
 from eavatar.networks import MLP, encode_position, encoded_size
 from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, cut
 from eavatar.settings import SdfSettings, read_yaml, validate
+from eavatar.torso import Torso
 
 # The canonical box: the head with hair, the neck, and the shoulders as far as GHA's crop shows.
 LOWER = (-1.6, -1.8, -2.0)
@@ -77,6 +78,7 @@ class HeadField(nn.Module):
         self.drivers = Drivers(
             expression_size, settings.feature_size, settings.colour_size, settings.width
         )
+        self.torso = Torso()
         self.neutral_landmarks = nn.Parameter(torch.zeros(LANDMARKS, 3))
         cell = (torch.tensor(UPPER) - torch.tensor(LOWER)).max() / settings.grid_resolution
         self.offset_limit = OFFSET_LIMIT * float(cell)
@@ -146,8 +148,9 @@ class HeadField(nn.Module):
         both = points.new_zeros(len(poses), len(points), 6)
         both = both.index_add(1, near, weights.index_select(0, near)[:, None] * first)
         both = both.index_add(1, far, (1 - weights.index_select(0, far))[:, None] * second)
+        moved = points + both[..., :3]
         return Driven(
-            vertices=points + both[..., :3],
+            vertices=self.torso.hold_points(moved, self.torso.head_share(points), poses),
             colours=torch.sigmoid(both[..., 3:]),
             landmarks=self.neutral_landmarks + scale * at_landmarks,
             raw_expression=by_expression,
@@ -158,7 +161,7 @@ class HeadField(nn.Module):
 def write_field(folder: Path, field: HeadField, surface: Surface) -> None:
     """Write ``model.safetensors`` and ``model.yaml``.
 
-    The tensors are the field's parameters (``geometry.*``, ``drivers.*``, ``neutral_landmarks``)
+    The tensors are the field's (``geometry.*``, ``drivers.*``, ``torso.*``, ``neutral_landmarks``)
     and the neutral surface that stage II starts from: ``surface.positions`` (S, 3) and
     ``surface.features`` (S, F). The YAML holds ``sizes``, which is what stage II needs to know,
     and ``settings``.

@@ -89,6 +89,8 @@ def prepare(
     shape = _shape_of_prior(read_mesh(prior), frames.neutral_landmarks)
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
+    poses = torch.cat([frames.rotation, frames.translation], dim=1)
+    field.torso.place(settings.torso, frames.neutral_landmarks, poses, frames.scale)
     start_as_sphere(field)
     return SdfTraining(settings, seed, frames, field, shape)
 

@@ -23,6 +23,7 @@ from eavatar.render import splat
 from eavatar.settings import SplatSettings, read_yaml, validate
 from eavatar.splat.gaussians import Arrangement, Generated, Generator, NeutralGaussians
 from eavatar.splat.upsample import make_upsampler
+from eavatar.torso import Torso
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Avatar(nn.Module):
 
     Args:
         settings: of stage II. sizes: of stage I.
-        drivers: stage I's colour and deformation networks.
+        drivers: stage I's colour and deformation networks. torso: its blend of head and torso.
         neutral: the Gaussians. landmarks: (68, 3) of the neutral face, canonical.
     """
 
@@ -92,6 +93,7 @@ class Avatar(nn.Module):
         settings: SplatSettings,
         sizes: Sizes,
         drivers: Drivers,
+        torso: Torso,
         neutral: NeutralGaussians,
         landmarks: Tensor,
     ):
@@ -100,6 +102,7 @@ class Avatar(nn.Module):
         self.neutral = neutral
         self.generator = Generator(
             drivers,
+            torso,
             sizes.expression,
             sizes.feature,
             settings.width,
@@ -123,7 +126,12 @@ class Avatar(nn.Module):
         if self._arrangement is None:
             sizes, control = self.sizes, self.settings.control
             self._arrangement = Arrangement.of(
-                self.neutral.anchors, self.landmarks, sizes.near, sizes.far, control
+                self.neutral.anchors,
+                self.landmarks,
+                self.generator.torso,
+                sizes.near,
+                sizes.far,
+                control,
             )
         return self._arrangement
 
@@ -275,4 +283,4 @@ def read_avatar(folder: Path) -> Avatar:
 def _blank(settings: SplatSettings, sizes: Sizes, count: int) -> Avatar:
     drivers = Drivers(sizes.expression, sizes.feature, sizes.colour, sizes.width)
     neutral = NeutralGaussians.empty(count, sizes.feature)
-    return Avatar(settings, sizes, drivers, neutral, torch.zeros(68, 3))
+    return Avatar(settings, sizes, drivers, Torso(), neutral, torch.zeros(68, 3))

@@ -20,6 +20,7 @@ from eavatar.networks import encode_position, encoded_size
 from eavatar.render import Gaussians
 from eavatar.settings import ControlSettings
 from eavatar.splat.control import Neighbours, find_neighbours, propagate
+from eavatar.torso import Torso
 from eavatar.transforms import (
     axis_angle_to_matrix,
     axis_angle_to_quaternion,
@@ -140,17 +141,25 @@ class Arrangement:
         weights: (N,) share of the expression, the rest is the pose's.
         near: the expression has a share in no Gaussian from this one on.
         far: the pose has a share in no Gaussian before this one; at most ``near``.
+        head_share: (N,) how much of the head's motion a Gaussian follows.
         neighbours: the neighbour graph of the control Gaussians.
     """
 
     weights: Tensor
     near: int
     far: int
+    head_share: Tensor
     neighbours: Neighbours
 
     @classmethod
     def of(
-        cls, anchors: Tensor, landmarks: Tensor, near: float, far: float, control: ControlSettings
+        cls,
+        anchors: Tensor,
+        landmarks: Tensor,
+        torso: Torso,
+        near: float,
+        far: float,
+        control: ControlSettings,
     ) -> Arrangement:
         """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical.
 
@@ -162,6 +171,7 @@ class Arrangement:
             weights,
             int(torch.where(weights > 0, numbers + 1, 0).max()),
             int(torch.where(weights < 1, numbers, len(weights)).min()),
+            torso.head_share(anchors),
             find_neighbours(anchors, control.radius, control.neighbours),
         )
 
@@ -205,6 +215,7 @@ class Generator(nn.Module):
 
     Args:
         drivers: colour and deformation networks, trained by stage I.
+        torso: what stays behind when the head turns, as in stage I.
         expression_size: E. feature_size: F.
         width: units of a hidden layer of the attribute networks.
         deform_scale: largest displacement per axis, canonical units.
@@ -217,6 +228,7 @@ class Generator(nn.Module):
     def __init__(
         self,
         drivers: Drivers,
+        torso: Torso,
         expression_size: int,
         feature_size: int,
         width: int,
@@ -224,7 +236,7 @@ class Generator(nn.Module):
         attribute_scale: float,
     ):
         super().__init__()
-        self.drivers = drivers
+        self.drivers, self.torso = drivers, torso
         self.expression_attributes = ConditionedMLP(
             [feature_size + expression_size, width, width, width, RESIDUALS]
         )
@@ -261,9 +273,12 @@ class Generator(nn.Module):
                 control.mode,
             )
         residuals = self.attribute_scale * driven.residuals
+        share = arrangement.head_share
+        means = self.torso.hold_points((neutral.positions + shifts)[None], share, pose[None])[0]
+        rotations = nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1)
         canonical = Gaussians(
-            means=neutral.positions + shifts,
-            quaternions=nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1),
+            means=means,
+            quaternions=self.torso.hold_rotations(rotations, share, pose),
             scales=torch.exp(neutral.scales + residuals[:, :3]),
             opacities=torch.sigmoid(neutral.opacities + residuals[:, 7:])[:, 0],
             features=torch.sigmoid(driven.colours),

@@ -26,6 +26,7 @@ from eavatar.settings import SplatSettings, read_yaml
 from eavatar.splat.avatar import Avatar, Sizes, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians, mouth_interior
 from eavatar.splat.splitting import choose_parents, split
+from eavatar.torso import Torso
 from eavatar.training import fingerprint, finish, seed_everything, train
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         sizes = Sizes(**description["sizes"], scale=frames.scale)
         drivers = Drivers(sizes.expression, sizes.feature, sizes.colour, sizes.width)
         drivers.load_state_dict(_below("drivers.", tensors))
+        torso = Torso()
+        torso.load_state_dict(_below("torso.", tensors))
         landmarks = tensors["neutral_landmarks"]
         vertices, features = tensors["surface.positions"], tensors["surface.features"]
     except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
@@ -100,7 +103,7 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         )
     mouth = mouth_interior(landmarks, settings.mouth_points)
     neutral = NeutralGaussians.from_surface(vertices, features, mouth, settings.opacity)
-    avatar = Avatar(settings, sizes, drivers, neutral, landmarks)
+    avatar = Avatar(settings, sizes, drivers, torso, neutral, landmarks)
     avatar.set_changed()
     return avatar
 

@@ -15,6 +15,7 @@ from eavatar.cameras import Camera
 from eavatar.drivers import Drivers
 from eavatar.io import Identity, Tracking, write_arrays, write_cameras
 from eavatar.render import Gaussians, splat
+from eavatar.torso import Torso
 from eavatar.transforms import axis_angle_to_matrix
 
 SCALE = 0.1
@@ -140,6 +141,7 @@ def write_stage_one(folder: Path, vertices: int, width: int, features: int, colo
     drivers = Drivers(EXPRESSIONS, features, colours, width)
     surface = AXES * sphere(vertices)
     tensors = {f"drivers.{name}": value for name, value in drivers.state_dict().items()}
+    tensors |= {f"torso.{name}": value for name, value in Torso().state_dict().items()}
     tensors["surface.positions"] = surface.contiguous()
     tensors["surface.features"] = 0.8 * torch.tanh(torch.randn(vertices, features))
     tensors["neutral_landmarks"] = landmarks().contiguous()

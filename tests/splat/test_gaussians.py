@@ -19,6 +19,7 @@ from eavatar.splat.gaussians import (
     mouth_interior,
     to_world,
 )
+from eavatar.torso import Torso
 from eavatar.transforms import axis_angle_to_matrix, quaternion_to_matrix
 
 EXPRESSIONS, FEATURES, COLOURS = 3, 5, 4
@@ -35,7 +36,9 @@ def generator() -> Generator:
     # As after training: new drivers move nothing, and their earlier layers get no gradient yet.
     for network in (drivers.expression_deformation, drivers.pose_deformation):
         torch.nn.init.normal_(network.layers[-1].weight, std=0.3)
-    return Generator(drivers, EXPRESSIONS, FEATURES, 8, deform_scale=0.3, attribute_scale=0.2)
+    return Generator(
+        drivers, Torso(), EXPRESSIONS, FEATURES, 8, deform_scale=0.3, attribute_scale=0.2
+    )
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ SCALE = 0.1
 
 
 def arrange(neutral: NeutralGaussians, control: ControlSettings = CONTROL) -> Arrangement:
-    return Arrangement.of(neutral.anchors, LANDMARKS, NEAR, FAR, control)
+    return Arrangement.of(neutral.anchors, LANDMARKS, Torso(), NEAR, FAR, control)
 
 
 def slow_point(generator: Generator, neutral: NeutralGaussians, i: int) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from eavatar.io import (
 from eavatar.settings import SplatSettings, read_config
 from eavatar.splat.avatar import Avatar, Sizes, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.torso import Torso
 from eavatar.transforms import Similarity
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -95,7 +96,7 @@ def small_avatar(settings: SplatSettings) -> Avatar:
     )
     drivers = Drivers(EXPRESSION, 8, 8, 16)
     landmarks = 0.5 * torch.tensor(ball_landmarks(), dtype=torch.float32)
-    return Avatar(settings, sizes, drivers, neutral, landmarks).eval()
+    return Avatar(settings, sizes, drivers, Torso(), neutral, landmarks).eval()
 
 
 def make_subject(root: Path) -> Subject:

@@ -18,6 +18,7 @@ from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
 from eavatar.settings import read_config
 from eavatar.splat.avatar import Avatar, Sizes, read_avatar, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.torso import Torso
 from eavatar.view.render import Drive, Player, draw_frame, most_frontal
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -59,7 +60,7 @@ def make_avatar(size: int = SIZE) -> Avatar:
     drivers = Drivers(EXPRESSIONS, 8, 8, 16)
     for parameter in drivers.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    avatar = Avatar(settings, sizes, drivers, neutral, points[:68]).eval()
+    avatar = Avatar(settings, sizes, drivers, Torso(), neutral, points[:68]).eval()
     avatar.set_changed()
     return avatar
 

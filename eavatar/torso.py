@@ -1,0 +1,92 @@
+"""The torso: neck and shoulders stay behind when the head turns.
+
+Gaussian Head Avatar moves everything with the head and leaves it to the pose network to move the
+shoulders back, which it can by `deform_scale` at most and has to learn for every pose. Here each
+point is a blend of itself riding on the head and itself at the head's mean pose (linear blend
+skinning with two bones), so that the pose network has only the difference to learn.
+
+All in canonical space of the present pose: where the result is moved rigidly by the pose, what
+belongs to the torso ends at its place in the world.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from eavatar.settings import TorsoSettings
+from eavatar.transforms import (
+    axis_angle_to_matrix,
+    axis_angle_to_quaternion,
+    multiply_quaternions,
+)
+
+CHIN = 8  # of the iBUG-68 landmarks
+FAR_BELOW = -1e6  # canonical units: no point belongs to the torso
+
+
+class Torso(nn.Module):
+    """What moves with the head, and where the rest stays.
+
+    Attributes:
+        span: (2,) heights y between which the head's share rises from 0 to 1, canonical.
+        rest_pose: (6,) axis-angle and translation of the head's mean pose.
+        scale: () canonical units to metres.
+    """
+
+    span: Tensor
+    rest_pose: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("span", torch.tensor([FAR_BELOW, FAR_BELOW + 1]))
+        self.register_buffer("rest_pose", torch.zeros(6))
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def place(
+        self, settings: TorsoSettings, landmarks: Tensor, poses: Tensor, scale: float
+    ) -> None:
+        """Set the heights from the chin, and the mean pose.
+
+        Args:
+            landmarks: (68, 3) of the neutral face, canonical. poses: (F, 6) of the training frames.
+            scale: canonical units to metres.
+        """
+        rotation = Rotation.from_rotvec(poses[:, :3].cpu().double().numpy()).mean().as_rotvec()
+        self.rest_pose[:3] = torch.from_numpy(rotation)
+        self.rest_pose[3:] = poses[:, 3:].mean(dim=0)
+        self.scale.fill_(scale)
+        if settings.enabled:
+            below = landmarks.new_tensor([settings.end, settings.start])
+            self.span.copy_(landmarks[CHIN, 1] - below)
+
+    def head_share(self, points: Tensor) -> Tensor:
+        """Share (…) of the head in canonical points (…, 3): a smooth step over the height."""
+        low, high = self.span.unbind()
+        step = ((points[..., 1] - low) / (high - low)).clamp(0, 1)
+        return step * step * (3 - 2 * step)
+
+    def hold_points(self, points: Tensor, shares: Tensor, poses: Tensor) -> Tensor:
+        """Points (B, N, 3), the torso's kept where it rests.
+
+        Args:
+            shares: (N,) of the head. poses: (B, 6).
+        """
+        rotation = axis_angle_to_matrix(poses[:, :3])
+        rest = axis_angle_to_matrix(self.rest_pose[:3])
+        shift = (self.rest_pose[3:] - poses[:, 3:])[:, None] @ rotation / self.scale
+        resting = points @ rest.T @ rotation + shift
+        return torch.lerp(resting, points, shares[:, None])
+
+    def hold_rotations(self, quaternions: Tensor, shares: Tensor, pose: Tensor) -> Tensor:
+        """The same for the axes of Gaussians, quaternions (N, 4) of any length; pose (6,)."""
+        turned = axis_angle_to_quaternion(pose[:3])
+        back = torch.cat([turned[:1], -turned[1:]])
+        relative = multiply_quaternions(back, axis_angle_to_quaternion(self.rest_pose[:3]))
+        resting = multiply_quaternions(relative.expand_as(quaternions), quaternions)
+        # q and -q are one rotation; the nearer one is blended with.
+        resting = torch.where(((resting * quaternions).sum(-1) < 0)[:, None], -resting, resting)
+        return torch.lerp(resting, quaternions, shares[:, None])

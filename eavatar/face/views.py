@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.face.triangulation import reproject, triangulate
+from eavatar.face.triangulation import intersect, project, triangulate, view_planes
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -22,6 +22,7 @@ Indices = NDArray[np.int64]
 # Two views agree on a face if half of its landmarks lie this close to where the views place them
 # together, as a share of the box's side: a detector errs by 1 to 3 %, another face by over 50 %.
 AGREEMENT = 0.1
+VOTING = slice(None, None, 4)  # landmarks by which views are compared: 17 of all parts of a face
 FACE_RADIUS = 0.02, 0.2  # metres; median distance of a face's landmarks to their middle, 0.05 m
 REACH = 5  # timesteps between the detections that a box is interpolated between; 0.2 s at 24 Hz
 INTERPOLATED = 0.5  # confidence of landmarks in an interpolated box: nothing saw a face there
@@ -123,7 +124,7 @@ def agreeing(candidates: Faces, projections: Array) -> Indices:
         camera, candidate = np.nonzero(candidates.found[timestep])
         if len(np.unique(camera)) < 2:
             continue
-        points, sides = candidates.points[timestep], candidates.sides[timestep]
+        points, sides = candidates.points[timestep, :, :, VOTING], candidates.sides[timestep]
         confirmed = best_pair(
             projections[camera], camera, points[camera, candidate], sides[camera, candidate]
         )
@@ -140,7 +141,7 @@ def best_pair(projections: Array, camera: Indices, points: Array, sides: Array) 
     Args:
         projections: (N, 3, 4) of the camera of each face.
         camera: (N,) ascending.
-        points: (N, 68, 2) pixels.
+        points: (N, L, 2) pixels.
         sides: (N,) of the boxes, pixels.
 
     Returns:
@@ -148,17 +149,17 @@ def best_pair(projections: Array, camera: Indices, points: Array, sides: Array) 
     """
     first, second = np.triu_indices(len(camera), k=1)
     first, second = np.stack([first, second])[:, camera[first] != camera[second]]
-    centres = -np.linalg.solve(projections[:, :, :3], projections[:, :, 3:])[..., 0]
-    rays = view_rays(projections, points)
-    world = meet(centres[first], rays[first], centres[second], rays[second])
-    pixels, _ = reproject(projections, world)
+    matrices, vectors = (planes[0] for planes in view_planes(projections, points[None]))
+    world = intersect(matrices[first] + matrices[second], vectors[first] + vectors[second])
+    pixels, depth = project(projections, world)
     distances = np.median(np.linalg.norm(pixels - points, axis=-1), axis=-1) / sides
-    closeness = (1 - distances / AGREEMENT).clip(0)
+    in_front = np.median(depth, axis=-1) > 0
+    closeness = np.where(in_front, 1 - distances / AGREEMENT, 0).clip(0)
     starts = np.flatnonzero(np.diff(camera, prepend=-1))
     nearest = np.maximum.reduceat(closeness, starts, axis=1)
     pairs = np.arange(len(first))
     agrees = (closeness[pairs, first] > 0) & (closeness[pairs, second] > 0)
-    agrees &= plausible(projections, world)
+    agrees &= plausible(world)
     votes = np.where(agrees, (nearest > 0).sum(axis=1) + nearest.mean(axis=1), 0)
     best = int(votes.argmax())
     if votes[best] == 0:
@@ -168,14 +169,11 @@ def best_pair(projections: Array, camera: Indices, points: Array, sides: Array) 
     return np.flatnonzero(chosen)
 
 
-def plausible(projections: Array, world: Array) -> Mask:
-    """(P,) whether landmarks (P, 68, 3) lie in front of all cameras and have a face's size."""
-    depth = np.einsum("ni,pli->pnl", projections[:, 2, :3], world)
-    depth += projections[:, 2, 3, None]
+def plausible(world: Array) -> Mask:
+    """(P,) whether landmarks (P, L, 3), metres, have a face's size."""
     offsets = world - np.median(world, axis=1, keepdims=True)
     radius = np.median(np.linalg.norm(offsets, axis=-1), axis=-1)
-    in_front = (np.median(depth, axis=-1) > 0).all(axis=1)
-    return np.asarray(in_front & (radius > FACE_RADIUS[0]) & (radius < FACE_RADIUS[1]))
+    return np.asarray((radius > FACE_RADIUS[0]) & (radius < FACE_RADIUS[1]))
 
 
 def project_faces(faces: Faces, projections: Array, used: Mask, size: int, locate: Locate) -> Faces:
@@ -189,7 +187,7 @@ def project_faces(faces: Faces, projections: Array, used: Mask, size: int, locat
     weights = (faces.confidence * agrees[..., None])[known]
     world, certainty = triangulate(projections, faces.points[known], weights, distance)
     pixels, seen = np.zeros_like(faces.points), np.zeros(faces.confidence.shape, dtype=bool)
-    pixels[known] = reproject(projections, world)[0]
+    pixels[known] = project(projections, world)[0]
     seen[known] = (certainty > 0)[:, None]
     boxes = landmark_boxes(pixels, seen)
     wanted = used & known[:, None] & ~agrees & usable(boxes, size)
@@ -219,21 +217,3 @@ def usable(boxes: Array, size: int) -> Mask:
     with np.errstate(invalid="ignore"):
         middle = (low + high) / 2
     return np.asarray(large & ((middle >= 0) & (middle <= size)).all(axis=-1))
-
-
-def view_rays(projections: Array, points: Array) -> Array:
-    """Unit directions (N, 68, 3) in the world of pixels (N, 68, 2) in views (N, 3, 4)."""
-    homogeneous = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
-    rays = np.linalg.solve(projections[:, :, :3], np.swapaxes(homogeneous, 1, 2))
-    return np.swapaxes(rays, 1, 2) / np.linalg.norm(rays, axis=1)[..., None]
-
-
-def meet(centre: Array, ray: Array, other_centre: Array, other_ray: Array) -> Array:
-    """Points (P, 68, 3) halfway between where two rays from centres (P, 3) come closest."""
-    base = (centre - other_centre)[:, None]
-    cosine = (ray * other_ray).sum(-1)
-    along, other_along = (base * ray).sum(-1), (base * other_ray).sum(-1)
-    sine_squared = (1 - cosine**2).clip(1e-9)  # parallel rays meet nowhere near a face
-    near = centre[:, None] + ((cosine * other_along - along) / sine_squared)[..., None] * ray
-    far = (other_along - cosine * along) / sine_squared
-    return (near + other_centre[:, None] + far[..., None] * other_ray) / 2

@@ -1,4 +1,4 @@
-"""The colour correction of NeRSemble v2: sRGB → linear → polynomial · matrix → sRGB.
+"""NeRSemble's colour corrections: v2's sRGB → linear → polynomial · matrix → sRGB, v1's affine.
 
 The polynomials are those of Cheung, Westland, Connah and Ripamonti (2004), "A comparative study
 of the characterisation of colour cameras by means of neural networks and polynomial transforms",
@@ -8,16 +8,13 @@ in the order of the colour-science package, which made the published matrices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, reduce
 from typing import Any
 
-import cv2
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from eavatar.capture.video import Image
-
-Float = NDArray[Any]  # float32; OpenCV annotates no narrower type
 
 _SQUARES = "R G B RG RB GB RR GG BB"
 _CUBES = f"{_SQUARES} RGB RRG GGB BBR RRB GGR BBG RRR GGG BBB"
@@ -41,9 +38,6 @@ TERMS: dict[int, tuple[str, ...]] = {
 }
 """Number of terms to the monomials, each written as the product of its channels."""
 
-CHUNK = 16384  # pixels at a time: all monomials of a chunk stay in the processor's cache
-LEVELS = 65535  # of the encoding table: a step is less than 0.06 of an 8-bit level
-
 
 @dataclass(frozen=True)
 class Polynomial:
@@ -62,45 +56,96 @@ class Affine:
 Colour = Polynomial | Affine
 
 
-@lru_cache(maxsize=1)
-def _tables() -> tuple[Float, Image]:
-    """(256,) 8-bit sRGB to linear light, and (LEVELS + 1,) linear light to 8-bit sRGB."""
-    encoded = np.arange(256) / 255
-    decode = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    linear = np.arange(LEVELS + 1) / LEVELS
-    encode = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return decode.astype(np.float32), (encode * 255).round().astype(np.uint8)
+class ColourTable:
+    """The colour correction of one camera.
+
+    An 8-bit colour is corrected when it is first seen and looked up from then on: a frame has
+    some 100,000 colours but millions of pixels, and the result is exact whatever the polynomial.
+    The table takes up to 64 MB. Not for several threads at once.
+    """
+
+    def __init__(self, colour: Colour) -> None:
+        encoded = np.arange(256) / 255
+        if isinstance(colour, Affine):
+            terms = TERMS[4]
+            self._matrix = np.column_stack([colour.matrix[:, :3].T, colour.matrix[:, 3]])
+            self._decode = encoded
+        else:
+            terms = TERMS[colour.matrix.shape[1]]
+            self._matrix = np.ascontiguousarray(colour.matrix)
+            self._decode = np.where(
+                encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4
+            )
+        self._is_linear = isinstance(colour, Polynomial)
+        self._exponents = exponents(terms)
+        self._seen = np.zeros(1 << 24, np.uint32)  # memory comes with the colours
+
+    def apply(self, image: Image) -> Image:
+        """Correct an (H, W, 3) sRGB image in OpenCV's BGR order."""
+        result = np.empty_like(image, order="C")
+        _look_up(
+            image, self._seen, self._decode, self._exponents, self._matrix, self._is_linear, result
+        )
+        return result
 
 
-def polynomial(linear: Float, matrix: NDArray[np.float64]) -> Float:
-    """Linear RGB (..., 3) through a (3, terms) colour matrix to linear RGB (..., 3)."""
-    weights, pixels = matrix.astype(np.float32), linear.reshape(-1, 3)
-    result = np.empty_like(pixels)
-    for start in range(0, len(pixels), CHUNK):
-        chunk = pixels[start : start + CHUNK]
-        channels = dict(zip("RGB", np.ascontiguousarray(chunk.T), strict=True))
-        channels["1"] = np.ones(len(chunk), dtype=np.float32)
-        monomials = [
-            reduce(np.multiply, [channels[letter] for letter in term])
-            for term in TERMS[matrix.shape[1]]
-        ]
-        # Not a matrix product: BLAS would start threads of its own in every worker thread.
-        result[start : start + CHUNK] = np.einsum("ct,tn->nc", weights, np.stack(monomials))
-    return result.reshape(linear.shape)
+def exponents(terms: tuple[str, ...]) -> NDArray[np.int64]:
+    """(terms, 3) powers of R, G and B in each monomial."""
+    return np.array([[term.count(letter) for letter in "RGB"] for term in terms])
 
 
-def correct_colour(image: Image, colour: Colour) -> Image:
-    """Correct an (H, W, 3) sRGB image in OpenCV's BGR order."""
-    if isinstance(colour, Affine):
-        # cv2.transform multiplies columns; BGR order turns both axes of the matrix around.
-        rows = np.column_stack([colour.matrix[::-1, 2::-1].T, 255 * colour.matrix[::-1, 3]])
-        return cv2.transform(image, rows)
-    decode, encode = _tables()
-    linear = cv2.LUT(image, decode)
-    matrix = colour.matrix
-    if matrix.shape[1] == 3:
-        corrected = cv2.transform(linear, matrix[::-1, ::-1])
-    else:
-        corrected = polynomial(linear[..., ::-1], matrix)[..., ::-1]
-    levels = np.clip(corrected, 0, 1) * LEVELS + 0.5
-    return encode[levels.astype(np.uint16)]
+@njit(nogil=True, cache=True)
+def _look_up(
+    image: Image,
+    seen: Any,
+    decode: Any,
+    exponents: Any,
+    matrix: Any,
+    is_linear: bool,
+    result: Image,
+) -> None:
+    """Fill ``result`` from ``seen``, (2^24,) packed colours with a flag where they are known.
+
+    The high halves of the three channels come before the low ones in an index: similar colours
+    lie near one another, in the processor's cache.
+    """
+    known = np.uint32(1 << 24)
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            blue, green, red = image[y, x, 0], image[y, x, 1], image[y, x, 2]
+            high = (np.uint32(red >> 4) << 8) | (np.uint32(green >> 4) << 4) | (blue >> 4)
+            low = (np.uint32(red & 15) << 8) | (np.uint32(green & 15) << 4) | (blue & 15)
+            index = (high << 12) | low
+            colour = seen[index]
+            if colour == 0:
+                linear = (decode[red], decode[green], decode[blue])
+                colour = known
+                for channel in range(3):
+                    value = _polynomial(linear, exponents, matrix[channel])
+                    level = np.uint32(_encode(value, is_linear) * 255 + 0.5)
+                    colour |= level << np.uint32(16 - 8 * channel)
+                seen[index] = colour
+            result[y, x, 0] = colour & 255
+            result[y, x, 1] = (colour >> 8) & 255
+            result[y, x, 2] = (colour >> 16) & 255
+
+
+@njit(nogil=True, cache=True)
+def _polynomial(linear: Any, exponents: Any, weights: Any) -> float:
+    total = 0.0
+    for term in range(len(weights)):
+        product = weights[term]
+        for channel in range(3):
+            for _ in range(exponents[term, channel]):
+                product *= linear[channel]
+        total += product
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _encode(value: float, is_linear: bool) -> float:
+    """A corrected value as sRGB in [0, 1]."""
+    clipped = min(max(value, 0.0), 1.0)
+    if not is_linear:
+        return clipped
+    return 12.92 * clipped if clipped <= 0.0031308 else 1.055 * clipped ** (1 / 2.4) - 0.055

@@ -3,14 +3,18 @@
 Canonical frame: right-handed, y up, z out of the face, 1 unit = 1 dm. Both Basel models have
 these axes already; the origin is put where it does not depend on the model's vertex set, at a
 fixed offset from the landmarks: see `LANDMARK_CENTROID`.
+
+A file is known by what it holds, not by its name. Nothing is unpickled: only HDF5 and MATLAB
+files are read. The models themselves cannot be passed on, so the readers were run on files of
+the published layouts with made-up values and on a head model stored in the 2017 layout.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +27,38 @@ from eavatar.io import LANDMARKS, Float, require
 # at y = -0.82; this constant does the same for an average face without need of its vertex set.
 LANDMARK_CENTROID = (0.0, -0.09, 0.19)
 MILLIMETRES = 0.01  # in canonical units
+# Median distance of the mean face's landmarks to their centroid, canonical units: about 0.6. A
+# model in other units is off by a factor of ten at least.
+LANDMARK_RADIUS = 0.2, 1.8
+
+WANTED = "a Basel Face Model 2017 or 2019 (.h5) or BFM09_model_info.mat"
+HDF5, MATLAB = "an HDF5 file", "a MATLAB file"
+SIGNATURES = {
+    b"\x89HDF\r\n\x1a\n": HDF5,
+    b"MATLAB 5.0": MATLAB,
+    b"MATLAB 7.3": "a MATLAB 7.3 file (store it again by save(…, '-v7'))",
+    b"\x80": "a Python pickle, as FLAME and SMPL models are",
+    b"(dp": "a Python pickle, as FLAME and SMPL models are",
+    b"PK\x03\x04": "a zip archive, as .npz files and PyTorch weights are",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array, as FaceVerse models are",
+    b"ply\n": "a mesh",
+    b"<": "a web page, perhaps the licence form instead of the file",
+}
+STATISMO = (
+    "shape/model/mean",
+    "shape/model/pcaVariance",
+    "shape/model/pcaBasis",
+    "expression/model/mean",
+    "expression/model/pcaVariance",
+    "expression/model/pcaBasis",
+    "shape/representer/cells",
+    "color/model/mean",
+)
+INDICES = "landmarks68/vertex_index"  # iBUG-68; not in the published files
+BFM_2009 = ("meanshape", "meantex", "idBase", "exBase", "tri", "keypoints")
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,74 +88,193 @@ class MorphableModel:
         return self.mean + self.identity_basis[..., : len(identity)] @ identity
 
 
-def read_morphable_model(path: Path) -> MorphableModel:
+def read_morphable_model(
+    path: Path, identity_components: int | None = None, expression_components: int | None = None
+) -> MorphableModel:
     """Read a BFM 2017 or 2019 ``.h5`` or a BFM 2009 ``.mat`` file into the canonical frame.
+
+    Args:
+        identity_components, expression_components: the most leading components that are read;
+            None for all. All 299 of BFM 2017 take 0.2 GB.
 
     Raises:
         UserError: the file is missing, of another format, damaged, or without landmark indices.
     """
-    readers: dict[str, Callable[[Path], MorphableModel]] = {
-        ".h5": read_bfm_2017,
-        ".mat": read_bfm_2009,
-    }
-    require(path, "the morphable model")
-    if path.suffix not in readers:
-        raise UserError(
-            f"{path} is not a supported morphable model: give a Basel Face Model 2017 or 2019 "
-            "(.h5) or BFM09_model_info.mat."
-        )
-    model = readers[path.suffix](path)
+    kind = file_kind(path)
+    if kind == HDF5:
+        model = bfm_2017(load_statismo(path, identity_components, expression_components), path)
+    elif kind == MATLAB:
+        arrays = load_bfm_2009(path)
+        model = bfm_2009(arrays, path, identity_components, expression_components)
+    else:
+        raise UserError(f"{path} is {kind}, which cannot be read: give {WANTED}.")
     check_model(model, path)
-    shift = np.array(LANDMARK_CENTROID) - model.mean[model.landmark_vertices].mean(axis=0)
-    return replace(model, mean=(model.mean + shift).astype(np.float32))
+    landmarks = model.mean[model.landmark_vertices]
+    centred = model.mean + (np.array(LANDMARK_CENTROID) - landmarks.mean(axis=0))
+    return replace(model, mean=centred.astype(np.float32), faces=turned_outward(model))
+
+
+def file_kind(path: Path) -> str:
+    """What a file is, by its first bytes."""
+    if not require(path, "the morphable model").is_file():
+        return "a folder"
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror}.") from error
+    if not start:
+        return "empty"
+    for signature, kind in SIGNATURES.items():
+        if start.startswith(signature):
+            return kind
+    return "of an unknown format"
 
 
 def check_model(model: MorphableModel, path: Path) -> None:
-    """Raise `UserError` for parts that do not fit together or values that are not finite."""
+    """Raise `UserError` for indices outside the mesh, values not finite, and other units."""
     count = len(model.mean)
-    if {model.identity_basis.shape[:2], model.expression_basis.shape[:2]} != {(count, 3)}:
-        raise UserError(f"{path}: the bases do not belong to a mean of {count} vertices.")
     for name, indices in (("faces", model.faces), ("landmarks", model.landmark_vertices)):
-        if indices.min() < 0 or indices.max() >= count:
-            raise UserError(f"{path}: the {name} name vertices outside 0 to {count - 1}.")
+        if indices.size == 0 or indices.min() < 0 or indices.max() >= count:
+            raise UserError(
+                f"{path}: the {name} name vertices outside 0 to {count - 1}; an HDF5 or text file "
+                "counts them from 0, a .mat file from 1."
+            )
     for basis in (model.mean, model.identity_basis, model.expression_basis):
         if not np.isfinite(basis).all():
             raise UserError(f"{path} holds values that are not finite; fetch the file again.")
+    landmarks = model.mean[model.landmark_vertices]
+    radius = np.median(np.linalg.norm(landmarks - landmarks.mean(axis=0), axis=1))
+    if not LANDMARK_RADIUS[0] < radius < LANDMARK_RADIUS[1]:
+        raise UserError(
+            f"{path}: its landmarks lie {100 * radius:.3g} mm from their centre instead of about "
+            "60; an .h5 file is in millimetres and a .mat file in decimetres, and the landmarks "
+            "must be those of its vertices."
+        )
 
 
-def read_bfm_2017(path: Path) -> MorphableModel:
-    """Read the Statismo HDF5 layout of BFM 2017 and 2019, millimetres, in its own origin."""
+def turned_outward(model: MorphableModel) -> NDArray[np.int64]:
+    """The faces (F, 3), reversed if those around the landmarks are clockwise seen from outside.
+
+    The publishers do not state the winding; a face looks along z.
+    """
+    around = model.faces[np.isin(model.faces, model.landmark_vertices).any(axis=1)]
+    corners = model.mean[around]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return model.faces if normals[:, 2].sum() >= 0 else model.faces[:, ::-1]
+
+
+def shaped(
+    array: NDArray[Any], name: str, shape: tuple[int | None, ...], path: Path
+) -> NDArray[Any]:
+    """The array called ``name`` as it is, if it has the ``shape``; None stands for any length.
+
+    Raises:
+        UserError: the shape is another one, transposed or not, or the array holds no numbers.
+    """
+
+    def fits(found: tuple[int, ...]) -> bool:
+        return len(found) == len(shape) and all(
+            wanted in (None, length) for wanted, length in zip(shape, found, strict=True)
+        )
+
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {name} holds no numbers; give {WANTED}.")
+    if not fits(array.shape):
+        wanted = " × ".join("any" if length is None else str(length) for length in shape)
+        found = " × ".join(str(length) for length in array.shape) or "a single number"
+        transposed = ", transposed" if fits(array.shape[::-1]) else ""
+        raise UserError(
+            f"{path}: {name} is {found} instead of {wanted}{transposed}; give {WANTED}."
+        )
+    return array
+
+
+def vertices_of(array: NDArray[Any], name: str, path: Path) -> Float:
+    """(V, 3) of the array called ``name``, 3·V numbers in any shape."""
+    flat = shaped(array.reshape(-1), name, (None,), path)
+    if flat.size == 0 or flat.size % 3:
+        raise UserError(f"{path}: {name} holds {flat.size} numbers, not three for each vertex.")
+    return flat.astype(np.float32).reshape(-1, 3)
+
+
+def basis_of(
+    array: NDArray[Any], name: str, vertices: int, components: int | None, path: Path
+) -> Float:
+    """(V, 3, K) of a basis (3·V, all components), of which the K ≤ ``components`` leading ones."""
+    stored = shaped(array, name, (3 * vertices, None), path)
+    return stored[:, :components].astype(np.float32).reshape(vertices, 3, -1)
+
+
+# --- BFM 2017 and 2019 --------------------------------------------------------------------------
+
+
+def load_statismo(
+    path: Path, identity_components: int | None, expression_components: int | None
+) -> Arrays:
+    """The arrays of an HDF5 file of the Statismo layout, by name; of the bases what is used."""
     import h5py
 
+    limits = {
+        "shape/model/pcaBasis": np.s_[..., :identity_components],
+        "expression/model/pcaBasis": np.s_[..., :expression_components],
+    }
     try:
         with h5py.File(path) as file:
-            shape_mean, identity_basis = read_statismo(file["shape/model"])
-            expression_mean, expression_basis = read_statismo(file["expression/model"])
-            faces = np.asarray(file["shape/representer/cells"], dtype=np.int64).T
-            colours = np.asarray(file["color/model/mean"], dtype=np.float32).reshape(-1, 3)
-            stored = file.get("landmarks68/vertex_index")
-            indices = None if stored is None else np.asarray(stored, dtype=np.int64)
-            mean = (shape_mean + expression_mean) * np.float32(MILLIMETRES)
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+            groups = sorted(file)
+            missing = [name for name in STATISMO if name not in file]
+            arrays = {
+                name: np.asarray(file[name][limits.get(name, ...)])
+                for name in (*STATISMO, INDICES)
+                if name in file
+            }
+    except Exception as error:  # h5py raises errors of many types on damaged files
         raise UserError(
-            f"{path} is not a Basel Face Model 2017 or 2019 .h5 file, or it is damaged: {error}."
+            f"{path} is an HDF5 file, but damaged or cut short ({one_line(error)}); fetch it again."
         ) from error
-    if indices is None:
+    if missing:
+        raise UserError(
+            f"{path} is an HDF5 file of {', '.join(groups) or 'nothing'} and lacks {missing[0]}: "
+            f"give {WANTED}."
+        )
+    return arrays
+
+
+def bfm_2017(arrays: Arrays, path: Path) -> MorphableModel:
+    """The model of a Statismo file: millimetres, vertices from 0, in its own origin."""
+    mean = vertices_of(arrays["shape/model/mean"], "shape/model/mean", path)
+    offset = vertices_of(arrays["expression/model/mean"], "expression/model/mean", path)
+    colours = vertices_of(arrays["color/model/mean"], "color/model/mean", path)
+    if not len(mean) == len(offset) == len(colours):
+        raise UserError(
+            f"{path}: shape, expression and colour have {len(mean)}, {len(offset)} and "
+            f"{len(colours)} vertices; fetch the file again."
+        )
+    faces = shaped(arrays["shape/representer/cells"], "shape/representer/cells", (3, None), path)
+    if INDICES in arrays:
+        indices = shaped(arrays[INDICES], INDICES, (LANDMARKS,), path).astype(np.int64)
+    else:
         indices = read_landmark_vertices(path)
-    if faces.shape[1:] != (3,) or indices.shape != (LANDMARKS,) or colours.shape != mean.shape:
-        raise UserError(f"{path}: the faces, colours or landmarks have the wrong shape.")
-    colours = colours.clip(0, 1)
-    return MorphableModel(mean, identity_basis, expression_basis, faces, indices, colours)
-
-
-def read_statismo(group: object) -> tuple[Float, Float]:
-    """Mean (V, 3) in millimetres and canonical basis (V, 3, K) of a Statismo model group."""
-    mean, basis, variance = (
-        np.asarray(group[name], dtype=np.float32)  # type: ignore[index]
-        for name in ("mean", "pcaBasis", "pcaVariance")
+    return MorphableModel(
+        (mean + offset) * np.float32(MILLIMETRES),
+        statismo_basis(arrays, "shape/model", len(mean), path),
+        statismo_basis(arrays, "expression/model", len(mean), path),
+        faces.T.astype(np.int64),
+        indices,
+        colours.clip(0, 1),
     )
-    scaled = (basis * np.sqrt(variance) * MILLIMETRES).astype(np.float32)
-    return mean.reshape(-1, 3), scaled.reshape(-1, 3, len(variance))
+
+
+def statismo_basis(arrays: Arrays, group: str, vertices: int, path: Path) -> Float:
+    """(V, 3, K) canonical deviations of a group, from unit components and variances in mm²."""
+    name = f"{group}/pcaVariance"
+    basis = basis_of(arrays[f"{group}/pcaBasis"], f"{group}/pcaBasis", vertices, None, path)
+    count = basis.shape[2]
+    variance = shaped(arrays[name][:count], name, (count,), path)
+    if not (variance >= 0).all():
+        raise UserError(f"{path}: {name} holds values that are not positive; fetch it again.")
+    basis *= (np.sqrt(variance) * MILLIMETRES).astype(np.float32)
+    return basis
 
 
 def read_landmark_vertices(path: Path) -> NDArray[np.int64]:
@@ -132,41 +287,65 @@ def read_landmark_vertices(path: Path) -> NDArray[np.int64]:
         )
     try:
         indices = np.array(beside.read_text().split(), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{beside} must hold whole numbers only: {error}.") from error
     if indices.shape != (LANDMARKS,):
         raise UserError(f"{beside} must hold 68 vertex indices, not {indices.size}.")
     return indices
 
 
-def read_bfm_2009(path: Path) -> MorphableModel:
-    """Read ``BFM09_model_info.mat``: decimetres, indices from 1, deviations in the bases."""
+# --- BFM 2009 -----------------------------------------------------------------------------------
+
+
+def load_bfm_2009(path: Path) -> Arrays:
+    """The arrays of ``BFM09_model_info.mat`` by name."""
     import scipy.io
 
-    names = ("meanshape", "meantex", "idBase", "exBase", "tri", "keypoints")
     try:
-        content = scipy.io.loadmat(path, variable_names=names)
-        mean, colours = (
-            np.asarray(content[name], dtype=np.float32).reshape(-1, 3) for name in names[:2]
-        )
-        identity_basis, expression_basis = (
-            np.asarray(content[name], dtype=np.float32).reshape(*mean.shape, -1)
-            for name in names[2:4]
-        )
-        faces = np.asarray(content["tri"], dtype=np.int64).reshape(-1, 3) - 1
-        indices = np.asarray(content["keypoints"], dtype=np.int64).reshape(LANDMARKS) - 1
-        colours = (colours.reshape(mean.shape) / 255).clip(0, 1)
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        zlib.error,
-        scipy.io.matlab.MatReadError,
-    ) as error:
+        names = [name for name, _, _ in scipy.io.whosmat(path)]
+        arrays = scipy.io.loadmat(path, variable_names=BFM_2009)
+    except Exception as error:  # scipy raises errors of many types on damaged files
         raise UserError(
-            f"{path} is not BFM09_model_info.mat (with {', '.join(names)}), or it is damaged: "
-            f"{' '.join(str(error).split())}."
+            f"{path} is a MATLAB file, but damaged or cut short ({one_line(error)}); fetch or make "
+            "it again."
         ) from error
-    return MorphableModel(mean, identity_basis, expression_basis, faces, indices, colours)
+    if "shapePC" in names:
+        raise UserError(
+            f"{path} is the Basel Face Model 2009 as published, without expressions: convert it to "
+            "BFM09_model_info.mat by convert_bfm09_data.py of "
+            "github.com/ascust/3DMM-Fitting-Pytorch, which adds those of Exp_Pca.bin of "
+            "github.com/Juyong/3DFace."
+        )
+    missing = [name for name in BFM_2009 if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{path} is a MATLAB file of {', '.join(names) or 'nothing'} and lacks {missing[0]}: "
+            f"give {WANTED}."
+        )
+    return {name: np.asarray(arrays[name]) for name in BFM_2009}
+
+
+def bfm_2009(
+    arrays: Arrays, path: Path, identity_components: int | None, expression_components: int | None
+) -> MorphableModel:
+    """The model of a .mat file: decimetres, vertices from 1, the deviations in the bases."""
+    mean = vertices_of(arrays["meanshape"], "meanshape", path)
+    colours = vertices_of(arrays["meantex"], "meantex", path)
+    if len(mean) != len(colours):
+        raise UserError(
+            f"{path}: meanshape has {len(mean)} vertices and meantex {len(colours)}; make it again."
+        )
+    indices = shaped(arrays["keypoints"].reshape(-1), "keypoints", (LANDMARKS,), path)
+    return MorphableModel(
+        mean,
+        basis_of(arrays["idBase"], "idBase", len(mean), identity_components, path),
+        basis_of(arrays["exBase"], "exBase", len(mean), expression_components, path),
+        shaped(arrays["tri"], "tri", (None, 3), path).astype(np.int64) - 1,
+        indices.astype(np.int64) - 1,
+        (colours / 255).clip(0, 1),
+    )
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a library says, without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+from dataclasses import fields
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eavatar.errors import UserError
 from eavatar.face.morphable import LANDMARK_CENTROID, read_morphable_model
@@ -34,34 +39,50 @@ def random_parts() -> dict[str, np.ndarray]:
 
 
 def write_2017(path: Path, parts: dict[str, np.ndarray], landmarks: bool = True) -> Path:
+    """All that the published .h5 files hold, in float32 and millimetres; vertices from 0."""
     with h5py.File(path, "w") as file:
         for group, mean, name in (
             ("shape", "mean", "identity"),
             ("expression", "expression_mean", "expression"),
+            ("color", "colours", "identity"),
         ):
             file[f"{group}/model/mean"] = parts[mean].astype(np.float32)
             file[f"{group}/model/pcaBasis"] = parts[name].astype(np.float32)
             file[f"{group}/model/pcaVariance"] = parts[f"{name}_variance"].astype(np.float32)
-        file["shape/representer/cells"] = parts["faces"].T.astype(np.int32)
-        file["color/model/mean"] = parts["colours"].astype(np.float32)
+            file[f"{group}/model/noiseVariance"] = np.float32(0)
+            file[f"{group}/representer/points"] = parts["mean"].reshape(-1, 3).T.astype(np.float32)
+            file[f"{group}/representer/cells"] = parts["faces"].T.astype(np.int32)
+        tip = {"id": "center.nose.tip", "coordinates": parts["mean"][:3].tolist()}
+        file["metadata/landmarks/json"] = np.array([json.dumps([tip]).encode()], dtype=object)
         if landmarks:
             file["landmarks68/vertex_index"] = parts["landmarks"].astype(np.int32)
     return path
 
 
-def write_2009(path: Path, parts: dict[str, np.ndarray]) -> Path:
+def contents_2009(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All that BFM09_model_info.mat holds: decimetres, deviations in the bases, vertices from 1."""
+
     def scaled(name: str) -> np.ndarray:
         return parts[name] * np.sqrt(parts[f"{name}_variance"]) / 100
 
-    content = {
+    faces = parts["faces"] + 1
+    return {
         "meanshape": (parts["mean"] + parts["expression_mean"])[None] / 100,
         "meantex": parts["colours"][None] * 255,
         "idBase": scaled("identity"),
         "exBase": scaled("expression"),
-        "tri": parts["faces"] + 1,
+        "texBase": scaled("identity") * 1e3,
+        "tri": faces,
+        "point_buf": np.ones((VERTICES, 8), dtype=np.int64),
+        "tri_mask2": faces[:20],
         "keypoints": parts["landmarks"][None] + 1,
+        "frontmask2_idx": np.arange(1, 40)[:, None],
+        "skinmask": np.ones((1, VERTICES)),
     }
-    scipy.io.savemat(path, content)
+
+
+def write_2009(path: Path, parts: dict[str, np.ndarray]) -> Path:
+    scipy.io.savemat(path, contents_2009(parts))
     return path
 
 
@@ -104,34 +125,201 @@ def test_landmark_indices_beside_the_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_morphable_model(path).landmark_vertices, parts["landmarks"])
 
 
-def test_wrong_formats_are_one_sentence(tmp_path: Path) -> None:
-    parts = random_parts()
-    flame = tmp_path / "generic_model.pkl"
-    flame.write_bytes(b"\x80\x02}q\x00.")
-    renamed = tmp_path / "flame.h5"
-    renamed.write_bytes(flame.read_bytes())
-    other = tmp_path / "other.h5"
-    with h5py.File(other, "w") as file:
-        file["weights"] = np.zeros(3)
-    truncated = write_2017(tmp_path / "truncated.h5", parts)
-    truncated.write_bytes(truncated.read_bytes()[:5000])
-    short = write_2009(tmp_path / "short.mat", parts)
-    short.write_bytes(short.read_bytes()[:5000])
-    empty = tmp_path / "empty.mat"
-    empty.write_bytes(b"")
-    unrelated = tmp_path / "unrelated.mat"
-    scipy.io.savemat(unrelated, {"x": np.zeros(3)})
-    for path in (flame, renamed, other, truncated, short, empty, unrelated, tmp_path / "none.h5"):
-        with pytest.raises(UserError, match=path.name) as caught:
-            read_morphable_model(path)
-        assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+def refused(path: Path, match: str) -> None:
+    """The file is refused in one sentence that names it and says ``match``."""
+    with pytest.raises(UserError, match=match) as caught:
+        read_morphable_model(path)
+    message = str(caught.value)
+    assert path.name in message and message.endswith(".") and "\n" not in message
 
 
-def test_indices_outside_the_mesh_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (pickle.dumps({"v_template": [0.0]}), "Python pickle, as FLAME"),
+        (pickle.dumps({"v_template": [0.0]}, protocol=0), "Python pickle, as FLAME"),
+        (b"PK\x03\x04 an archive", "zip archive"),
+        (b"\x1f\x8b\x08 compressed", "gzip"),
+        (b"\x93NUMPY\x01\x00", "NumPy array, as FaceVerse"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"ply\nformat ascii 1.0\n", "a mesh"),
+        (b"\x4f\x00\x00\x00 Exp_Pca.bin", "unknown format"),
+        (b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.h5", "model.mat", "model.pkl"])
+def test_other_files_are_named_by_what_they_are(
+    tmp_path: Path, content: bytes, what: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, what)
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    for protocol in range(6):
+        (tmp_path / "model.h5").write_bytes(pickle.dumps(Trap(), protocol=protocol))
+        refused(tmp_path / "model.h5", "model.h5")
+    scipy.io.savemat(tmp_path / "model.mat", contents_2009(random_parts()) | {"tri": {"a": "b"}})
+    refused(tmp_path / "model.mat", "tri holds no numbers")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_files_under_another_name_are_read(tmp_path: Path) -> None:
     parts = random_parts()
-    parts["landmarks"] = parts["landmarks"] + VERTICES
-    with pytest.raises(UserError, match="landmarks name vertices outside"):
-        read_morphable_model(write_2017(tmp_path / "model.h5", parts))
+    first = read_morphable_model(write_2017(tmp_path / "model2017.mat", parts))
+    (tmp_path / "given").write_bytes(write_2009(tmp_path / "model.mat", parts).read_bytes())
+    second = read_morphable_model(tmp_path / "given")
+    np.testing.assert_allclose(first.mean, second.mean, atol=1e-5)
+
+
+def test_wrong_variants_are_named(tmp_path: Path) -> None:
+    refused(tmp_path / "none.h5", "does not exist")
+    refused(tmp_path, "is a folder")
+    published = {
+        "shapeMU": np.zeros((270, 1)),
+        "shapePC": np.zeros((270, 2)),
+        "tl": np.ones((9, 3)),
+    }
+    scipy.io.savemat(tmp_path / "01_MorphableModel.mat", published)
+    refused(tmp_path / "01_MorphableModel.mat", r"as published.*convert_bfm09_data\.py")
+    indices = {name: contents_2009(random_parts())[name] for name in ("tri", "keypoints")}
+    scipy.io.savemat(tmp_path / "facemodel_info.mat", indices)
+    refused(tmp_path / "facemodel_info.mat", "a MATLAB file of tri, keypoints.* lacks meanshape")
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        file["layers/kernel"] = np.zeros(3)
+    refused(tmp_path / "weights.h5", "an HDF5 file of layers and lacks shape/model/mean")
+    with h5py.File(write_2017(tmp_path / "shape.h5", random_parts()), "a") as file:
+        del file["expression"]
+    refused(tmp_path / "shape.h5", "lacks expression/model/mean")
+    (tmp_path / "seven.mat").write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64")
+    refused(tmp_path / "seven.mat", "MATLAB 7.3 file .*-v7")
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("shape/model/pcaBasis", "pcaBasis is 4 × 270 instead of 270 × any, transposed"),
+        ("expression/model/pcaBasis", "expression.* transposed"),
+        ("shape/representer/cells", "cells is 50 × 3 instead of 3 × any, transposed"),
+    ],
+)
+def test_transposed_arrays_of_2017(tmp_path: Path, name: str, match: str) -> None:
+    path = write_2017(tmp_path / "model.h5", random_parts())
+    with h5py.File(path, "a") as file:
+        turned = file[name][...].T
+        del file[name]
+        file[name] = turned
+    refused(path, match)
+
+
+@pytest.mark.parametrize("name", ["idBase", "exBase", "tri"])
+def test_transposed_arrays_of_2009(tmp_path: Path, name: str) -> None:
+    content = contents_2009(random_parts())
+    scipy.io.savemat(tmp_path / "model.mat", content | {name: content[name].T})
+    refused(tmp_path / "model.mat", f"{name} is .*, transposed")
+
+
+def test_indices_of_the_other_convention(tmp_path: Path) -> None:
+    parts = random_parts()
+    content = contents_2009(parts)
+    for name in ("tri", "keypoints"):
+        scipy.io.savemat(tmp_path / "model.mat", content | {name: content[name] * 0})
+        refused(tmp_path / "model.mat", r"outside 0 to 89; .* a \.mat file from 1")
+    parts["faces"] = parts["faces"] - parts["faces"].max() + VERTICES
+    refused(write_2017(tmp_path / "model.h5", parts), "faces name vertices outside 0 to 89")
+
+
+def test_other_units_are_refused(tmp_path: Path) -> None:
+    parts = random_parts()
+    for factor in (1e-3, 1e3):  # metres and micrometres instead of millimetres
+        changed = {**parts, "mean": parts["mean"] * factor}
+        changed["expression_mean"] = parts["expression_mean"] * factor
+        refused(write_2017(tmp_path / "model.h5", changed), r"instead of about 60.*millimetres")
+        refused(write_2009(tmp_path / "model.mat", changed), "decimetres")
+
+
+def test_values_that_are_not_finite_or_do_not_fit(tmp_path: Path) -> None:
+    parts = random_parts()
+    for name in ("mean", "identity", "expression"):
+        changed = parts[name].copy()
+        changed.flat[5] = np.nan
+        refused(write_2017(tmp_path / "model.h5", {**parts, name: changed}), "not finite")
+    negative = {**parts, "identity_variance": -parts["identity_variance"]}
+    refused(write_2017(tmp_path / "model.h5", negative), "shape/model/pcaVariance .* not positive")
+    short = {**parts, "expression_mean": parts["expression_mean"][:-3]}
+    refused(write_2017(tmp_path / "model.h5", short), "90, 89 and 90 vertices")
+    few = {**parts, "identity_variance": parts["identity_variance"][:2]}
+    refused(write_2017(tmp_path / "model.h5", few), "pcaVariance is 2 instead of 4")
+
+
+def test_only_the_wanted_components_are_read(tmp_path: Path) -> None:
+    parts = random_parts()
+    for path in (write_2017(tmp_path / "a.h5", parts), write_2009(tmp_path / "b.mat", parts)):
+        whole, part = read_morphable_model(path), read_morphable_model(path, 2, 100)
+        assert part.identity_basis.shape == (VERTICES, 3, 2)
+        np.testing.assert_array_equal(part.identity_basis, whole.identity_basis[..., :2])
+        np.testing.assert_array_equal(part.expression_basis, whole.expression_basis)
+
+
+def test_faces_are_turned_outward(tmp_path: Path) -> None:
+    """A square sheet that looks along z, its triangles stored clockwise and counter-clockwise."""
+    parts = random_parts()
+    x, y = np.meshgrid(np.linspace(-80, 80, 10), np.linspace(-80, 80, 9))
+    parts["mean"] = np.stack([x, y, 0 * x], axis=-1).reshape(-1)
+    row, column = (index.reshape(-1) for index in np.mgrid[:8, :9])
+    corner = 10 * row + column
+    seen_from_front = np.stack([corner, corner + 1, corner + 10], axis=1)
+    for faces in (seen_from_front, seen_from_front[:, ::-1]):
+        model = read_morphable_model(
+            write_2017(
+                tmp_path / "model.h5", {**parts, "faces": faces, "expression_mean": np.zeros(270)}
+            )
+        )
+        np.testing.assert_array_equal(model.faces, seen_from_front)
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a whole model.h5 and model.mat."""
+    folder, parts = tmp_path_factory.mktemp("whole"), random_parts()
+    write_2017(folder / "model.h5", parts)
+    write_2009(folder / "model.mat", parts)
+    return folder
+
+
+@given(name=st.sampled_from(["model.h5", "model.mat"]), share=st.floats(0, 1, exclude_max=True))
+def test_files_cut_short_anywhere(
+    whole_files: Path, tmp_path_factory: pytest.TempPathFactory, name: str, share: float
+) -> None:
+    """Refused, or read as the whole file is where only what no one reads is cut off."""
+    content = (whole_files / name).read_bytes()
+    path = tmp_path_factory.mktemp("cut") / name
+    path.write_bytes(content[: int(share * len(content))])
+    try:
+        found = read_morphable_model(path)
+    except UserError:
+        refused(path, "damaged or cut short|is empty|lacks|unknown format")
+        return
+    assert name == "model.mat" and share > 0.8  # point_buf … skinmask are the file's end
+    whole = read_morphable_model(whole_files / name)
+    for field in fields(whole):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(whole, field.name))
+
+
+@given(
+    start=st.sampled_from(
+        [b"", b"\x89HDF\r\n\x1a\n", b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"]
+    ),
+    rest=st.binary(max_size=600),
+)
+def test_random_bytes(tmp_path_factory: pytest.TempPathFactory, start: bytes, rest: bytes) -> None:
+    path = tmp_path_factory.mktemp("random") / "model.h5"
+    path.write_bytes(start + rest)
+    refused(path, "model.h5")
 
 
 @pytest.mark.skipif("EAVATAR_SHARED" not in os.environ, reason="EAVATAR_SHARED is not set")

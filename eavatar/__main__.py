@@ -25,19 +25,26 @@ def demo_capture(a: Arguments) -> None:
     run(settings.parse_block(settings.DemoSettings, a.settings), a.seed, a.raw, a.truth)
 
 
+def doctor(a: Arguments) -> None:
+    """Check everything that a run will need, of all or some subjects, and list all faults."""
+    from eavatar.doctor import doctor as run
+
+    run(a.config or "config/config.yaml", a.subjects, a.subject)
+
+
 def check(a: Arguments) -> None:
     """Check all inputs of a subject before anything long runs."""
-    from eavatar.check import Inputs
+    from eavatar.check import Inputs, InputSettings
     from eavatar.check import check as run
 
-    run(
+    blocks = InputSettings(
         settings.parse_block(settings.IngestSettings, a.settings),
         settings.parse_block(settings.MatteSettings, a.matte_settings),
         settings.parse_block(settings.LandmarkSettings, a.landmark_settings),
         settings.parse_block(settings.GenerateSettings, a.prior_settings),
-        Inputs(a.capture, a.morphable_model, a.landmarks, a.mattes, a.mesh),
-        a.output,
     )
+    inputs = Inputs(a.capture, a.morphable_model, a.landmarks, a.mattes, a.mesh)
+    run(blocks, inputs, a.output)
 
 
 def calibrate(a: Arguments) -> None:
@@ -159,6 +166,7 @@ def export_gha(a: Arguments) -> None:
 
 
 Flag = tuple[str, type, str, bool]
+"""Name, type, help and whether it is required; a tuple is any number of words without a flag."""
 SETTINGS: Flag = ("settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
 INGEST: Flag = ("ingest-settings", str, "the block capture.ingest, for the crop", True)
 SEED: Flag = ("seed", int, "random seed", True)
@@ -190,6 +198,16 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         SEED,
         ("raw", Path, "folder to write the capture to", True),
         ("truth", Path, "folder to write the ground truth to, for `score` only", True),
+    ],
+    doctor: [
+        (
+            "config",
+            str,
+            "all settings as YAML file or JSON; config/config.yaml if not given",
+            False,
+        ),
+        ("subjects", Path, "sample sheet instead of the one that the settings name", False),
+        ("subject", tuple, "subjects to look at; all of the sheet if none", False),
     ],
     check: [
         SETTINGS,
@@ -314,7 +332,10 @@ def build_parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=summary, description=summary)
         verb.set_defaults(function=function)
         for flag, kind, text, required in flags:
-            verb.add_argument(f"--{flag}", help=text, required=required, **reading(kind))
+            if kind is tuple:
+                verb.add_argument(flag, help=text, nargs="*")
+            else:
+                verb.add_argument(f"--{flag}", help=text, required=required, **reading(kind))
     return parser
 
 

@@ -1,17 +1,29 @@
-"""`check`: every input of a subject is opened before anything long runs."""
+"""A subject's inputs, opened before anything long runs: all their faults at once.
+
+The rule `check` stands before every long rule of a subject; `doctor` looks at the same inputs of
+all subjects, and at the machine.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from eavatar.capture.captures import open_capture
-from eavatar.capture.ingest import chosen_cameras
-from eavatar.capture.recording import Capture, check_videos
+import av
+
+from eavatar.capture.captures import Mattes, open_capture, open_mattes
+from eavatar.capture.ingest import chosen_cameras, in_threads
+from eavatar.capture.recording import Capture, check_size, check_videos
+from eavatar.capture.video import Clip, Header, read_picture
 from eavatar.errors import UserError
 from eavatar.face.landmarks import read_provided
-from eavatar.face.morphable import read_morphable_model
-from eavatar.io import atomic, read_mesh, require
+from eavatar.face.morphable import MorphableModel, read_morphable_model
+from eavatar.findings import Examination
+from eavatar.io import atomic, read_mesh
+from eavatar.layouts import list_sequence_names
 from eavatar.settings import (
     GenerateSettings,
     IngestSettings,
@@ -19,6 +31,13 @@ from eavatar.settings import (
     MatteSettings,
     select,
 )
+
+LISTED = 4  # names in a sentence, before "and n more"
+MODEL_SOURCE = (
+    "Get BFM 2017 or 2009 by the licence form at faces.dmi.unibas.ch (not to be passed on), put it "
+    "there, or name another file in the setting morphable_model or the sheet's column of that name."
+)
+PLATE_BACKENDS = ("plate", "background_matting_v2")
 
 
 @dataclass(frozen=True)
@@ -38,83 +57,380 @@ class Inputs:
     mesh: Path | None
 
 
-def check(
-    ingest: IngestSettings,
-    matte: MatteSettings,
-    landmarks: LandmarkSettings,
-    prior: GenerateSettings,
-    inputs: Inputs,
-    output: Path,
-) -> None:
+@dataclass(frozen=True)
+class InputSettings:
+    """The blocks that say which inputs are needed."""
+
+    ingest: IngestSettings
+    matte: MatteSettings
+    landmarks: LandmarkSettings
+    prior: GenerateSettings
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What a subject's chosen videos hold.
+
+    Attributes:
+        cameras: serial numbers.
+        headers: by sequence; without those of which no video is readable.
+        prepared: cropped and thinned out in time already.
+    """
+
+    cameras: tuple[str, ...]
+    headers: Mapping[str, Header]
+    prepared: bool
+
+
+def check(settings: InputSettings, inputs: Inputs, output: Path) -> None:
     """Open all inputs that the chosen backends need and write what was found.
 
     Args:
-        output: text file, a line for each kind of input.
+        output: text file, a line for each item.
     Raises:
-        UserError: the first fault: what is wrong, where, and what to do.
+        UserError: all faults: what is wrong, where, and what to do.
     """
-    capture = open_capture(inputs.capture)
-    sequences = select(list(capture.clips), ingest.sequences, ingest.exclude)
-    cameras = chosen_cameras(ingest, capture)
-    headers = check_videos(capture, sequences)
-    _check_split(ingest, sequences)
-    lines = [f"{len(cameras)} cameras: {', '.join(cameras)}"]
-    lines += [f"{name}: {header.frames} video frames" for name, header in headers.items()]
-    model = read_morphable_model(inputs.morphable_model)
-    lines.append(f"morphable model: {len(model.mean)} vertices")
-    _check_mattes(matte, inputs, capture, sequences, cameras)
-    if landmarks.backend == "provided":
-        folder = _folder(inputs.landmarks, "landmarks", "face.landmarks.backend")
-        for name in sequences:
-            _, points, _ = read_provided(folder / f"{name}.npz")
-            if len(points) < headers[name].frames:
-                raise UserError(
-                    f"{folder / name}.npz covers {len(points)} video frames of "
-                    f"{headers[name].frames}; give landmarks for the whole video."
-                )
-        lines.append(f"landmarks: {len(sequences)} files")
-    if prior.source == "provided":
-        mesh = read_mesh(_folder(inputs.mesh, "prior", "prior.generate.source"))
-        lines.append(f"prior mesh: {len(mesh.vertices)} vertices")
+    found = Examination()
+    for name in ("capture", "landmarks", "mattes", "mesh"):
+        path = getattr(inputs, name)
+        if path is not None and not path.exists():
+            found.add(name, "missing", f"the {name} {path} does not exist; correct its path.")
+    examine_inputs(found, "", settings, inputs)
+    examine_model(found, "", inputs.morphable_model)
+    if found.faults:
+        sentences = " ".join(finding.text for finding in found.faults)
+        count = len(found.faults)
+        raise UserError(sentences if count == 1 else f"{count} inputs are faulty: {sentences}")
     with atomic(output) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text(found.table() + "\n")
 
 
-def _check_split(ingest: IngestSettings, sequences: list[str]) -> None:
+def examine_inputs(
+    found: Examination, subject: str, settings: InputSettings, inputs: Inputs
+) -> Footage | None:
+    """Look at the capture and at what is provided with it; what the capture holds, if readable.
+
+    A path that does not exist is passed over: whoever gave it says so.
+
+    Args:
+        subject: begins the names of the items.
+    """
+    item, names = f"{subject} capture".strip(), None
+    if inputs.capture.exists():
+        names = found.attempt(item, None, list_sequence_names, inputs.capture)
+    sequences = select(names or [], settings.ingest.sequences, settings.ingest.exclude)
+    footage = None
+    if names is not None:
+        footage = examine_capture(found, subject, settings, inputs.capture, names, sequences)
+    if settings.matte.backend == "provided":
+        folder = _given(found, subject, inputs.mattes, "mattes", "capture.matte.backend")
+        if folder:
+            examine_mattes(found, subject, folder, sequences, footage)
+    if settings.landmarks.backend == "provided":
+        folder = _given(found, subject, inputs.landmarks, "landmarks", "face.landmarks.backend")
+        if folder:
+            examine_landmarks(found, subject, folder, sequences, footage)
+    if settings.prior.source == "provided":
+        mesh = _given(found, subject, inputs.mesh, "prior", "prior.generate.source")
+        item = f"{subject} prior".strip()
+        head = found.attempt(item, mesh, read_mesh, mesh) if mesh else None
+        if head:
+            found.add(item, "ok", f"{mesh}: {len(head.vertices)} vertices")
+    return footage
+
+
+def examine_model(found: Examination, subject: str, path: Path) -> MorphableModel | None:
+    """Look at a morphable model; the model, if it is readable."""
+    item = f"{subject} morphable model".strip()
+    try:
+        model = read_morphable_model(path)
+    except UserError as error:
+        found.add(item, "wrong" if path.exists() else "missing", f"{error} {MODEL_SOURCE}")
+        return None
+    size = path.stat().st_size / 2**20
+    found.add(
+        item,
+        "ok",
+        f"{path}: {len(model.mean)} vertices, {model.identity_basis.shape[2]} identity and "
+        f"{model.expression_basis.shape[2]} expression components, {size:.0f} MiB",
+    )
+    return model
+
+
+# --- capture ------------------------------------------------------------------------------------
+
+
+def examine_capture(
+    found: Examination,
+    subject: str,
+    settings: InputSettings,
+    root: Path,
+    names: Sequence[str],
+    sequences: Sequence[str],
+) -> Footage | None:
+    """Look at the calibration, at every camera of the chosen sequences, and at the plates.
+
+    Args:
+        names: all sequences of the capture; sequences: the chosen ones.
+    """
+    item, ingest = f"{subject} capture".strip(), settings.ingest
+    found.attempt(item, None, _check_split, ingest, names, sequences)
+    capture = found.attempt(item, None, open_capture, root)
+    if capture is None:
+        return None
+    found.attempt(item, None, chosen_cameras, ingest, capture)  # also misses the colours
+    cameras = select(list(capture.cameras), ingest.cameras)
+    views = [(sequence, serial) for sequence in sequences for serial in cameras]
+    views += _uncalibrated(capture, sequences, ingest)
+    headers: dict[tuple[str, str], Header] = {}
+    faults = len(found.faults)
+    for sequence, serial in views:
+        place = f"{subject} {sequence}".strip()
+        header = found.attempt(place, None, check_videos, capture, [sequence], [serial])
+        if header:
+            headers[sequence, serial] = header[sequence]
+    _examine_agreement(found, subject, capture, headers)
+    _examine_ends(found, subject, capture, list(headers))
+    if settings.matte.backend in PLATE_BACKENDS:
+        _examine_plates(found, subject, capture, cameras)
+    usual = {
+        sequence: _most_common(h for (name, _), h in headers.items() if name == sequence)
+        for sequence in sequences
+        if any(name == sequence for name, _ in headers)
+    }
+    if len(found.faults) == faults:
+        for sequence, clip in usual.items():
+            text = f"{len(cameras)} cameras × {clip.frames} frames, {clip.width}×{clip.height} px"
+            found.add(f"{subject} {sequence}".strip(), "ok", text)
+    return Footage(tuple(cameras), usual, capture.prepared)
+
+
+def _uncalibrated(
+    capture: Capture, sequences: Sequence[str], ingest: IngestSettings
+) -> list[tuple[str, str]]:
+    """A sequence and the serial number of each camera that recorded but has no calibration."""
+    first: dict[str, str] = {}
+    for sequence in sequences:
+        for serial in set(capture.clips.get(sequence, {})) - set(capture.cameras):
+            first.setdefault(serial, sequence)
+    return [(first[serial], serial) for serial in select(sorted(first), ingest.cameras)]
+
+
+def _check_split(ingest: IngestSettings, names: Sequence[str], sequences: Sequence[str]) -> None:
+    if not sequences:
+        raise UserError(
+            f"capture.ingest.sequences {list(ingest.sequences)} (or the sheet's column sequences) "
+            f"and exclude {list(ingest.exclude)} leave none of the sequences {list(names)}; "
+            "change them."
+        )
     held_out = select(sequences, ingest.held_out)
     if not held_out or len(held_out) == len(sequences):
         which = "no sequence is" if not held_out else "all sequences are"
         raise UserError(
             f"{which} held out for testing: capture.ingest.held_out is {list(ingest.held_out)} and "
-            f"the sequences are {sequences}; training needs some and evaluation needs some."
+            f"the sequences are {list(sequences)}; training needs some and evaluation needs some."
         )
 
 
-def _check_mattes(
-    matte: MatteSettings,
-    inputs: Inputs,
-    capture: Capture,
-    sequences: list[str],
-    cameras: list[str],
+def _most_common(headers: Iterable[Header]) -> Header:
+    return Counter(headers).most_common(1)[0][0]
+
+
+def _examine_agreement(
+    found: Examination, subject: str, capture: Capture, headers: Mapping[tuple[str, str], Header]
 ) -> None:
-    if matte.backend == "plate":
-        bare = [serial for serial in cameras if serial not in capture.plates]
-        if bare:
-            raise UserError(
-                f"{inputs.capture}/sequences/BACKGROUND has no plate for camera {bare[0]}; restore "
-                f"image_{bare[0]}.jpg or choose capture.matte.backend rembg."
+    """Find the clips that differ from most others in size, or in length from their sequence's."""
+    if not headers:
+        return
+    size = _most_common(Header(h.width, h.height, 0) for h in headers.values())
+    for (sequence, serial), header in headers.items():
+        path = capture.clips[sequence][serial].paths[0]
+        usual = _most_common(h for (name, _), h in headers.items() if name == sequence)
+        item = f"{subject} {sequence}".strip()
+        if (header.width, header.height) != (size.width, size.height):
+            found.add(
+                item,
+                "wrong",
+                f"{path} has {header.width}×{header.height} pixels but most clips have "
+                f"{size.width}×{size.height}; store all at one size.",
             )
-    if matte.backend == "provided":
-        folder = _folder(inputs.mattes, "mattes", "capture.matte.backend")
-        for name in sequences:
-            for serial in cameras:
-                require(folder / name / f"cam_{serial}.mp4", "a provided alpha video")
+        if (header.frames, header.gaps) != (usual.frames, usual.gaps):
+            found.add(
+                item,
+                "wrong",
+                f"{path} has {header.frames} frames (skipped before: {list(header.gaps)}) but most "
+                f"cameras of {sequence} have {usual.frames} (skipped before: {list(usual.gaps)}); "
+                "the videos of a sequence must be synchronised: copy it again or leave the camera "
+                "out with capture.ingest.cameras or the sheet's column cameras.",
+            )
 
 
-def _folder(path: Path | None, column: str, setting: str) -> Path:
-    if path is None:
+def _examine_ends(
+    found: Examination, subject: str, capture: Capture, clips: Sequence[tuple[str, str]]
+) -> None:
+    """Decode the first and last frame of clips, given by sequence and serial number."""
+
+    def fault(clip: tuple[str, str]) -> str | None:
+        try:
+            decode_ends(capture.clips[clip[0]][clip[1]])
+        except UserError as error:
+            return str(error)
+        return None
+
+    sentences = in_threads(fault, clips, f"first and last frames {subject}".strip())
+    for (sequence, _), sentence in zip(clips, sentences, strict=True):
+        if sentence:
+            found.add(f"{subject} {sequence}".strip(), "wrong", sentence)
+
+
+def decode_ends(clip: Clip) -> None:
+    """Decode the first frame and the last; of a video also what the last depends on.
+
+    Raises:
+        UserError: one of them cannot be decoded.
+    """
+    if not clip.is_video:
+        read_picture(clip.paths[0])
+        read_picture(clip.paths[-1])
+        return
+    path = clip.paths[0]
+    with closing(clip.decode()) as frames:  # type: ignore[type-var]
+        next(frames)
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            last = max(entry.timestamp for entry in stream.index_entries)
+            container.seek(last, stream=stream)
+            whole = [not frame.is_corrupt for frame in container.decode(stream)]
+    except av.FFmpegError as error:
         raise UserError(
-            f"{setting} is 'provided', but the sample sheet's column '{column}' is empty; fill it "
-            "in or choose another value for the setting."
+            f"the last frame of {path} cannot be decoded ({error.strerror}); copy it again from "
+            "its source."
+        ) from error
+    if not whole or not whole[-1]:
+        raise UserError(f"the last frame of {path} is damaged; copy it again from its source.")
+
+
+def _examine_plates(
+    found: Examination, subject: str, capture: Capture, cameras: Sequence[str]
+) -> None:
+    item = f"{subject} plates".strip()
+    bare = [serial for serial in cameras if serial not in capture.plates]
+    if bare:
+        folders = {path.parent for path in capture.plates.values()}
+        folder = folders.pop() if folders else capture.root / "sequences" / "BACKGROUND"
+        found.add(
+            item,
+            "missing",
+            f"{folder} has no background plate for camera {_some(bare)} (image_<camera>.jpg); "
+            "restore it or choose capture.matte.backend rembg or provided.",
         )
-    return require(path, f"what the sample sheet's column '{column}' names")
+    for serial in set(cameras) - set(bare):
+        path = capture.plates[serial]
+        image = found.attempt(item, path, read_picture, path)
+        if image is not None:
+            size = (image.shape[1], image.shape[0])
+            found.attempt(item, None, check_size, path, *size, capture.full_size)
+    if not any(finding.item == item for finding in found.findings):
+        found.add(item, "ok", f"{len(cameras)} background plates")
+
+
+# --- what is provided ---------------------------------------------------------------------------
+
+
+def _given(
+    found: Examination, subject: str, path: Path | None, column: str, setting: str
+) -> Path | None:
+    """The path of a column that the settings need; a finding if the column is empty."""
+    item = f"{subject} {column}".strip()
+    if path is None:
+        found.add(
+            item,
+            "missing",
+            f"{setting} is 'provided', but the sample sheet's column '{column}' is empty; fill it "
+            "in or choose another value for the setting.",
+        )
+        return None
+    return path if path.exists() else None
+
+
+def examine_mattes(
+    found: Examination,
+    subject: str,
+    folder: Path,
+    sequences: Sequence[str],
+    footage: Footage | None,
+) -> None:
+    """Look at provided alpha: a clip for each view, as long as the colour clip."""
+    item = f"{subject} mattes".strip()
+    mattes = found.attempt(item, folder, open_mattes, folder)
+    if mattes is None:
+        return
+    faults = len(found.faults)
+    for sequence in sequences or mattes.clips:
+        clips = mattes.clips.get(sequence, {})
+        cameras = list(clips) if footage is None else footage.cameras
+        gone = [serial for serial in cameras if serial not in clips]
+        if gone or not clips:
+            found.add(
+                item,
+                "missing",
+                f"{folder}/{sequence} has no alpha of camera {_some(gone) or 'any'} "
+                f"({sequence}/cam_<camera>.mp4); restore it or choose another value for "
+                "capture.matte.backend.",
+            )
+        for serial in set(cameras) & set(clips):
+            colour = footage.headers.get(sequence) if footage else None
+            frames = colour.frames if colour else 0
+            found.attempt(item, None, _check_matte, mattes, clips[serial], frames)
+    if len(found.faults) == faults:
+        found.add(item, "ok", f"{folder}: {len(sequences)} sequences")
+
+
+def _check_matte(mattes: Mattes, clip: Clip, frames: int) -> None:
+    header = clip.header()
+    check_size(clip.paths[0], header.width, header.height, mattes.full_size)
+    if header.frames < frames:
+        raise UserError(
+            f"{clip.paths[0]} has {header.frames} frames of {frames}; alpha videos must be as long "
+            "as the colour videos."
+        )
+
+
+def examine_landmarks(
+    found: Examination,
+    subject: str,
+    folder: Path,
+    sequences: Sequence[str],
+    footage: Footage | None,
+) -> None:
+    """Look at provided landmarks: a file for each sequence, as long as its videos."""
+    item = f"{subject} landmarks".strip()
+    faults = len(found.faults)
+    sequences = sequences or [path.stem for path in sorted(folder.glob("*.npz"))]
+    for sequence in sequences:
+        path = folder / f"{sequence}.npz"
+        content = found.attempt(item, path, read_provided, path)
+        if content is None or footage is None or sequence not in footage.headers:
+            continue
+        serials, points, _ = content
+        frames = footage.headers[sequence].frames
+        if len(points) < frames:
+            found.add(
+                item,
+                "wrong",
+                f"{path} covers {len(points)} video frames of {frames}; give landmarks for the "
+                "whole video.",
+            )
+        gone = [serial for serial in footage.cameras if serial not in serials]
+        if gone:
+            text = f"{path} has no landmarks of camera {_some(gone)}; the fit does without them."
+            found.add(item, "warning" if len(gone) < len(footage.cameras) else "wrong", text)
+    if len(found.faults) == faults:
+        found.add(item, "ok", f"{folder}: {len(sequences)} files")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

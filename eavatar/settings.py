@@ -21,6 +21,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import ErrorDetails
 
 from eavatar.errors import UserError
 
@@ -70,7 +71,7 @@ class MatteSettings(Settings):
     )
     max_jump: float = Field(
         gt=0,
-        description="a mask whose coverage differs more from those around it, as a share, failed",
+        description="a mask whose coverage differs by more, as a share, from those around it failed",
     )
 
 
@@ -337,24 +338,42 @@ def validate(kind: type[Block], content: Mapping[str, Any], where: str) -> Block
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: unknown setting '{name}'; check its spelling.") from error
-        if first["type"] == "missing":
-            raise UserError(f"{where}: the setting '{name}' is missing.") from error
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise UserError(f"{where}: setting '{name}': {message}, not {first['input']!r}.") from error
+        raise UserError(f"{where}: {_sentence(error.errors()[0])}") from error
+
+
+def find_faults(kind: type[Block], content: Mapping[str, Any]) -> list[str]:
+    """All faults of a block, a sentence each."""
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        return [_sentence(fault) for fault in error.errors()]
+    return []
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting '{name}'; check its spelling."
+    if fault["type"] == "missing":
+        return f"the setting '{name}' is missing."
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"setting '{name}': {message}, not {fault['input']!r}."
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Settings from the command line: JSON text, or the path of a YAML file that holds them."""
+    if not text.lstrip().startswith("{"):
+        return read_yaml(Path(text))
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--settings is not valid JSON: {error}.") from error
 
 
 def parse_block(kind: type[Block], text: str) -> Block:
-    """A block from the command line: JSON text, or the path of a YAML file that holds it."""
-    if text.lstrip().startswith("{"):
-        try:
-            return validate(kind, json.loads(text), "--settings")
-        except json.JSONDecodeError as error:
-            raise UserError(f"--settings is not valid JSON: {error}.") from error
-    return validate(kind, read_yaml(Path(text)), text)
+    """A block from the command line, as `parse_settings` reads it."""
+    where = "--settings" if text.lstrip().startswith("{") else text
+    return validate(kind, parse_settings(text), where)
 
 
 def read_config(*paths: Path) -> Config:

@@ -35,9 +35,18 @@ rule demo_capture:
         " --raw {params.raw:q} --truth {output.truth:q} 2>&1 | tee {log:q}"
 
 
+rule doctor:
+    log:
+        "results/logs/doctor.log",
+    params:
+        settings=json.dumps(config),
+    shell:
+        "python -m eavatar doctor --config {params.settings:q} 2>&1 | tee {log:q}"
+
+
 rule check:
     input:
-        sequences=raw("sequences"),
+        recording=recording,
         morphable_model=morphable_model,
         landmarks=provided("landmarks"),
         mattes=provided("mattes"),
@@ -56,7 +65,7 @@ rule check:
         matte=block("capture.matte"),
         landmark=block("face.landmarks"),
         prior=block("prior.generate"),
-        capture=raw(""),
+        capture=raw,
         landmarks=optional("landmarks"),
         mattes=optional("mattes"),
         mesh=optional("prior", flag="mesh"),
@@ -84,7 +93,7 @@ rule calibrate:
         runtime=30,
     params:
         settings=block("capture.ingest"),
-        capture=raw(""),
+        capture=raw,
         folder="results/{subject}/capture",
     shell:
         "python -m eavatar calibrate --settings {params.settings:q}"
@@ -109,7 +118,7 @@ rule ingest:
         runtime=120,
     params:
         settings=block("capture.ingest"),
-        capture=raw(""),
+        capture=raw,
         folder="results/{subject}/capture",
     shell:
         "python -m eavatar ingest --settings {params.settings:q}"

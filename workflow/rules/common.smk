@@ -32,7 +32,7 @@ try:
         for name, subject in SUBJECTS.items()
     }
 except UserError as error:
-    sys.exit(f"eavatar: {error}")
+    sys.exit(f"eavatar: {error} All faults at once: python -m eavatar doctor")
 
 
 wildcard_constraints:
@@ -59,16 +59,17 @@ def block(path):
     return settings
 
 
-def raw(path):
-    """A function of wildcards: a part of the raw capture, generated or the user's."""
+def raw(wildcards):
+    """The raw capture, generated or the user's."""
+    return str(
+        SUBJECTS[wildcards.subject].capture or f"results/{wildcards.subject}/raw"
+    )
 
-    def place(wildcards):
-        folder = (
-            SUBJECTS[wildcards.subject].capture or f"results/{wildcards.subject}/raw"
-        )
-        return f"{folder}/{path}" if path else str(folder)
 
-    return place
+def recording(wildcards):
+    """What must be there before a capture is checked: the generated videos, or the folder."""
+    capture = SUBJECTS[wildcards.subject].capture
+    return str(capture or f"results/{wildcards.subject}/raw/sequences")
 
 
 def provided(column):

@@ -1,0 +1,190 @@
+"""`doctor`: whether everything that a run will need is there, for all subjects at once.
+
+Sample sheet, settings, inputs and machine are examined to the end whatever is found on the way: a
+faulty row, block or file only keeps away what depends on it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from eavatar.check import Footage, Inputs, InputSettings, examine_inputs, examine_model
+from eavatar.errors import UserError
+from eavatar.findings import Examination
+from eavatar.machine import (
+    Blocks,
+    bytes_kept,
+    bytes_to_write,
+    count_frames,
+    examine_disk,
+    examine_machine,
+)
+from eavatar.settings import (
+    Block,
+    Config,
+    EvaluateSettings,
+    GenerateSettings,
+    IngestSettings,
+    LandmarkSettings,
+    MatteSettings,
+    SdfSettings,
+    SplatSettings,
+    find_faults,
+    parse_settings,
+)
+from eavatar.subjects import Subject, config_name, merged_config, read_rows
+
+RESULTS = Path("results")
+
+
+def doctor(config: str, sheet: Path | None, subjects: Sequence[str]) -> None:
+    """Print the table of all that was found.
+
+    Args:
+        config: a YAML file of all settings, or the settings as JSON.
+        sheet: the sample sheet; the one that the settings name if None.
+        subjects: names of those to look at; all if empty.
+    Raises:
+        UserError: something is missing or wrong.
+    """
+    found = examine(config, sheet, subjects)
+    print(found.table(), flush=True)
+    if found.faults:
+        raise UserError(f"{len(found.faults)} of the items above are missing or wrong.")
+    print("\nEverything that a run needs is there.", file=sys.stderr)
+
+
+def examine(config: str, sheet: Path | None, subjects: Sequence[str]) -> Examination:
+    """Everything that was found; see `doctor`."""
+    found = Examination()
+    content = found.attempt("settings", None, parse_settings, config)
+    if content is None:
+        return found
+    name = "as given" if config.lstrip().startswith("{") else config
+    faults = find_faults(Config, content)
+    for fault in faults:
+        found.add("settings", "wrong", f"{name}: {fault}")
+    if not faults:
+        found.add("settings", "ok", name)
+    rows = _examine_sheet(found, sheet or Path(str(content.get("subjects"))), subjects)
+    blocks, need, kept = [read_blocks(content)] if not rows else [], 0, 0
+    models = {Path(str(content.get("morphable_model")))} if not rows else set()
+    for subject in rows:
+        merged = _examine_settings(found, subject, content, faults)
+        known = read_blocks(merged)
+        footage = _examine_subject(found, subject, known)
+        if known.ingest and footage:
+            capture = RESULTS / subject.name / "capture"
+            kept = max(kept, bytes_kept(known, count_frames(known.ingest, footage)))
+            need += bytes_to_write(known.ingest, count_frames(known.ingest, footage, capture))
+        blocks.append(known)
+        model = subject.morphable_model or Path(str(merged.get("morphable_model")))
+        if subject.capture is not None and (model.exists() or model != subject.morphable_model):
+            models.add(model)
+    for path in sorted(models):
+        examine_model(found, "", path)
+    examine_machine(found, blocks, kept)
+    examine_disk(found, RESULTS, need)
+    return found
+
+
+def _examine_sheet(found: Examination, sheet: Path, subjects: Sequence[str]) -> list[Subject]:
+    """The rows that can be examined further, of the wanted subjects."""
+    rows = found.attempt("sample sheet", sheet, read_rows, sheet) or []
+    faults = [fault for row in rows for fault in row.faults]
+    names = [row.subject.name for row in rows if row.subject]
+    faults += [
+        f"subject '{name}' is not in {sheet}, which lists {', '.join(names)}; add a row for it."
+        for name in subjects
+        if name not in names
+    ]
+    for fault in faults:
+        found.add("sample sheet", "wrong", fault)
+    if rows and not faults:
+        found.add("sample sheet", "ok", f"{sheet}: {', '.join(names)}")
+    chosen = [row.subject for row in rows if row.subject]
+    return [subject for subject in chosen if not subjects or subject.name in subjects]
+
+
+def _examine_settings(
+    found: Examination, subject: Subject, content: Mapping[str, Any], known: Sequence[str]
+) -> Mapping[str, Any]:
+    """The merged settings of a subject, whatever their faults.
+
+    Args:
+        content: the configuration without the subject's overlay; known: its faults.
+    """
+    item = f"{subject.name} settings"
+    present = subject.settings is None or subject.settings.exists()  # else the sheet is at fault
+    asked = subject if present else replace(subject, settings=None)
+    merged = found.attempt(item, None, merged_config, asked, content, {})
+    if merged is None:
+        return content
+    for fault in find_faults(Config, merged):
+        if fault not in known:
+            found.add(item, "wrong", f"{config_name(subject)}: {fault}")
+    return merged
+
+
+def read_blocks(content: Mapping[str, Any]) -> Blocks:
+    """The blocks of a configuration that have no fault but unknown settings."""
+    return Blocks(
+        _read_block(IngestSettings, content, "capture", "ingest"),
+        _read_block(MatteSettings, content, "capture", "matte"),
+        _read_block(LandmarkSettings, content, "face", "landmarks"),
+        _read_block(GenerateSettings, content, "prior", "generate"),
+        _read_block(SdfSettings, content, "sdf"),
+        _read_block(SplatSettings, content, "splat"),
+        _read_block(EvaluateSettings, content, "tables", "evaluate"),
+    )
+
+
+def _read_block(kind: type[Block], content: Any, *path: str) -> Block | None:
+    for name in path:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    content = deepcopy(content)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        for fault in error.errors():
+            if fault["type"] != "extra_forbidden":
+                return None
+            *parents, last = fault["loc"]
+            reduce(getitem, parents, content).pop(last)
+    return kind.model_validate(content)
+
+
+def _examine_subject(found: Examination, subject: Subject, known: Blocks) -> Footage | None:
+    """Look at a subject's inputs; None where there is no readable capture."""
+    if subject.capture is None:
+        found.add(f"{subject.name} capture", "ok", "generated by the workflow")
+        return None
+    if not (known.ingest and known.matte and known.landmarks and known.prior):
+        found.add(
+            f"{subject.name} capture",
+            "warning",
+            f"{subject.capture} was not looked at, since settings of capture, face.landmarks or "
+            "prior are at fault; correct them and run doctor again.",
+        )
+        return None
+    return examine_inputs(
+        found,
+        subject.name,
+        InputSettings(known.ingest, known.matte, known.landmarks, known.prior),
+        Inputs(
+            subject.capture,
+            subject.morphable_model or Path(),
+            subject.landmarks,
+            subject.mattes,
+            subject.prior,
+        ),
+    )

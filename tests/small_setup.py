@@ -1,0 +1,50 @@
+"""A sheet, a capture of small grey videos, a morphable model and landmarks: all a run needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from capture.small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture
+
+SEQUENCES = ("EXP-1-head", "EXP-2-eyes", "FREE")
+FRAMES = 4
+
+
+def write_model(path: Path) -> Path:
+    """A BFM 2017 of a few vertices, millimetres."""
+    random, vertices = np.random.default_rng(0), 240
+    means = {
+        "shape": random.normal(scale=40, size=3 * vertices),  # as far apart as those of a face
+        "expression": np.zeros(3 * vertices),
+        "color": np.full(3 * vertices, 0.5),
+    }
+    with h5py.File(path, "w") as file:
+        for group, count in (("shape", 4), ("expression", 3), ("color", 1)):
+            basis = np.linalg.qr(random.normal(size=(3 * vertices, count)))[0]
+            file[f"{group}/model/mean"] = means[group]
+            file[f"{group}/model/pcaBasis"] = basis
+            file[f"{group}/model/pcaVariance"] = np.ones(count)
+        file["shape/representer/cells"] = np.arange(vertices).reshape(-1, 3).T
+        file["landmarks68/vertex_index"] = np.arange(68)
+    return path
+
+
+def write_landmarks(folder: Path) -> Path:
+    """Provided landmarks of every sequence."""
+    folder.mkdir()
+    shape = (FRAMES, len(SERIALS), 68)
+    for sequence in SEQUENCES:
+        points, confidence = np.full((*shape, 2), 900.0), np.ones(shape)
+        np.savez(folder / f"{sequence}.npz", cameras=SERIALS, points=points, confidence=confidence)
+    return folder
+
+
+def write_subject(root: Path) -> Path:
+    """``capture``, ``landmarks`` and ``model.h5`` of one subject in a new folder."""
+    plate = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    write_capture(root / "capture", grey_frames(FRAMES), SEQUENCES, plate)
+    write_landmarks(root / "landmarks")
+    write_model(root / "model.h5")
+    return root

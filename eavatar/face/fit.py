@@ -1,6 +1,7 @@
 """Joint multi-view fit of a morphable model to the 2-D landmarks of all sequences of a subject.
 
-1. Each landmark of each timestep is triangulated from all cameras, outliers rejected.
+1. Each landmark of each timestep is triangulated from all cameras, outliers rejected; how well the
+   views agree tells the noise that a detection's confidence stands for (`eavatar.face.noise`).
 2. A similarity from the mean face to these points starts each pose; the median scale is kept:
    a free scale would grow without end, as smaller coefficients please their priors.
 3. A Levenberg-Marquardt iteration refines everything at once against all 2-D detections: the
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
+from scipy.sparse import eye_array
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
@@ -34,7 +36,9 @@ from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.face.block_banded import Chain, solve
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.face.triangulation import geman_mcclure, reproject, triangulate
+from eavatar.face.noise import NoiseModel, calibrate_noise, collect_residuals
+from eavatar.face.quality import Quality, judge, write_quality
+from eavatar.face.triangulation import geman_mcclure, project, reproject, triangulate
 from eavatar.io import (
     LANDMARKS,
     Identity,
@@ -47,7 +51,7 @@ from eavatar.io import (
     write_mesh,
 )
 from eavatar.settings import FitSettings
-from eavatar.transforms import fit_similarity
+from eavatar.transforms import Similarity, fit_similarity
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,12 @@ TRANSLATION_CHANGE = 0.005  # metres
 EXPRESSION_CHANGE = 0.5  # standard deviations of the coefficients
 FIRST_DAMPING = 1e-4
 LEAST_DAMPING = 1e-3  # keeps timesteps in place that nothing determines; nil against one detection
-CONVERGED = 1e-6  # relative change of the cost
+MOST_DAMPING = 1e6  # no step lowers the cost: a minimum to machine precision
+CONVERGED = 1e-5  # metres, root mean square motion of the landmarks in a step
+NOISE_GATE = 3.0  # outlier distances: farther detections say nothing about the noise of the others
+DOUBTFUL_CAMERA = 2.0  # times the typical noise
+FACE_DISTANCE = 0.015  # metres from the mean face that a person and an expression may be
+FACE_ROUNDS = np.geomspace(4, 1, 6)  # widenings of that distance, as it narrows
 
 
 @dataclass(frozen=True)
@@ -68,15 +77,34 @@ class Observations:
 
     Attributes:
         path: the landmark file.
+        cameras: (C,) numbers of the cameras in the order of ``cameras.json``.
         projections: (C, 3, 4) world metres to homogeneous pixels.
         points: (T, C, L, 2) pixels.
-        confidence: (T, C, L) in [0, 1].
+        confidence: (T, C, L) in [0, 1]; 0 = not seen.
+        noise: (T, C, L) deviation per axis, pixels.
+        gate: pixels at which a detection counts a quarter.
     """
 
     path: Path
+    cameras: NDArray[np.int64]
     projections: Array
     points: Array
     confidence: Array
+    noise: Array
+    gate: float
+
+    @property
+    def weights(self) -> Array:
+        """(T, C, L) inverse variances; 0 = not seen."""
+        return (self.confidence > 0) / self.noise**2
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Triangulated landmarks of a sequence: ``points`` (T, L, 3) metres, ``weights`` (T, L)."""
+
+    points: Array
+    weights: Array
 
 
 @dataclass(frozen=True)
@@ -171,56 +199,126 @@ def fit_face(
     Args:
         capture: folder with ``cameras.json``.
         landmarks: folder with a ``<sequence>.npz`` of detections per sequence.
-        output: folder; receives ``identity.npz``, ``neutral.ply`` and
-            ``tracking/<sequence>.npz``.
+        output: folder; receives ``identity.npz``, ``neutral.ply``, ``tracking/<sequence>.npz`` and
+            ``quality.csv``.
 
     Raises:
-        UserError: an input is missing or malformed, or no face was seen.
+        UserError: an input is missing or malformed, or a sequence shows no face to two cameras.
     """
     model = read_morphable_model(morphable_model)
     cameras = read_cameras(capture / "cameras.json")
     paths = sorted(landmarks.glob("*.npz"))
     if not paths:
         raise UserError(f"{landmarks} holds no landmarks (<sequence>.npz) to fit.")
-    sequences = [read_observations(path, cameras) for path in paths]
+    sequences = [read_observations(settings, path, cameras) for path in paths]
     width = next(iter(cameras.values())).width
+    distance = settings.outlier_distance * width
+    clouds = [
+        Cloud(*triangulate(each.projections, each.points, each.confidence, distance))
+        for each in tqdm(sequences, desc="triangulating landmarks", unit="sequence")
+    ]
+    noise = measure_noise(settings, sequences, clouds, width, list(cameras))
+    sequences = [with_noise(settings, each, noise, width) for each in sequences]
     face = landmark_model(settings, model)
-    estimate = start(face, sequences, settings.outlier_distance * width)
-    estimate = refine(settings, face, sequences, estimate, width)
+    estimate = refine(settings, face, sequences, start(face, sequences, clouds))
+    write_fit(settings, model, face, sequences, estimate, output)
+
+
+def write_fit(
+    settings: FitSettings,
+    model: MorphableModel,
+    face: FaceModel,
+    sequences: list[Observations],
+    estimate: Estimate,
+    output: Path,
+) -> None:
+    """Write what `fit_face` promises, and log how good it is."""
     identity = probable_identity(settings, face, estimate.shared.neutral)
     shared = replace(estimate.shared, neutral=face.mean + face.identity @ identity)
-    errors = []
-    for path, observations, motion in zip(paths, sequences, estimate.motions, strict=True):
+    quality: dict[str, Quality] = {}
+    for observations, motion in zip(sequences, estimate.motions, strict=True):
         tracking = track(face, shared, motion, observations)
-        write_arrays(output / "tracking" / path.name, tracking)
-        errors.append(tracking.reprojection_error.ravel())
-    logger.info(
-        "scale %.5f m per unit; median reprojection error %.2f px of %d",
-        shared.scale,
-        np.nanmedian(np.concatenate(errors)),
-        width,
-    )
+        write_arrays(output / "tracking" / observations.path.name, tracking)
+        distance = reprojection_distance(face, estimate.shared, motion, observations)
+        quality[observations.path.stem] = judge(
+            distance, observations.confidence > 0, observations.gate
+        )
+    write_quality(output / "quality.csv", quality)
     coefficients, neutral = identity.astype(np.float32), shared.neutral.astype(np.float32)
     scale = np.array(shared.scale, dtype=np.float32)
     write_arrays(output / "identity.npz", Identity(coefficients, scale, neutral))
     mesh = Mesh(model.vertices(coefficients), model.faces, model.colours)
     write_mesh(output / "neutral.ply", mesh)
+    logger.info("scale %.5f m per unit", shared.scale)
 
 
-def read_observations(path: Path, cameras: dict[str, Camera]) -> Observations:
-    """The detections of one sequence with the projections of their cameras."""
+def read_observations(
+    settings: FitSettings, path: Path, cameras: dict[str, Camera]
+) -> Observations:
+    """The detections of one sequence, with the noise that is expected of them."""
     detections = read_arrays(Landmarks, path)
     serials = detections.cameras.tolist()
     unknown = [serial for serial in serials if serial not in cameras]
     if unknown:
         raise UserError(f"{path} names the camera {unknown[0]}, which cameras.json does not hold.")
-    projections = [
-        cameras[serial].intrinsics @ cameras[serial].world_to_camera[:3] for serial in serials
-    ]
-    confidence = detections.confidence.astype(np.float64)
+    points, confidence = detections.points.astype(float), detections.confidence.astype(float)
+    if not (np.isfinite(points).all() and np.isfinite(confidence).all()):
+        raise UserError(f"{path} holds values that are not finite; detect the landmarks again.")
+    used = [cameras[serial] for serial in serials]
+    noise = np.full(confidence.shape, settings.detection_noise * used[0].width)
     return Observations(
-        path, np.stack(projections), detections.points.astype(np.float64), confidence
+        path=path,
+        cameras=np.array([list(cameras).index(serial) for serial in serials]),
+        projections=np.stack([each.intrinsics @ each.world_to_camera[:3] for each in used]),
+        points=points,
+        confidence=confidence,
+        noise=noise,
+        gate=settings.outlier_distance * used[0].width,
     )
+
+
+def measure_noise(
+    settings: FitSettings,
+    sequences: list[Observations],
+    clouds: list[Cloud],
+    width: int,
+    serials: list[str],
+) -> NoiseModel:
+    """The noise of the detections, from the triangulated landmarks; and log it."""
+    gate = NOISE_GATE * settings.outlier_distance * width
+    parts = []
+    for each, cloud in zip(sequences, clouds, strict=True):
+        pixels, _ = project(each.projections, cloud.points)
+        distance = np.linalg.norm(pixels - each.points, axis=-1)
+        parts.append(collect_residuals(distance, each.confidence, each.cameras, gate))
+    noise = calibrate_noise(parts, settings.detection_noise * width, len(serials))
+    logger.info(
+        "detections are off by %.2f px of %d per axis; %.1f times that where the detector is least "
+        "and %.1f times where it is most certain",
+        *(noise.typical, width, noise.by_confidence[0], noise.by_confidence[-1]),
+    )
+    for serial, factor in zip(serials, noise.by_camera, strict=True):
+        if factor > DOUBTFUL_CAMERA:
+            logger.warning(
+                "camera %s is %.1f times as far off as the others and counts less: check its "
+                "calibration and its synchronisation",
+                *(serial, factor),
+            )
+    return noise
+
+
+def with_noise(
+    settings: FitSettings, observations: Observations, noise: NoiseModel, width: int
+) -> Observations:
+    """The detections with measured noise, and the robust loss as wide as it was set, or wider.
+
+    It widens with the typical noise only: where a landmark slides or a camera is off, detections
+    err to one side, and a wider loss would average that.
+    """
+    relative = noise.typical / (settings.detection_noise * width)
+    gate = settings.outlier_distance * width * max(relative, 1.0)
+    deviation = noise(observations.confidence, observations.cameras)
+    return replace(observations, noise=deviation, gate=gate)
 
 
 def landmark_model(settings: FitSettings, model: MorphableModel) -> FaceModel:
@@ -246,12 +344,9 @@ def probable_identity(settings: FitSettings, face: FaceModel, neutral: Array) ->
 # --- start --------------------------------------------------------------------------------------
 
 
-def start(face: FaceModel, sequences: list[Observations], distance: float) -> Estimate:
+def start(face: FaceModel, sequences: list[Observations], clouds: list[Cloud]) -> Estimate:
     """Poses and scale of the mean face from triangulated landmarks."""
-    clouds = [
-        triangulate(each.projections, each.points, each.confidence, distance) for each in sequences
-    ]
-    usable = [np.flatnonzero((seen > 0).sum(axis=1) >= LANDMARKS // 2) for _, seen in clouds]
+    usable = [np.flatnonzero((each.weights > 0).sum(axis=1) >= LANDMARKS // 2) for each in clouds]
     for sequence, timesteps in zip(sequences, usable, strict=True):
         if len(timesteps) == 0:
             raise UserError(
@@ -261,30 +356,43 @@ def start(face: FaceModel, sequences: list[Observations], distance: float) -> Es
     scale = float(
         np.median(
             [
-                fit_similarity(face.mean, points[t], weights[t]).scale
-                for (points, weights), timesteps in zip(clouds, usable, strict=True)
+                fit_face_pose(face.mean, cloud.points[t], cloud.weights[t], with_scale=True).scale
+                for cloud, timesteps in zip(clouds, usable, strict=True)
                 for t in timesteps
             ]
         )
     )
     motions = [
-        start_motion(scale * face.mean, points, weights, timesteps, face.expression.shape[2])
-        for (points, weights), timesteps in zip(clouds, usable, strict=True)
+        start_motion(scale * face.mean, cloud, timesteps, face.expression.shape[2])
+        for cloud, timesteps in zip(clouds, usable, strict=True)
     ]
     return Estimate(Shared(face.mean, scale), motions)
 
 
+def fit_face_pose(neutral: Array, points: Array, weights: Array, with_scale: bool) -> Similarity:
+    """The similarity from a face (L, 3) to points (L, 3), metres, that most of them agree on."""
+    used = weights
+    for widening in FACE_ROUNDS:
+        pose = fit_similarity(neutral, points, used, with_scale)
+        squared = ((pose.apply(neutral) - points) ** 2).sum(axis=1)
+        used = weights * geman_mcclure(squared, widening * FACE_DISTANCE)[1]
+    return pose
+
+
 def start_motion(
-    neutral: Array, points: Array, weights: Array, usable: NDArray[np.int64], expressions: int
+    neutral: Array, cloud: Cloud, usable: NDArray[np.int64], expressions: int
 ) -> Motion:
     """Rigid motion of a neutral face (L, 3), metres; unusable timesteps take the nearest pose."""
-    poses = [fit_similarity(neutral, points[t], weights[t], with_scale=False) for t in usable]
+    poses = [
+        fit_face_pose(neutral, cloud.points[t], cloud.weights[t], with_scale=False) for t in usable
+    ]
     rotations = np.stack([pose.rotation for pose in poses])
     translations = np.stack([pose.translation for pose in poses])
-    nearest = np.abs(np.arange(len(points))[:, None] - usable).argmin(axis=1)
+    count = len(cloud.points)
+    nearest = np.abs(np.arange(count)[:, None] - usable).argmin(axis=1)
     reference = Rotation.from_matrix(rotations).mean().as_matrix()
     relative = Rotation.from_matrix(rotations @ reference.T).as_rotvec()
-    expression = np.zeros((len(points), expressions))
+    expression = np.zeros((count, expressions))
     return Motion(reference, relative[nearest], translations[nearest], expression)
 
 
@@ -292,28 +400,41 @@ def start_motion(
 
 
 def refine(
-    settings: FitSettings,
-    face: FaceModel,
-    sequences: list[Observations],
-    estimate: Estimate,
-    width: int,
+    settings: FitSettings, face: FaceModel, sequences: list[Observations], estimate: Estimate
 ) -> Estimate:
-    """Levenberg-Marquardt on all unknowns until the cost stands still."""
+    """Levenberg-Marquardt on all unknowns until a step hardly moves the landmarks."""
     damping = FIRST_DAMPING
-    problem = linearise(settings, face, sequences, estimate, width)
+    problem = linearise(settings, face, sequences, estimate)
+    first = problem.cost
+    reason = f"stopped after {settings.iterations}, the most that are allowed,"
     for step in tqdm(range(settings.iterations), desc="fitting the face model", unit="step"):
-        steps, shared_step = solve(*damped(problem, damping))
-        trial = estimate.moved(steps, shared_step)
-        trial_problem = linearise(settings, face, sequences, trial, width)
-        gain = (problem.cost - trial_problem.cost) / problem.cost
-        if gain > 0:
+        trial = estimate.moved(*solve(*damped(problem, damping)))
+        moved = landmark_motion(face, estimate, trial)
+        trial_problem = linearise(settings, face, sequences, trial)
+        if trial_problem.cost < problem.cost:
             estimate, problem = trial, trial_problem
-        if abs(gain) < CONVERGED:
-            logger.info("the fit converged after %d steps", step + 1)
-            return estimate
-        damping *= 0.1 if gain > 0 else 10.0
-    logger.warning("the fit had not converged after %d iterations", settings.iterations)
+            damping *= 0.1
+        else:
+            damping *= 10.0
+        if moved < CONVERGED or damping > MOST_DAMPING:
+            reason = f"converged after {step + 1}"
+            break
+    level = logging.INFO if reason.startswith("converged") else logging.WARNING
+    logger.log(
+        level,
+        "the fit %s steps: cost %.4g to %.4g; the last step moved the landmarks by %.3f mm",
+        *(reason, first, problem.cost, 1000 * moved),
+    )
     return estimate
+
+
+def landmark_motion(face: FaceModel, before: Estimate, after: Estimate) -> float:
+    """Root mean square distance of the landmarks of two estimates, metres."""
+    squared = [
+        (world_landmarks(face, after.shared, new) - world_landmarks(face, before.shared, old)) ** 2
+        for old, new in zip(before.motions, after.motions, strict=True)
+    ]
+    return float(np.sqrt(3 * np.mean(np.concatenate([each.ravel() for each in squared]))))
 
 
 def damped(problem: Problem, damping: float) -> tuple[list[Chain], Array, Array]:
@@ -332,7 +453,6 @@ def linearise(
     face: FaceModel,
     sequences: list[Observations],
     estimate: Estimate,
-    width: int,
 ) -> Problem:
     """Cost and normal equations of all terms at an estimate."""
     deviation = (estimate.shared.neutral - face.mean).ravel()
@@ -341,7 +461,7 @@ def linearise(
     gradient, matrix = pull, face.precision
     chains = []
     for observations, motion in zip(sequences, estimate.motions, strict=True):
-        part = landmark_terms(settings, face, observations, estimate.shared, motion, width)
+        part = landmark_terms(face, observations, estimate.shared, motion)
         chain, prior = add_motion_prior(settings, part.chains[0], motion)
         chains.append(chain)
         matrix = matrix + part.matrix
@@ -351,12 +471,10 @@ def linearise(
 
 
 def landmark_terms(
-    settings: FitSettings,
     face: FaceModel,
     observations: Observations,
     shared: Shared,
     motion: Motion,
-    width: int,
 ) -> Problem:
     """The reprojection cost of one sequence, linearised.
 
@@ -366,7 +484,7 @@ def landmark_terms(
     turn = motion.matrices
     centred = head_centred(face, shared, motion)
     world = centred + motion.translation[:, None]
-    cost, information, force = reprojection_terms(settings, observations, world, width)
+    cost, information, force = reprojection_terms(observations, world)
     count, expressions = motion.expression.shape
 
     jacobian = np.zeros((count, LANDMARKS, 3, 6 + expressions))
@@ -392,6 +510,11 @@ def head_centred(face: FaceModel, shared: Shared, motion: Motion) -> Array:
     return shared.scale * np.einsum("tij,tlj->tli", motion.matrices, canonical)
 
 
+def world_landmarks(face: FaceModel, shared: Shared, motion: Motion) -> Array:
+    """(T, L, 3) metres."""
+    return head_centred(face, shared, motion) + motion.translation[:, None]
+
+
 def neutral_terms(by_neutral: Array, information: Array, force: Array) -> tuple[Array, Array]:
     """Normal equations (S, S) and gradient (S,) of the neutral landmarks.
 
@@ -405,9 +528,7 @@ def neutral_terms(by_neutral: Array, information: Array, force: Array) -> tuple[
     return block_diag(*blocks), gradient.ravel()
 
 
-def reprojection_terms(
-    settings: FitSettings, observations: Observations, world: Array, width: int
-) -> tuple[float, Array, Array]:
+def reprojection_terms(observations: Observations, world: Array) -> tuple[float, Array, Array]:
     """Robust reprojection cost, and its second and first derivative by the world landmarks.
 
     Returns:
@@ -415,8 +536,8 @@ def reprojection_terms(
     """
     pixels, jacobian = reproject(observations.projections, world)
     residual = pixels - observations.points
-    robust, share = geman_mcclure((residual**2).sum(-1), settings.outlier_distance * width)
-    weights = observations.confidence / (settings.detection_noise * width) ** 2
+    robust, share = geman_mcclure((residual**2).sum(-1), observations.gate)
+    weights = observations.weights
     weighted = (weights * share)[..., None, None] * jacobian
     information = np.einsum("tclki,tclkj->tlij", weighted, jacobian)
     force = np.einsum("tclki,tclk->tli", weighted, residual)
@@ -431,14 +552,16 @@ def add_motion_prior(settings: FitSettings, chain: Chain, motion: Motion) -> tup
     )
     stiffness = settings.smoothness_weight / changes**2
     rest = np.repeat([0.0, settings.expression_weight], [6, expressions])
-    second = np.diff(np.eye(count), n=2, axis=0)
-    coupling = second.T @ second
+    rows = eye_array(count, format="csr")
+    for _ in range(2):
+        rows = rows[1:] - rows[:-1]
+    coupling = rows.T @ rows
     pull = rest * motion.unknowns + stiffness * (coupling @ motion.unknowns)
-    blocks = chain.blocks + np.diag(rest) + np.einsum("tt,ij->tij", coupling, np.diag(stiffness))
-    next_one = np.zeros_like(chain.next_one)
-    next_two = np.zeros_like(chain.next_two)
-    next_one[:-1] = np.diag(coupling, 1)[:, None] * stiffness
-    next_two[:-2] = np.diag(coupling, 2)[:, None] * stiffness
+    own = coupling.diagonal()[:, None, None] * np.diag(stiffness)
+    blocks = chain.blocks + np.diag(rest) + own
+    next_one, next_two = np.zeros_like(chain.next_one), np.zeros_like(chain.next_two)
+    next_one[:-1] = coupling.diagonal(1)[:, None] * stiffness
+    next_two[:-2] = coupling.diagonal(2)[:, None] * stiffness
     enlarged = Chain(blocks, next_one, next_two, chain.border, chain.gradient + pull)
     return enlarged, float(0.5 * (motion.unknowns * pull).sum())
 
@@ -463,11 +586,17 @@ def left_jacobian(rotation: Array) -> Array:
 # --- result -------------------------------------------------------------------------------------
 
 
+def reprojection_distance(
+    face: FaceModel, shared: Shared, motion: Motion, observations: Observations
+) -> Array:
+    """(T, C, L) pixels between the fitted landmarks and the detections."""
+    pixels, _ = project(observations.projections, world_landmarks(face, shared, motion))
+    return np.linalg.norm(pixels - observations.points, axis=-1)
+
+
 def track(face: FaceModel, shared: Shared, motion: Motion, observations: Observations) -> Tracking:
     """The contract's record of one sequence."""
-    world = head_centred(face, shared, motion) + motion.translation[:, None]
-    pixels, _ = reproject(observations.projections, world)
-    distance = np.linalg.norm(pixels - observations.points, axis=-1)
+    distance = reprojection_distance(face, shared, motion, observations)
     seen = observations.confidence > 0
     count = seen.sum(axis=2)
     error = np.where(count > 0, (distance * seen).sum(axis=2) / np.maximum(count, 1), np.nan)
@@ -475,5 +604,7 @@ def track(face: FaceModel, shared: Shared, motion: Motion, observations: Observa
         motion.expression,
         Rotation.from_matrix(motion.matrices).as_rotvec(),
         motion.translation,
+        world_landmarks(face, shared, motion),
+        error,
     )
-    return Tracking(*(part.astype(np.float32) for part in (*parts, world, error)))
+    return Tracking(*(part.astype(np.float32) for part in parts))

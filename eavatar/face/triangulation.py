@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ROUNDS = 5  # of reweighting after the consensus
+NEAREST = 1e-3  # metres; no camera sees a face closer
 SOFTEST = 1e-12  # share of the information that keeps views along one ray solvable
 
 
@@ -32,7 +33,7 @@ def reproject(projections: Array, world: Array) -> tuple[Array, Array]:
     return pixels, rows / depth[..., None, None]
 
 
-def geman_mcclure(squared: Array, distance: Array | float) -> tuple[Array, Array]:
+def geman_mcclure(squared: Array, distance: float) -> tuple[Array, Array]:
     """Robust cost of squared residuals and its derivative to them (Geman and McClure 1987).
 
     The cost is the squared residual where that is small against ``distance``², and never more
@@ -66,7 +67,9 @@ def triangulate(
             world[t] = consensus(projections[used], *views, distance)
     for _ in range(ROUNDS):
         share, depth = agreement(projections, world, points, distance)
-        used_weights = weights * share / depth**2  # plane distances grow with the depth
+        used_weights = (
+            weights * share / np.maximum(depth, NEAREST) ** 2
+        )  # plane distances grow with the depth
         matrix = np.einsum("tcl,tclij->tlij", used_weights, matrices)
         world = intersect(matrix, np.einsum("tcl,tcli->tli", used_weights, vectors))
     share, _ = agreement(projections, world, points, distance)
@@ -98,7 +101,8 @@ def intersect(matrix: Array, vector: Array) -> Array:
     """The points (..., 3) nearest to the planes summed in (..., 3, 3) and (..., 3)."""
     trace = np.einsum("...ii->...", matrix)
     soft = np.where(trace > 0, SOFTEST * trace, 1.0)[..., None, None] * np.eye(3)
-    return -np.linalg.solve(matrix + soft, vector[..., None])[..., 0]
+    solved: Array = np.linalg.solve(matrix + soft, vector[..., None])[..., 0]
+    return -solved
 
 
 def consensus(

@@ -61,6 +61,8 @@ class FrameSet:
         serials: C camera serial numbers.
         intrinsics: (C, 3, 3) pixels of the images held here; world_to_camera: (C, 4, 4).
         visible: (C, H, W) 1 inside the sensor, 0 in the padding of the crop.
+        usable: (F, C) bool, on the host: whether the mask of a view has not failed; each frame has
+            a usable view.
         store: the images.
     """
 
@@ -76,6 +78,7 @@ class FrameSet:
     intrinsics: Tensor
     world_to_camera: Tensor
     visible: Tensor
+    usable: NDArray[np.bool_]
     store: ImageStore
 
     def __len__(self) -> int:
@@ -94,6 +97,10 @@ class FrameSet:
         chosen = list(cameras)
         packed = torch.from_numpy(self.store.read(frame, chosen)).to(self.expression.device)
         return Views(*unpack(packed), self.visible[chosen])
+
+    def usable_cameras(self, frame: int) -> list[int]:
+        """The cameras whose view of a frame is usable, at least one."""
+        return np.flatnonzero(self.usable[frame]).tolist()
 
     def boxed(self, multiple: int) -> FrameSet:
         """The same frames, cropped in each camera to a box around the person in all of them.
@@ -132,13 +139,15 @@ class FrameSet:
     ) -> FrameSet:
         """Read a split's frames at a size (area averaging), with the tracking of their sequences.
 
+        Frames whose masks have failed in all cameras are left out.
+
         Args:
             capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
             split: ``train`` or ``test``.
             image_size: side of the square images, pixels; at most the ingested size.
             memory_gb: host memory for images, 2^30 bytes.
         Raises:
-            UserError: a contract file is missing or malformed, or the split has no frame.
+            UserError: a contract file is missing or malformed, or the split has no usable frame.
         """
         cameras = read_cameras(capture / "cameras.json")
         ingested = next(iter(cameras.values())).width
@@ -147,11 +156,7 @@ class FrameSet:
                 f"image_size {image_size} is larger than the ingested frames ({ingested} pixels); "
                 "lower it or raise capture.ingest.image_size."
             )
-        index = read_index(capture, split)
-        pairs = (
-            index[["sequence", "timestep"]].drop_duplicates().sort_values(["sequence", "timestep"])
-        )
-        keys = [(str(sequence), int(timestep)) for sequence, timestep in pairs.to_numpy()]
+        keys, usable = read_usable(capture, split, tuple(cameras))
         identity = read_arrays(Identity, face / "identity.npz")
         names = {name for name, _ in keys}
         tracks = {n: read_arrays(Tracking, face / "tracking" / f"{n}.npz") for n in names}
@@ -179,6 +184,7 @@ class FrameSet:
             intrinsics=stack([camera.intrinsics for camera in resized]),
             world_to_camera=stack([camera.world_to_camera for camera in resized]),
             visible=(stack([resize_area(mask, image_size) for mask in visible]) >= 255).float(),
+            usable=usable,
             store=ImageStore(
                 capture, keys, tuple(cameras), ingested, image_size, whole, int(memory_gb * GIB)
             ),
@@ -196,13 +202,46 @@ def read_index(capture: Path, split: str) -> pd.DataFrame:
     return index
 
 
+def read_usable(
+    capture: Path, split: str, serials: Sequence[str]
+) -> tuple[list[tuple[str, int]], NDArray[np.bool_]]:
+    """The (sequence, timestep) of a split's F frames, and which of C cameras are usable (F, C).
+
+    Left out are frames without any usable view.
+    """
+    index = read_index(capture, split)
+    masks = pd.concat([read_masks(capture, name) for name in sorted(set(index["sequence"]))])
+    views = index.merge(masks, on=["sequence", "timestep", "camera"])
+    good = views[views["failed"] == 0].pivot_table(
+        index=["sequence", "timestep"], columns="camera", values="failed", aggfunc="size"
+    )
+    usable = good.reindex(columns=list(serials)).notna()
+    usable = usable[usable.any(axis=1)].sort_index()
+    if usable.empty:
+        raise UserError(
+            f"all masks of the split '{split}' in {capture / 'masks'} have failed; look at them "
+            "and check capture.matte."
+        )
+    return [(str(name), int(timestep)) for name, timestep in usable.index], usable.to_numpy()
+
+
+def read_masks(capture: Path, sequence: str) -> pd.DataFrame:
+    """The index of a sequence's masks, with a column ``sequence``."""
+    path = require(capture / "masks" / f"{sequence}.csv", "the index of the masks")
+    table = pd.read_csv(path, dtype={"camera": str}).assign(sequence=sequence)
+    if not {*BOX, "failed"} <= set(table):
+        raise UserError(f"{path} was written by an earlier version; run `matte` again.")
+    return table
+
+
 def find_boxes(store: ImageStore, multiple: int) -> Boxes:
     """The boxes of `FrameSet.boxed`."""
     keys, size = store.keys, store.size
     wanted = pd.DataFrame(keys, columns=["sequence", "timestep"])
-    tables = [_read_boxes(store.capture, name) for name in sorted({name for name, _ in keys})]
+    tables = [read_masks(store.capture, name) for name in sorted({name for name, _ in keys})]
     rows = pd.concat(tables).merge(wanted, on=["sequence", "timestep"])
-    cameras = rows[rows["right"] > rows["left"]].groupby("camera")
+    seen = (rows["right"] > rows["left"]) & (rows["failed"] == 0)
+    cameras = rows[seen].groupby("camera")
     # A camera that never sees the person gets the middle of the image.
     corners = pd.concat([cameras[BOX[:2]].min(), cameras[BOX[2:]].max()], axis=1)
     corners = corners.reindex(store.serials).fillna(store.ingested / 2).to_numpy()
@@ -215,17 +254,9 @@ def find_boxes(store: ImageStore, multiple: int) -> Boxes:
     return Boxes(tuple((left, top) for left, top in start.tolist()), height, width)
 
 
-def _read_boxes(capture: Path, sequence: str) -> pd.DataFrame:
-    path = require(capture / "masks" / f"{sequence}.csv", "the index of the masks")
-    table = pd.read_csv(path, dtype={"camera": str}).assign(sequence=sequence)
-    if not set(BOX) <= set(table):
-        raise UserError(f"{path} has no boxes of the masks; run `matte` again.")
-    return table
-
-
 @dataclass(frozen=True)
 class Draw:
-    """What a step sees: B timesteps, each in K different cameras.
+    """What a step sees: B timesteps, each in K cameras.
 
     Attributes:
         frames: B indices into the frames. cameras: B × K indices into the cameras.
@@ -235,21 +266,25 @@ class Draw:
     cameras: tuple[tuple[int, ...], ...]
 
 
-def draw(seed: int, step: int, frames: int, cameras: int, timesteps: int, views: int) -> Draw:
-    """Timesteps and cameras at random, from the seed and the step alone.
+def draw(seed: int, step: int, usable: NDArray[np.bool_], timesteps: int, views: int) -> Draw:
+    """Timesteps and usable cameras at random, from the seed, the step and what is usable.
 
     Args:
-        frames, cameras: how many there are.
-        timesteps, views: how many to draw; all different as far as there are enough. More views
-            than cameras are never drawn.
+        usable: (F, C) of F frames and C cameras; every frame has one.
+        timesteps, views: how many to draw; all different as far as there are enough usable ones,
+            repeated beyond. More views than cameras are never drawn.
     """
     random = np.random.default_rng([seed, step])
+    frames, cameras = usable.shape
     chosen = random.choice(frames, timesteps, replace=timesteps > frames)
     views = min(views, cameras)
-    return Draw(
-        tuple(chosen.tolist()),
-        tuple(tuple(random.choice(cameras, views, replace=False).tolist()) for _ in chosen),
-    )
+
+    def pick(frame: int) -> tuple[int, ...]:
+        able = np.flatnonzero(usable[frame])
+        different = random.choice(able, min(views, len(able)), replace=False)
+        return tuple(np.resize(different, views).tolist())
+
+    return Draw(tuple(chosen.tolist()), tuple(pick(frame) for frame in chosen))
 
 
 @dataclass(frozen=True)
@@ -343,8 +378,8 @@ class Loader:
 
     def _prepare(self, step: int) -> Pending:
         """Hand the views of a step to the threads."""
-        store, counts = self.frames.store, (len(self.frames), len(self.frames.serials))
-        drawn = draw(self.seed, step, *counts, self.timesteps, self.views)
+        store = self.frames.store
+        drawn = draw(self.seed, step, self.frames.usable, self.timesteps, self.views)
         host = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.stream is not None)
         fill = store.fill_alpha if self.gpu_decoding else store.fill
         views = tuple(

@@ -63,10 +63,10 @@ def _write_sequence(
             _write((capture / "masks" / place).with_suffix(".png"), alpha, png)
             left, top, width, height = cv2.boundingRect(alpha)
             rows.append([timestep, serial, timestep, split, 1.0])
-            boxes.append([timestep, serial, left, top, left + width, top + height])
+            boxes.append([timestep, serial, left, top, left + width, top + height, 0])
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(capture / f"{name}.csv", index=False)
-    table = pd.DataFrame(boxes, columns=["timestep", "camera", *BOX])
+    table = pd.DataFrame(boxes, columns=["timestep", "camera", *BOX, "failed"])
     table.to_csv(capture / "masks" / f"{name}.csv", index=False)
 
 

@@ -12,7 +12,7 @@ import torch
 from head_pictures import BOX, picture, write_pictures
 
 from eavatar.errors import UserError
-from eavatar.frames import FrameSet, Loader, decode_by_nvjpeg, draw, unpack
+from eavatar.frames import Draw, FrameSet, Loader, decode_by_nvjpeg, draw, unpack
 from eavatar.images import composite, read_grey
 
 SIZE, TIMESTEPS, CAMERAS = 96, 3, 4
@@ -33,33 +33,57 @@ def read(subject: Path, size: int = SIZE, memory_gb: float = 1, split: str = "tr
 # --- draws ------------------------------------------------------------------------------------
 
 
+def all_usable(frames: int, cameras: int) -> np.ndarray:
+    return np.ones((frames, cameras), dtype=bool)
+
+
 def test_a_draw_follows_from_seed_and_step_alone() -> None:
-    first = [draw(7, step, 20, 8, 2, 3) for step in range(50)]
-    backwards = [draw(7, step, 20, 8, 2, 3) for step in reversed(range(50))]
+    usable = all_usable(20, 8)
+    first = [draw(7, step, usable, 2, 3) for step in range(50)]
+    backwards = [draw(7, step, usable, 2, 3) for step in reversed(range(50))]
     assert first == backwards[::-1]
     assert len(set(first)) == 50
-    assert first != [draw(8, step, 20, 8, 2, 3) for step in range(50)]
+    assert first != [draw(8, step, usable, 2, 3) for step in range(50)]
 
 
 def test_draws_are_even_and_without_duplicates() -> None:
-    draws = [draw(0, step, 5, 6, 2, 4) for step in range(3000)]
+    draws = [draw(0, step, all_usable(5, 6), 2, 4) for step in range(3000)]
     assert all(len(set(drawn.frames)) == 2 for drawn in draws)
     assert all(len(set(row)) == 4 for drawn in draws for row in drawn.cameras)
-    pairs = Counter(
-        (frame, camera)
-        for drawn in draws
-        for frame, row in zip(drawn.frames, drawn.cameras, strict=True)
-        for camera in row
-    )
+    pairs = count_pairs(draws)
     assert len(pairs) == 30
     # Each is drawn 800 times, with a deviation of at most √800; the worst of 30 stays within 5.
     assert max(abs(count - 800) for count in pairs.values()) < 5 * 800**0.5
 
 
+def count_pairs(draws: list[Draw]) -> Counter[tuple[int, int]]:
+    """How often each camera of each frame is drawn."""
+    return Counter(
+        (frame, camera)
+        for drawn in draws
+        for frame, row in zip(drawn.frames, drawn.cameras, strict=True)
+        for camera in row
+    )
+
+
 def test_more_than_there_is() -> None:
-    drawn = draw(0, 0, frames=2, cameras=3, timesteps=5, views=4)
+    drawn = draw(0, 0, all_usable(2, 3), timesteps=5, views=4)
     assert len(drawn.frames) == 5
     assert all(sorted(row) == [0, 1, 2] for row in drawn.cameras)
+
+
+def test_failed_views_are_never_drawn_and_few_good_ones_are_repeated() -> None:
+    usable = all_usable(3, 6)
+    usable[1, :4] = False  # two are left
+    usable[2, [0, 5]] = False
+    draws = [draw(0, step, usable, 3, 4) for step in range(500)]
+    rows = [
+        dict(zip(drawn.frames, (sorted(row) for row in drawn.cameras), strict=True))
+        for drawn in draws
+    ]
+    assert all(len(row[0]) == len(set(row[0])) == 4 for row in rows)
+    assert all(row[1] == [4, 4, 5, 5] for row in rows)
+    assert all(row[2] == [1, 2, 3, 4] for row in rows)
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -70,7 +94,7 @@ def test_batches_are_the_drawn_views(subject: Path) -> None:
     with Loader(frames, seed=3, timesteps=2, views=3) as loader:
         for step in range(4):
             batch = loader.batch(step)
-            drawn = draw(3, step, TIMESTEPS, CAMERAS, 2, 3)
+            drawn = draw(3, step, all_usable(TIMESTEPS, CAMERAS), 2, 3)
             assert batch.frames.tolist() == list(drawn.frames)
             assert batch.cameras.tolist() == [list(row) for row in drawn.cameras]
             assert batch.pixels.shape == (2, 3, SIZE, SIZE, 4)
@@ -115,6 +139,51 @@ def test_close_leaves_no_thread(subject: Path) -> None:
     assert threading.active_count() > before
     loader.close()
     assert threading.active_count() == before
+
+
+def mark_failed(subject: Path, views: list[tuple[int, int]]) -> None:
+    """Mark (timestep, camera) of the training sequence as failed."""
+    path = subject / "capture" / "masks" / "EXP-1.csv"
+    table = pd.read_csv(path)
+    for timestep, camera in views:
+        table.loc[timestep * CAMERAS + camera, "failed"] = 1
+    table.to_csv(path, index=False)
+
+
+def test_failed_views_are_left_out(tmp_path: Path) -> None:
+    subject = write_pictures(tmp_path, 32, TIMESTEPS, CAMERAS)
+    mark_failed(subject, [(0, 2), *((1, camera) for camera in range(CAMERAS))])
+    frames = read(subject, 32)
+    assert frames.timesteps == (0, 2)  # none is left of 1
+    assert [frames.usable_cameras(frame) for frame in (0, 1)] == [[0, 1, 3], [0, 1, 2, 3]]
+    assert len(frames.expression) == len(frames.store.keys) == 2
+    with Loader(frames, 0, 2, 4) as loader:
+        batches = [loader.batch(step) for step in range(20)]
+    rows = [
+        sorted(row)
+        for batch in batches
+        for frame, row in zip(batch.frames.tolist(), batch.cameras.tolist(), strict=True)
+        if frame == 0
+    ]
+    assert len(rows) == 20 and all({*row} == {0, 1, 3} and len(row) == 4 for row in rows)
+
+
+def test_a_split_whose_masks_have_all_failed_is_refused(tmp_path: Path) -> None:
+    subject = write_pictures(tmp_path, 32, 1, CAMERAS)
+    mark_failed(subject, [(0, camera) for camera in range(CAMERAS)])
+    with pytest.raises(UserError, match="all masks of the split 'train' in .* have failed"):
+        read(subject, 32)
+
+
+def test_failed_masks_do_not_widen_the_boxes(tmp_path: Path) -> None:
+    subject = write_pictures(tmp_path, SIZE, TIMESTEPS, CAMERAS)
+    path = subject / "capture" / "masks" / "EXP-1.csv"
+    table = pd.read_csv(path)
+    table.loc[1, BOX] = (0, 0, SIZE, SIZE)
+    table.to_csv(path, index=False)
+    assert read(subject).boxed(8).width == SIZE
+    mark_failed(subject, [(0, 1)])
+    assert read(subject).boxed(8).width < SIZE
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -220,12 +289,12 @@ def test_a_camera_without_a_person_gets_the_middle(tmp_path: Path) -> None:
     assert (2 * left + boxed.width, 2 * top + boxed.height) == (SIZE, SIZE)
 
 
-def test_an_index_without_boxes_is_refused(tmp_path: Path) -> None:
+def test_an_index_of_masks_without_boxes_is_refused(tmp_path: Path) -> None:
     subject = write_pictures(tmp_path, 32, 1, 1)
     path = subject / "capture" / "masks" / "EXP-1.csv"
     pd.read_csv(path).drop(columns=BOX).to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"EXP-1\.csv has no boxes of the masks; run `matte` again"):
-        read(subject, 32).boxed(8)
+    with pytest.raises(UserError, match=r"EXP-1\.csv was written by .* run `matte` again"):
+        read(subject, 32)
 
 
 # --- on the GPU -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eavatar.errors import UserError
-from eavatar.settings import Config, MatteSettings, merge, parse_block, read_config, select
+from eavatar.settings import Config, GenerateSettings, merge, parse_block, read_config, select
 
 CONFIG = Path(__file__).parents[1] / "config"
 
@@ -45,10 +45,10 @@ def test_a_missing_setting_is_named():
 
 
 def test_block_from_json_and_from_file(tmp_path):
-    block = parse_block(MatteSettings, '{"backend": "plate", "rembg_model": "u2net"}')
-    path = tmp_path / "matte.yaml"
-    path.write_text("backend: plate\nrembg_model: u2net\n")
-    assert parse_block(MatteSettings, str(path)) == block
+    block = parse_block(GenerateSettings, '{"source": "template"}')
+    path = tmp_path / "generate.yaml"
+    path.write_text("source: template\n")
+    assert parse_block(GenerateSettings, str(path)) == block
 
 
 def test_merge_goes_into_mappings_and_replaces_lists():

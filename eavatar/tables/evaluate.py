@@ -37,7 +37,8 @@ def evaluate(
     sequence, timestep, camera, psnr_db, ssim, lpips (empty without LPIPS' weights); and
     ``output/pictures/<sequence>_<timestep>_<camera>.png``: truth, render and error side by side.
     Images have the size that the avatar was trained for. The render is never masked by the
-    truth's matte, which would hide what is drawn outside it.
+    truth's matte, which would hide what is drawn outside it. Views whose mask has failed are left
+    out.
 
     Args:
         capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
@@ -53,12 +54,13 @@ def evaluate(
         stale.unlink()
     rows: dict[str, list[pd.DataFrame]] = {protocol: [] for protocol in EXPRESSION_FACTORS}
     for frame in tqdm(range(len(frames)), desc="evaluate", unit="timestep"):
-        views = frames.views(frame, range(len(frames.serials)))
+        cameras = frames.usable_cameras(frame)
+        views = frames.views(frame, cameras)
         truths = whiten_padding(views.images, views.visible)
         for protocol, factor in EXPRESSION_FACTORS.items():
-            renders = whiten_padding(_render(model, frames, frame, factor), views.visible)
+            renders = whiten_padding(_render(model, frames, frame, cameras, factor), views.visible)
             figures = _measure(perceptual, renders, truths, views.visible)
-            figures.insert(0, "camera", frames.serials)
+            figures.insert(0, "camera", [frames.serials[camera] for camera in cameras])
             figures.insert(0, "timestep", frames.timesteps[frame])
             figures.insert(0, "sequence", frames.sequences[frame])
             figures.insert(0, "protocol", protocol)
@@ -66,7 +68,8 @@ def evaluate(
             if protocol == PICTURED:
                 for camera in pictures.get(frame, []):
                     name = f"{frames.sequences[frame]}_{frames.timesteps[frame]:05d}"
-                    strip = compare(truths[camera].cpu().numpy(), renders[camera].cpu().numpy())
+                    place = cameras.index(camera)
+                    strip = compare(truths[place].cpu().numpy(), renders[place].cpu().numpy())
                     write_picture(folder / f"{name}_{frames.serials[camera]}.png", strip)
     table = pd.concat([part for parts in rows.values() for part in parts])
     with atomic(output / "images.csv") as temporary:
@@ -90,20 +93,23 @@ def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
     for picture in range(count):
         frame = strongest[picture % len(strongest)]
         rotation, translation = frames.rotation[frame].cpu(), frames.translation[frame].cpu()
-        arc = order_along_arc(centres, rotation.numpy(), translation.numpy())
+        order = order_along_arc(centres, rotation.numpy(), translation.numpy())
+        arc = [camera for camera in order if frames.usable[frame, camera]]
         camera = arc[int(_radical_inverse(picture + 1) * len(arc))]
         if camera not in chosen.setdefault(frame, []):
             chosen[frame].append(camera)
     return chosen
 
 
-def _render(model: Avatar, frames: FrameSet, frame: int, factor: float) -> Tensor:
+def _render(
+    model: Avatar, frames: FrameSet, frame: int, cameras: list[int], factor: float
+) -> Tensor:
     return model.render(
         factor * frames.expression[frame],
         frames.rotation[frame],
         frames.translation[frame],
-        frames.intrinsics,
-        frames.world_to_camera,
+        frames.intrinsics[cameras],
+        frames.world_to_camera[cameras],
     )
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.settings import IngestSettings
+from eavatar.settings import IngestSettings, MatteSettings
 
 SERIALS = ("222200037", "222200042", "221501007")
 WIDTH, HEIGHT = 220, 320  # 3208 / 2200 · 220 = 320.8: the scale differs between the axes
@@ -25,6 +25,16 @@ def ingest_settings(**changes: object) -> IngestSettings:
         "jpeg_quality": 95, "colour_correction": True,
     }  # fmt: skip
     return IngestSettings.model_validate(settings | changes)
+
+
+def matte_settings(
+    backend: str, model: str = "birefnet-portrait", weights: Path = Path("missing.pth")
+) -> MatteSettings:
+    settings = {
+        "backend": backend, "background_matting_weights": weights, "rembg_model": model,
+        "min_coverage": 0.02, "max_coverage": 0.95, "max_jump": 0.2,
+    }  # fmt: skip
+    return MatteSettings.model_validate(settings)
 
 
 def world_to_camera(azimuth: float) -> NDArray[np.float64]:

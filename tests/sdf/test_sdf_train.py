@@ -76,10 +76,12 @@ def subject(tmp_path: Path) -> Path:
     capture, face = tmp_path / "capture", tmp_path / "face"
     write_cameras(capture / "cameras.json", cameras)
     rows = ["timestep,camera,source_frame,split,sharpness"]
+    boxes = ["timestep,camera,left,top,right,bottom,failed"]
     for serial, camera in cameras.items():
         colour, mask = picture(camera)
         for timestep in range(2):
             rows.append(f"{timestep},{serial},{timestep},train,1.0")
+            boxes.append(f"{timestep},{serial},0,0,{len(mask)},{len(mask)},0")
             files = {
                 f"EXP-1/{serial}/{timestep:05d}.jpg": colour[..., ::-1],
                 f"masks/EXP-1/{serial}/{timestep:05d}.png": mask,
@@ -89,6 +91,7 @@ def subject(tmp_path: Path) -> Path:
                 (capture / name).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(capture / name), image)
     (capture / "EXP-1.csv").write_text("\n".join(rows) + "\n")
+    (capture / "masks" / "EXP-1.csv").write_text("\n".join(boxes) + "\n")
     surface = ball()
     front = surface.vertices[surface.vertices[:, 2] > CENTRE[2] + 0.3]
     landmarks = front[torch.linspace(0, len(front) - 1, 68).long()].numpy()

@@ -125,10 +125,10 @@ def write_sequence(
                 cv2.imwrite(str((folder / place).with_suffix(suffix)), pixels)
             rows.append([timestep, serial, timestep, split, 1.0])
             x, y, width, height = cv2.boundingRect(image[..., 3].copy())
-            boxes.append([timestep, serial, x, y, x + width, y + height])
+            boxes.append([timestep, serial, x, y, x + width, y + height, 0])
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(root / "capture" / f"{name}.csv", index=False)
-    columns = ["timestep", "camera", "left", "top", "right", "bottom"]
+    columns = ["timestep", "camera", "left", "top", "right", "bottom", "failed"]
     path = root / "capture" / "masks" / f"{name}.csv"
     pd.DataFrame(boxes, columns=columns).to_csv(path, index=False)
     write_arrays(root / "face" / "tracking" / f"{name}.npz", track)

@@ -152,7 +152,7 @@ def _write_frames(
     capture = results / "capture"
     intrinsics = torch.tensor(np.stack([c.intrinsics for c in cameras.values()])).float()
     matrices = torch.tensor(np.stack([c.world_to_camera for c in cameras.values()])).float()
-    rows = []
+    rows, boxes = [], []
     for timestep in range(len(tracking.expression)):
         fields = (tracking.expression, tracking.rotation, tracking.translation)
         drive = [torch.from_numpy(field[timestep]) for field in fields]
@@ -162,8 +162,12 @@ def _write_frames(
             _write_image((capture / place).with_suffix(".jpg"), image[..., ::-1] * 255)
             _write_image((capture / "masks" / place).with_suffix(".png"), ball_mask(camera))
             rows.append((timestep, serial, 2 * timestep, split, 1.0))
+            boxes.append((timestep, serial, 0, 0, SIZE, SIZE, 0))
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(capture / f"{sequence}.csv", index=False)
+    columns = ["timestep", "camera", "left", "top", "right", "bottom", "failed"]
+    path = capture / "masks" / f"{sequence}.csv"
+    pd.DataFrame(boxes, columns=columns).to_csv(path, index=False)
     for serial in cameras:
         visible = np.full((SIZE, SIZE), 255)
         visible[:, :5] = 0

@@ -6,8 +6,8 @@
     params/<number>/lmk_3d.npy    (66, 3) world, metres
     params/<number>/vertices.npy  (V, 3) world, metres
     background/image_<camera>.jpg
-    held_out/{images,…}           the same four folders for the held-out sequences
-    sequences/<sequence>.txt      the numbers of a sequence's frames, held-out or not; for us
+    sequences/<sequence>.txt      the numbers of its frames; for us, not read by GHA
+    held_out/                     the same five folders for the held-out sequences
     frames.csv                    number, folder, sequence, timestep, split
 
 Its loader trains on every folder in ``images/``, so the held-out frames stand apart; their numbers
@@ -23,7 +23,8 @@ go on where those of the training frames end. What differs between the two codes
 - The loader adds every hundredth vertex to the landmarks and cannot do without ``vertices.npy``,
   which needs the morphable model. Theirs has 35,709 vertices, another model another number.
 - The coefficients' number is the fit's; set the network sizes there to match.
-- A view without a usable matte is invisible everywhere, which takes it out of GHA's losses.
+- A view whose matte failed is invisible everywhere, which takes it out of GHA's losses; a frame
+  without any usable view is left out.
 """
 
 from __future__ import annotations
@@ -36,14 +37,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.frames import read_index
+from eavatar.frames import read_usable
 from eavatar.images import make_pool, read_grey, resize_area
 from eavatar.io import Float, Identity, Tracking, atomic, read_arrays, read_cameras, require
 
@@ -84,14 +84,14 @@ class Source:
     Attributes:
         capture: ``results/<subject>/capture``.
         cameras: by serial number. visible: by serial number, (S, S) uint8.
-        failed: (sequence, timestep, camera) of the views without a usable matte.
+        failed: number and camera of the views without a usable matte.
         identity: of the fit. tracking: by sequence. model: the one that was fitted, or None.
     """
 
     capture: Path
     cameras: dict[str, Camera]
     visible: dict[str, Image]
-    failed: frozenset[tuple[str, int, str]]
+    failed: frozenset[tuple[int, str]]
     identity: Identity
     tracking: dict[str, Tracking]
     model: MorphableModel | None
@@ -110,14 +110,13 @@ def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: 
     """
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} is not empty; name a new folder for the export or empty it.")
-    frames = list_frames(capture)
-    source = read_source(capture, face, morphable_model, frames)
+    cameras = read_cameras(capture / "cameras.json")
+    frames, failed = list_frames(capture, tuple(cameras))
+    source = read_source(capture, face, morphable_model, cameras, frames, failed)
     for folder in sorted({frame.folder for frame in frames}):
         _write_plates(source, output / folder / "background")
     for name in source.tracking:
-        numbers = [f"{frame.number:04d}\n" for frame in frames if frame.sequence == name]
-        with atomic(output / "sequences" / f"{name}.txt") as temporary:
-            temporary.write_text("".join(numbers))
+        _write_list([frame for frame in frames if frame.sequence == name], output)
     with make_pool() as pool:
         work = pool.map(lambda frame: _write_frame(source, frame, output), frames)
         list(tqdm(work, "export", total=len(frames), unit="frame"))
@@ -127,22 +126,36 @@ def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: 
         writer.writerows(astuple(frame) for frame in frames)
 
 
-def list_frames(capture: Path) -> list[ExportedFrame]:
-    """The frames to export, the training sequences first."""
+def list_frames(
+    capture: Path, serials: tuple[str, ...]
+) -> tuple[list[ExportedFrame], frozenset[tuple[int, str]]]:
+    """The frames to export, the training sequences first, and the views whose matte failed.
+
+    Args:
+        serials: all cameras.
+    Returns:
+        The frames, and number and camera of the failed views among theirs.
+    """
     frames: list[ExportedFrame] = []
+    failed = set()
     for split, folder in (("train", "."), ("test", HELD_OUT)):
-        pairs = read_index(capture, split)[["sequence", "timestep"]].drop_duplicates()
-        for sequence, timestep in pairs.sort_values(["sequence", "timestep"]).to_numpy():
+        keys, usable = read_usable(capture, split, serials)
+        for (sequence, timestep), views in zip(keys, usable, strict=True):
             number = len(frames)
-            frames.append(ExportedFrame(number, folder, str(sequence), int(timestep), split))
-    return frames
+            frames.append(ExportedFrame(number, folder, sequence, timestep, split))
+            failed |= {(number, s) for s, fine in zip(serials, views, strict=True) if not fine}
+    return frames, frozenset(failed)
 
 
 def read_source(
-    capture: Path, face: Path, morphable_model: Path | None, frames: list[ExportedFrame]
+    capture: Path,
+    face: Path,
+    morphable_model: Path | None,
+    cameras: dict[str, Camera],
+    frames: list[ExportedFrame],
+    failed: frozenset[tuple[int, str]],
 ) -> Source:
     """What the frames of a subject share, checked to belong together."""
-    cameras = read_cameras(capture / "cameras.json")
     names = sorted({frame.sequence for frame in frames})
     identity = read_arrays(Identity, face / "identity.npz")
     tracking = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
@@ -156,9 +169,7 @@ def read_source(
     if model is not None:
         _check_model(model, identity, tracking, f"{morphable_model}")
     visible = {serial: read_grey(capture / "visible" / f"{serial}.png") for serial in cameras}
-    return Source(
-        capture, cameras, visible, _failed_views(capture, names), identity, tracking, model
-    )
+    return Source(capture, cameras, visible, failed, identity, tracking, model)
 
 
 def _check_model(
@@ -173,19 +184,10 @@ def _check_model(
         )
 
 
-def _failed_views(capture: Path, sequences: list[str]) -> frozenset[tuple[str, int, str]]:
-    """Sequence, timestep and camera of the views whose matte is marked as failed."""
-    failed = set()
-    for sequence in sequences:
-        path = require(capture / "masks" / f"{sequence}.csv", "the index of the masks")
-        table = pd.read_csv(path, dtype={"camera": str})
-        if "failed" not in table:
-            raise UserError(f"{path} has no column 'failed'; run `matte` again.")
-        rows = table[table["failed"] != 0]
-        failed |= {
-            (sequence, int(t), c) for t, c in zip(rows["timestep"], rows["camera"], strict=True)
-        }
-    return frozenset(failed)
+def _write_list(frames: list[ExportedFrame], output: Path) -> None:
+    """The numbers of one sequence's frames."""
+    with atomic(output / frames[0].folder / "sequences" / f"{frames[0].sequence}.txt") as temporary:
+        temporary.write_text("".join(f"{frame.number:04d}\n" for frame in frames))
 
 
 def _write_plates(source: Source, folder: Path) -> None:
@@ -230,7 +232,7 @@ def _write_view(source: Source, frame: ExportedFrame, serial: str, folder: Path)
     colour_path = (source.capture / place).with_suffix(".jpg")
     mask = read_grey((source.capture / "masks" / place).with_suffix(".png"))
     visible = source.visible[serial]
-    if (frame.sequence, frame.timestep, serial) in source.failed:
+    if (frame.number, serial) in source.failed:
         visible = np.zeros_like(visible)
     colour = _read_colour(colour_path, "ingest")
     small = min(LOWRES, len(colour))

@@ -1,6 +1,7 @@
 """`export-gha`: shapes, conventions, what is for training and what is not."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from eavatar.__main__ import main
 from eavatar.cameras import Camera
+from eavatar.capture.captures import open_capture
 from eavatar.face.morphable import read_morphable_model
 from eavatar.io import Identity, Tracking, read_arrays, read_cameras, write_arrays, write_cameras
 
@@ -92,7 +94,8 @@ def subject(tmp_path_factory) -> Path:
         index = pd.DataFrame(rows, columns=["timestep", "camera"])
         index.assign(split=split).to_csv(root / f"capture/{sequence}.csv", index=False)
         failed = [int((sequence, t, serial) == FAILED) for t, serial in rows]
-        index.assign(failed=failed).to_csv(root / f"capture/masks/{sequence}.csv", index=False)
+        boxes = {"left": 0, "top": 0, "right": SIZE, "bottom": SIZE, "failed": failed}
+        index.assign(**boxes).to_csv(root / f"capture/masks/{sequence}.csv", index=False)
     return root
 
 
@@ -123,7 +126,7 @@ def test_only_training_frames_are_where_gha_lists_them(exported):
         ("4", "held_out", "FREE", "1", "test"),
     ]
     assert (exported / "sequences/EXP-1-head.txt").read_text() == "0001\n0002\n"
-    assert (exported / "sequences/FREE.txt").read_text() == "0003\n0004\n"
+    assert (exported / "held_out/sequences/FREE.txt").read_text() == "0003\n0004\n"
 
 
 def test_images_have_three_channels_and_two_sizes(exported, subject):
@@ -209,10 +212,46 @@ def test_a_model_with_fewer_components_is_refused(subject, tmp_path, capsys):
 def test_the_matte_index_must_say_what_failed(subject, tmp_path, capsys):
     index = subject / "capture/masks/FREE.csv"
     content = index.read_text()
-    index.write_text(content.replace("failed", "coverage"))
+    index.write_text(content.replace("failed", "sharpness"))
     try:
         assert export(subject, tmp_path / "out") == 2
     finally:
         index.write_text(content)
-    assert "has no column 'failed'" in capsys.readouterr().err
+    assert "run `matte` again" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_frame_without_any_usable_view_is_left_out(subject, tmp_path):
+    """GHA would be shown nothing but blackness, and counts a folder as a frame."""
+    shutil.copytree(subject, tmp_path / "074")
+    index = tmp_path / "074/capture/masks/EXP-1-head.csv"
+    table = pd.read_csv(index, dtype={"camera": str})
+    table.loc[table["timestep"] == 1, "failed"] = 1
+    table.to_csv(index, index=False)
+    assert export(tmp_path / "074", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out/images").iterdir())) == 2
+    assert (tmp_path / "out/sequences/EXP-1-head.txt").read_text() == "0001\n"
+
+
+def test_an_export_is_a_capture_with_the_same_frames_and_cameras(exported, subject):
+    """Read back as a capture in GHA's layout; images agree to the byte, masks up to JPEG."""
+    capture = open_capture(exported)
+    assert capture.prepared
+    assert set(capture.clips) == set(SEQUENCES)
+    ours = read_cameras(subject / "capture/cameras.json")
+    assert list(capture.cameras) == list(ours)
+    for serial, camera in capture.cameras.items():
+        np.testing.assert_allclose(camera.intrinsics, ours[serial].intrinsics)
+        np.testing.assert_allclose(camera.world_to_camera, ours[serial].world_to_camera)
+        assert (camera.width, camera.height) == (SIZE, SIZE)
+        assert serial in capture.plates
+    for sequence, (_, count) in SEQUENCES.items():
+        for serial in SERIALS:
+            clip, matte = capture.clips[sequence][serial], capture.mattes[sequence][serial]
+            assert len(clip.paths) == count
+            for timestep, path in enumerate(clip.paths):
+                place = subject / "capture" / sequence / serial / f"{timestep:05d}.jpg"
+                assert path.read_bytes() == place.read_bytes()
+            for timestep, alpha in matte.decode():
+                wanted = image(50 + timestep, ())[..., None].astype(int)
+                assert np.abs(alpha - wanted).mean() < 1  # levels

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from eavatar.face.triangulation import geman_mcclure, reproject, triangulate
 
@@ -63,3 +66,45 @@ def test_outliers_are_left_out_and_unseen_points_have_no_weight() -> None:
     # 0.3 px are 0.5 mm at 1 m and f = 600; seven views average that
     assert np.median(error) < 0.0005 and error.max() < 0.002
     assert (weights[:, 0] == 0).all() and (weights[:, 1:] < 7.5).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cameras=st.integers(4, 9),
+    seed=st.integers(0, 2**32 - 1),
+    reach=st.floats(20, 400),
+    data=st.data(),
+)
+def test_a_minority_of_wrong_views_is_outvoted(
+    cameras: int, seed: int, reach: float, data: st.DataObject
+) -> None:
+    """However far off and whichever they are: three views that agree exactly outvote the rest."""
+    wrong = data.draw(st.sets(st.integers(0, cameras - 1), max_size=(cameras - 2) // 2))
+    projections = arc(cameras)
+    random = np.random.default_rng(seed)
+    world = random.normal(0, 0.05, (2, 4, 3))
+    points, _ = reproject(projections, world)
+    for camera in wrong:
+        angle = random.uniform(0, 2 * np.pi, (2, 4))
+        offset = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+        points[:, camera] += reach * random.uniform(1, 3) * offset
+    found, weights = triangulate(projections, points, np.ones(points.shape[:3]), 2.0)
+    # an outlier of 20 px keeps a weight of 1e-4 and pulls a point by some 20 px · 1e-4 / 3
+    np.testing.assert_allclose(found, world, atol=1e-5)
+    assert (weights > cameras - len(wrong) - 0.01).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    points=arrays(np.float64, (2, 3, 2, 2), elements=st.floats(-1e4, 1e4)),
+    confidence=arrays(np.float64, (2, 3, 2), elements=st.sampled_from([0.0, 0.3, 1.0])),
+    views=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+)
+def test_any_input_gives_finite_points(
+    points: np.ndarray, confidence: np.ndarray, views: list[int]
+) -> None:
+    """Also where two cameras are the same one, rays are parallel or meet behind the cameras."""
+    found, weights = triangulate(arc(4)[views], points, confidence, 2.0)
+    assert np.isfinite(found).all() and np.isfinite(weights).all()
+    seen_once = (confidence > 0).sum(axis=1) < 2
+    assert (weights[seen_once] == 0).all() and (found[seen_once] == 0).all()

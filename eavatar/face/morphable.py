@@ -11,6 +11,7 @@ the published layouts with made-up values and on a head model stored in the 2017
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,7 @@ STATISMO = (
 )
 INDICES = "landmarks68/vertex_index"  # iBUG-68; not in the published files
 BFM_2009 = ("meanshape", "meantex", "idBase", "exBase", "tri", "keypoints")
+MOST_NUMBERS = 10**9  # of one array in a .mat file; the largest of BFM 2009 has 3 · 10⁷
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -302,14 +304,16 @@ def load_bfm_2009(path: Path) -> Arrays:
     import scipy.io
 
     try:
-        names = [name for name, _, _ in scipy.io.whosmat(path)]
+        sizes = {name: math.prod(shape) for name, shape, _ in scipy.io.whosmat(path)}
+        if any(not 0 <= size <= MOST_NUMBERS for size in sizes.values()):
+            raise ValueError("a size in it is absurd")  # scipy would reserve the memory for it
         arrays = scipy.io.loadmat(path, variable_names=BFM_2009)
     except Exception as error:  # scipy raises errors of many types on damaged files
         raise UserError(
             f"{path} is a MATLAB file, but damaged or cut short ({one_line(error)}); fetch or make "
             "it again."
         ) from error
-    if "shapePC" in names:
+    if "shapePC" in sizes:
         raise UserError(
             f"{path} is the Basel Face Model 2009 as published, without expressions: convert it to "
             "BFM09_model_info.mat by convert_bfm09_data.py of "
@@ -319,7 +323,7 @@ def load_bfm_2009(path: Path) -> Arrays:
     missing = [name for name in BFM_2009 if name not in arrays]
     if missing:
         raise UserError(
-            f"{path} is a MATLAB file of {', '.join(names) or 'nothing'} and lacks {missing[0]}: "
+            f"{path} is a MATLAB file of {', '.join(sizes) or 'nothing'} and lacks {missing[0]}: "
             f"give {WANTED}."
         )
     return {name: np.asarray(arrays[name]) for name in BFM_2009}

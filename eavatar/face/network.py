@@ -6,7 +6,7 @@ THREE_D only appends a depth from one more network. Many views make that depth n
 weights are read as a pickle, which could run code. TWO_D slides along the contour in side views.
 
 No landmark weights could be had where this was written: the path through the package ran on
-its own untrained network, detection on the published BlazeFace weights.
+its own untrained network, detection on the published BlazeFace weights, all of it without CUDA.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class SdfLossWeights(Settings):
 
 
 class TorsoSettings(Settings):
-    """What stays behind when the head turns; heights below the chin, canonical units."""
+    """What stays behind when the head turns: first values, heights below the chin, dm."""
 
     enabled: bool = Field(description="false: everything moves with the head, as in GHA")
     start: float = Field(description="where the head's share begins to fall")

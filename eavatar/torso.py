@@ -24,24 +24,25 @@ from eavatar.transforms import (
 
 CHIN = 8  # of the iBUG-68 landmarks
 FAR_BELOW = -1e6  # canonical units: no point belongs to the torso
+THINNEST = 0.05  # canonical units, of the step between torso and head
 
 
 class Torso(nn.Module):
     """What moves with the head, and where the rest stays.
 
     Attributes:
-        span: (2,) heights y between which the head's share rises from 0 to 1, canonical.
+        step: (2,) learned: height y at which the head's share is one half, and over what height it
+            rises from 0 to 1, canonical.
         rest_pose: (6,) axis-angle and translation of the head's mean pose.
         scale: () canonical units to metres.
     """
 
-    span: Tensor
     rest_pose: Tensor
     scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("span", torch.tensor([FAR_BELOW, FAR_BELOW + 1]))
+        self.step = nn.Parameter(torch.tensor([FAR_BELOW, 1.0]))
         self.register_buffer("rest_pose", torch.zeros(6))
         self.register_buffer("scale", torch.ones(()))
 
@@ -49,7 +50,7 @@ class Torso(nn.Module):
     def place(
         self, settings: TorsoSettings, landmarks: Tensor, poses: Tensor, scale: float
     ) -> None:
-        """Set the heights from the chin, and the mean pose.
+        """Set the first heights, from the chin, and the mean pose.
 
         Args:
             landmarks: (68, 3) of the neutral face, canonical. poses: (F, 6) of the training frames.
@@ -60,14 +61,14 @@ class Torso(nn.Module):
         self.rest_pose[3:] = poses[:, 3:].mean(dim=0)
         self.scale.fill_(scale)
         if settings.enabled:
-            below = landmarks.new_tensor([settings.end, settings.start])
-            self.span.copy_(landmarks[CHIN, 1] - below)
+            self.step[0] = landmarks[CHIN, 1] - (settings.start + settings.end) / 2
+            self.step[1] = settings.end - settings.start
 
     def head_share(self, points: Tensor) -> Tensor:
         """Share (…) of the head in canonical points (…, 3): a smooth step over the height."""
-        low, high = self.span.unbind()
-        step = ((points[..., 1] - low) / (high - low)).clamp(0, 1)
-        return step * step * (3 - 2 * step)
+        height, extent = self.step.unbind()
+        rise = ((points[..., 1] - height) / extent.clamp(min=THINNEST) + 0.5).clamp(0, 1)
+        return rise * rise * (3 - 2 * rise)
 
     def hold_points(self, points: Tensor, shares: Tensor, poses: Tensor) -> Tensor:
         """Points (B, N, 3), the torso's kept where it rests.

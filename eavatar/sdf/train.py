@@ -187,7 +187,11 @@ class SdfTraining:
         self.landmarks = (frames.landmarks - frames.translation[:, None]) @ rotations / frames.scale
         self.to_world = torch.eye(4, device=rotations.device).repeat(len(frames), 1, 1)
         self.to_world[:, :3, :3], self.to_world[:, :3, 3] = rotations, frames.translation
-        networks = [*field.geometry.parameters(), *field.drivers.parameters()]
+        networks = [
+            *field.geometry.parameters(),
+            *field.drivers.parameters(),
+            *field.torso.parameters(),
+        ]
         self.optimiser = torch.optim.Adam(
             [
                 {"params": networks, "lr": settings.learning_rate},

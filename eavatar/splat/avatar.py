@@ -128,7 +128,6 @@ class Avatar(nn.Module):
             self._arrangement = Arrangement.of(
                 self.neutral.anchors,
                 self.landmarks,
-                self.generator.torso,
                 sizes.near,
                 sizes.far,
                 control,

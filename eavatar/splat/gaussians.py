@@ -141,14 +141,12 @@ class Arrangement:
         weights: (N,) share of the expression, the rest is the pose's.
         near: the expression has a share in no Gaussian from this one on.
         far: the pose has a share in no Gaussian before this one; at most ``near``.
-        head_share: (N,) how much of the head's motion a Gaussian follows.
         neighbours: the neighbour graph of the control Gaussians.
     """
 
     weights: Tensor
     near: int
     far: int
-    head_share: Tensor
     neighbours: Neighbours
 
     @classmethod
@@ -156,7 +154,6 @@ class Arrangement:
         cls,
         anchors: Tensor,
         landmarks: Tensor,
-        torso: Torso,
         near: float,
         far: float,
         control: ControlSettings,
@@ -171,7 +168,6 @@ class Arrangement:
             weights,
             int(torch.where(weights > 0, numbers + 1, 0).max()),
             int(torch.where(weights < 1, numbers, len(weights)).min()),
-            torso.head_share(anchors),
             find_neighbours(anchors, control.radius, control.neighbours),
         )
 
@@ -273,7 +269,7 @@ class Generator(nn.Module):
                 control.mode,
             )
         residuals = self.attribute_scale * driven.residuals
-        share = arrangement.head_share
+        share = self.torso.head_share(neutral.anchors)
         means = self.torso.hold_points((neutral.positions + shifts)[None], share, pose[None])[0]
         rotations = nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1)
         canonical = Gaussians(

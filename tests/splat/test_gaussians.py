@@ -57,7 +57,7 @@ SCALE = 0.1
 
 
 def arrange(neutral: NeutralGaussians, control: ControlSettings = CONTROL) -> Arrangement:
-    return Arrangement.of(neutral.anchors, LANDMARKS, Torso(), NEAR, FAR, control)
+    return Arrangement.of(neutral.anchors, LANDMARKS, NEAR, FAR, control)
 
 
 def slow_point(generator: Generator, neutral: NeutralGaussians, i: int) -> dict[str, torch.Tensor]:
@@ -117,6 +117,7 @@ def test_drivers_are_used_in_shares(neutral):
 
 
 def test_every_parameter_gets_a_gradient(generator, neutral):
+    generator.torso.step.data = torch.tensor([0.0, 1.0])
     generated = generator(neutral, arrange(neutral), CONTROL, EXPRESSION, POSE, SCALE).gaussians
     values = (
         generated.means, generated.quaternions, generated.scales, generated.opacities,

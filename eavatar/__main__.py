@@ -43,8 +43,8 @@ def check(a: Arguments) -> None:
         settings.parse_block(settings.LandmarkSettings, a.landmark_settings),
         settings.parse_block(settings.GenerateSettings, a.prior_settings),
     )
-    inputs = Inputs(a.capture, a.morphable_model, a.landmarks, a.mattes, a.mesh)
-    run(blocks, inputs, a.output)
+    inputs = Inputs(a.capture, a.landmarks, a.mattes, a.mesh)
+    run(blocks, inputs, a.morphable_model, a.output)
 
 
 def calibrate(a: Arguments) -> None:

@@ -45,13 +45,12 @@ class Inputs:
     """Where a subject's inputs are; None where there is none.
 
     Attributes:
-        capture: raw capture; morphable_model: its file.
+        capture: raw capture.
         landmarks, mattes: folders of provided detections and alpha videos.
         mesh: a head mesh made elsewhere.
     """
 
     capture: Path
-    morphable_model: Path
     landmarks: Path | None
     mattes: Path | None
     mesh: Path | None
@@ -82,7 +81,7 @@ class Footage:
     prepared: bool
 
 
-def check(settings: InputSettings, inputs: Inputs, output: Path) -> None:
+def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output: Path) -> None:
     """Open all inputs that the chosen backends need and write what was found.
 
     Args:
@@ -96,7 +95,7 @@ def check(settings: InputSettings, inputs: Inputs, output: Path) -> None:
         if path is not None and not path.exists():
             found.add(name, "missing", f"the {name} {path} does not exist; correct its path.")
     examine_inputs(found, "", settings, inputs)
-    examine_model(found, "", inputs.morphable_model)
+    examine_model(found, "", morphable_model)
     if found.faults:
         sentences = " ".join(finding.text for finding in found.faults)
         count = len(found.faults)

@@ -1,0 +1,235 @@
+"""Quality over training time: ``python benchmarks/convergence.py train …`` once for each profile,
+then ``… plot fast.csv paper.csv curves.svg``.
+
+Trains stage II for so many minutes with some cameras held out. The clock runs from the first step
+on, compilation and captures included, and stands still while the held-out pictures are measured:
+``free`` is every camera of the test sequences, ``views`` the held-out cameras at some training
+timesteps. PSNR and SSIM (11×11 Gaussian window) are means over pictures on white, without the
+padding of the crop. Without LPIPS unless its weights are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from eavatar.frames import FrameSet
+from eavatar.perceptual import load_perceptual
+from eavatar.settings import SplatSettings, merge, read_yaml, validate
+from eavatar.splat.avatar import Avatar
+from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
+from eavatar.training import seed_everything
+
+CONFIG = Path(__file__).parents[1] / "config"
+PROFILES = {"paper": ["config.yaml", "paper.yaml"], "fast": ["config.yaml"]}
+SEED = 0
+TIMESTEPS = 12  # training timesteps at which held-out cameras are measured
+VIEWS = 4  # drawn at once when measuring
+RATE_STEPS = 150  # steps that tell how many fit in the time
+COLOURS = {"fast": "#c2410c", "paper": "#1d4ed8"}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pictures that training does not see: some timesteps of frames, in some cameras."""
+
+    name: str
+    frames: FrameSet
+    timesteps: list[int]
+    cameras: list[int]
+
+    def batches(self) -> Iterator[tuple[int, list[int]]]:
+        for timestep in self.timesteps:
+            for first in range(0, len(self.cameras), VIEWS):
+                yield timestep, self.cameras[first : first + VIEWS]
+
+
+def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """SSIM maps (C, H, W) of images (C, H, W, 3): Gaussian window with σ = 1.5."""
+    places = torch.arange(-5.0, 6.0, device=first.device)
+    bell = torch.exp(-places.square() / 4.5)
+    kernel = (bell[:, None] * bell / bell.sum() ** 2).expand(3, 1, 11, 11)
+
+    def blur(images: Tensor) -> Tensor:
+        return conv2d(images, kernel, padding=5, groups=3)
+
+    x, y = (images.permute(0, 3, 1, 2) for images in (first, second))
+    mean_x, mean_y = blur(x), blur(y)
+    variance = blur(x * x) - mean_x**2 + blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+    return (luminance * (2 * covariance + 9e-4) / (variance + 9e-4)).mean(dim=1)
+
+
+def measure(avatar: Avatar, held_out: HeldOut) -> tuple[float, float]:
+    """Mean PSNR in dB and mean SSIM."""
+    frames, figures = held_out.frames, []
+    for timestep, cameras in held_out.batches():
+        picture = avatar.render(
+            frames.expression[timestep],
+            frames.rotation[timestep],
+            frames.translation[timestep],
+            frames.intrinsics[cameras],
+            frames.world_to_camera[cameras],
+        )
+        views = frames.views(timestep, cameras)
+        error = (picture - views.images).square().mean(dim=-1) * views.visible
+        area = views.visible.sum(dim=(1, 2))
+        similarity = structural_similarity(picture, views.images) * views.visible
+        psnr = -10 * torch.log10(error.sum(dim=(1, 2)) / area)
+        figures.append(torch.stack([psnr, similarity.sum(dim=(1, 2)) / area], dim=1))
+    return tuple(torch.cat(figures).mean(dim=0).tolist())
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_training(
+    settings: SplatSettings, frames: FrameSet, sdf: Path, device: torch.device
+) -> SplatTraining:
+    seed_everything(SEED)
+    avatar = start_avatar(settings, sdf, frames).to(device)
+    perceptual = load_perceptual("vgg", device, required=False)
+    return SplatTraining(settings, SEED, frames, avatar, perceptual)
+
+
+def steps_in(seconds: float, training: SplatTraining, device: torch.device) -> int:
+    """How many steps fit, from the rate after the first ones."""
+    for step in range(RATE_STEPS):
+        if step == RATE_STEPS // 3:
+            synchronise(device)
+            begin = time.perf_counter()
+        training.step(step)
+    synchronise(device)
+    return int(seconds * (RATE_STEPS - RATE_STEPS // 3) / (time.perf_counter() - begin))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a profile and write a row per measurement."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    blocks = [read_yaml(CONFIG / file)["splat"] for file in PROFILES[options.profile]]
+    changes = {"image_size": options.size, "lpips_required": False}
+    changes = merge(changes, read_yaml(options.settings) if options.settings else {})
+    settings = validate(SplatSettings, merge(*blocks, changes), options.profile)
+    folders, seconds = (options.capture, options.face), 60 * options.minutes
+    whole = FrameSet.read(*folders, "train", options.size, settings.image_memory_gb).to(device)
+    test = FrameSet.read(*folders, "test", options.size, settings.image_memory_gb).to(device)
+    hidden = [index for index, serial in enumerate(whole.serials) if serial in options.held_out]
+    usable = whole.usable.copy()
+    usable[:, hidden] = False
+    frames = replace(whole, usable=usable)
+    if settings.boxes:
+        frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
+    sets = [
+        HeldOut("free", test, list(range(len(test))), list(range(len(test.serials)))),
+        HeldOut("views", whole, list(range(0, len(whole), len(whole) // TIMESTEPS)), hidden),
+    ]
+    if settings.learning_rates.final < 1:
+        with make_training(settings, frames, options.sdf, device) as training:
+            steps = steps_in(seconds, training, device)
+        settings = shorten(settings, steps)
+    rows, elapsed, step = [], 0.0, 0
+    with make_training(settings, frames, options.sdf, device) as training:
+        while True:
+            for held_out in sets:
+                psnr, ssim = measure(training.avatar, held_out)
+                rows.append([options.profile, elapsed, step, held_out.name, psnr, ssim])
+                print(f"{options.profile} {elapsed:6.0f} s, step {step:6}: {held_out.name:5} "
+                      f"{psnr:.2f} dB, SSIM {ssim:.4f}", flush=True)  # fmt: skip
+            if elapsed >= seconds or step >= settings.steps:
+                break
+            synchronise(device)
+            begin, until = time.perf_counter(), min(seconds, elapsed + max(15, elapsed / 3))
+            while elapsed + time.perf_counter() - begin < until and step < settings.steps:
+                training.step(step)
+                step += 1
+                if step % 10 == 0:
+                    synchronise(device)
+            synchronise(device)
+            elapsed += time.perf_counter() - begin
+    table = pd.DataFrame(rows, columns=["profile", "seconds", "step", "set", "psnr_db", "ssim"])
+    table.to_csv(options.output, index=False)
+
+
+def shorten(settings: SplatSettings, steps: int) -> SplatSettings:
+    """The same course of training in another number of steps."""
+    split = settings.split
+    times = {name: getattr(split, name) for name in ("start", "every", "stop")}
+    times = {name: max(1, time * steps // settings.steps) for name, time in times.items()}
+    return settings.model_copy(update={"steps": steps, "split": split.model_copy(update=times)})
+
+
+def plot(options: argparse.Namespace) -> None:
+    """PSNR and SSIM of both held-out sets over time as one SVG of four panels."""
+    table = pd.concat([pd.read_csv(path) for path in options.tables])
+    parts = [
+        panel(table[table["set"] == held_out], column, held_out, 60 + 330 * x, 30 + 220 * y)
+        for y, held_out in enumerate(("free", "views"))
+        for x, column in enumerate(("psnr_db", "ssim"))
+    ]
+    options.output.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 470" font-family="sans-serif" '
+        f'font-size="11">{"".join(parts)}</svg>\n'
+    )
+
+
+def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -> str:
+    """One curve per profile, 270 × 160 pixels."""
+    last = rows["seconds"].max()
+    low, high = rows[column].quantile(0.1), rows[column].max()
+    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    title = {"free": "FREE", "views": "held-out cameras"}[held_out]
+    unit = {"psnr_db": "PSNR, dB", "ssim": "SSIM"}[column]
+    parts = [
+        f'<rect x="{left}" y="{top}" width="270" height="160" fill="none" stroke="#999"/>',
+        f'<text x="{left}" y="{top - 8}">{title}: {unit}</text>',
+        f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{high:.4g}</text>',
+        f'<text x="{left - 6}" y="{top + 160}" text-anchor="end">{low:.4g}</text>',
+        f'<text x="{left + 270}" y="{top + 175}" text-anchor="end">{last / 60:.3g} min</text>',
+    ]
+    for index, (profile, own) in enumerate(rows.groupby("profile")):
+        x = left + 270 * own["seconds"] / last
+        y = top + 160 * (1 - ((own[column] - low) / (high - low)).clip(0, 1))
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        colour = COLOURS[str(profile)]
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<text x="{left + 200}" y="{top + 130 + 14 * index}" fill="{colour}">{profile}</text>'
+        )
+    return "".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(required=True)
+    training = verbs.add_parser("train", help="train one profile")
+    training.set_defaults(function=train)
+    for name in ("capture", "face", "sdf", "output"):
+        training.add_argument(f"--{name}", type=Path, required=True)
+    training.add_argument("--profile", choices=PROFILES, required=True)
+    training.add_argument("--settings", type=Path, help="YAML laid over the profile's splat block")
+    training.add_argument("--size", type=int, required=True, help="side of the images, pixels")
+    training.add_argument("--minutes", type=float, default=8)
+    training.add_argument("--held-out", nargs="+", required=True, help="serials of the cameras")
+    plotting = verbs.add_parser("plot", help="draw the curves")
+    plotting.set_defaults(function=plot)
+    plotting.add_argument("tables", type=Path, nargs="+")
+    plotting.add_argument("output", type=Path)
+    options = parser.parse_args()
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
+from eavatar.frames import read_masks
 from eavatar.io import (
     Tracking,
     atomic,
@@ -183,10 +184,22 @@ def _frames(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Trackin
     return section(
         "Capture",
         f"One timestep ({where}) as all cameras saw it, from the head's right to its left, "
-        "cropped and corrected in colour.",
+        "cropped and corrected in colour. Views whose mask has failed, because it covers too "
+        "little or too much or jumps in time, are neither trained on nor evaluated.",
         figure(picture(sheets[0], "all cameras"), f"Cameras {', '.join(order)}."),
         figure(picture(sheets[1], "masks"), "The same, with the outline of the mask in green."),
+        table(pd.DataFrame([_count_views(capture, sequence) for sequence in tracks])),
     )
+
+
+def _count_views(capture: Path, sequence: str) -> dict[str, str]:
+    index = read_masks(capture, sequence)
+    return {
+        "sequence": sequence,
+        "timesteps": str(index["timestep"].nunique()),
+        "views": str(len(index)),
+        "failed masks": str(int(index["failed"].sum())),
+    }
 
 
 def _face(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:

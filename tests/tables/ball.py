@@ -35,6 +35,7 @@ from eavatar.transforms import Similarity
 CONFIG = Path(__file__).parents[2] / "config"
 SIZE, EXPRESSION, SCALE = 64, 3, 0.1
 SEQUENCES = {"EXP-1-head": ("train", 2), "FREE": ("test", 3)}
+FAILED = {("EXP-1-head", 1, "222200032"), ("FREE", 0, "222200031")}  # views without a good mask
 TURN = Rotation.from_euler("z", 2, degrees=True)  # canonical to the truth's frame
 LANDMARK_SHIFT = 0.001  # metres, of the fit, along world x
 
@@ -162,7 +163,8 @@ def _write_frames(
             _write_image((capture / place).with_suffix(".jpg"), image[..., ::-1] * 255)
             _write_image((capture / "masks" / place).with_suffix(".png"), ball_mask(camera))
             rows.append((timestep, serial, 2 * timestep, split, 1.0))
-            boxes.append((timestep, serial, 0, 0, SIZE, SIZE, 0))
+            failed = int((sequence, timestep, serial) in FAILED)
+            boxes.append((timestep, serial, 0, 0, SIZE, SIZE, failed))
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(capture / f"{sequence}.csv", index=False)
     columns = ["timestep", "camera", "left", "top", "right", "bottom", "failed"]

@@ -23,7 +23,8 @@ def test_every_held_out_image_is_measured_once(tables: Path) -> None:
     rows = pd.read_csv(tables / "images.csv", dtype={"camera": str})
     names = ["protocol", "sequence", "timestep", "camera", "psnr_db", "ssim", "lpips"]
     assert list(rows.columns) == names
-    assert len(rows) == 2 * 3 * 4
+    assert len(rows) == 2 * (3 * 4 - 1)
+    assert rows[(rows["timestep"] == 0) & (rows["camera"] == "222200031")].empty  # its mask failed
     assert not rows.duplicated(names[:4]).any()
     assert set(rows["sequence"]) == {"FREE"}
     assert rows["lpips"].isna().all()
@@ -50,7 +51,7 @@ def test_table_averages_over_images(tables: Path, subject: Subject) -> None:
     images = pd.read_csv(tables / "images.csv")
     assert list(rows["protocol"]) == ["self_reenactment", "neutral_expression"]
     assert list(rows["cameras"]) == [4, 4]
-    assert list(rows["images"]) == [12, 12]
+    assert list(rows["images"]) == [11, 11]
     expected = images[images["protocol"] == "self_reenactment"]["ssim"].mean()
     assert rows["ssim"][0] == pytest.approx(expected, abs=1e-6)  # written with six digits
     assert "–" in format_metrics(rows)

@@ -51,6 +51,13 @@ def test_page_is_whole_and_self_contained(page: str) -> None:
     assert len(page) < 6e6
 
 
+def test_page_counts_failed_masks(page: str) -> None:
+    text = re.sub(r"<[^>]*>", " ", page)
+    assert re.search(r"sequence\s+timesteps\s+views\s+failed masks", text)
+    assert re.search(r"EXP-1-head\s+2\s+8\s+1\s", text)
+    assert re.search(r"FREE\s+3\s+12\s+1\s", text)
+
+
 def test_page_shows_every_stage(page: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [

@@ -4,7 +4,8 @@ in   a raw capture in the NeRSemble v2 layout (the sample sheet's, or generated)
 out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png
      capture/<sequence>.csv                     timestep, camera, source_frame, split, sharpness
      capture/<sequence>/<camera>/<timestep>.jpg
-     capture/masks/<sequence>.csv               timestep, camera, coverage, left, top, right, bottom
+     capture/masks/<sequence>.csv               timestep, camera, coverage, left, top, right, bottom,
+                                                failed (1: never drawn in training nor evaluated)
      capture/masks/<sequence>/<camera>/<timestep>.png
 """
 
@@ -145,6 +146,7 @@ rule matte:
     resources:
         mem_mb=8000,
         runtime=240,
+        gpu=matting_gpus,
     params:
         settings=block("capture.matte"),
         ingest=block("capture.ingest"),

@@ -106,6 +106,12 @@ def morphable_model(wildcards):
     return given or CONFIGS[wildcards.subject].morphable_model
 
 
+def matting_gpus(wildcards):
+    """GPUs that the backend of the mattes needs."""
+    backend = CONFIGS[wildcards.subject].capture.matte.backend
+    return int(backend == "background_matting_v2")
+
+
 def every_sequence(pattern):
     """A function of wildcards: the pattern for each of the subject's sequences."""
 

@@ -51,6 +51,12 @@ REMBG_MD5 = {
     "u2net_human_seg": "c09ddc2e0104f800e3e1bb4652583d1f",
     "birefnet-portrait": "c3a64a6abf20250d090cd055f12a3b67",
 }
+# By the beginnings of the models' names.
+REMBG_LICENCES = {
+    "u2net": "Apache-2.0", "isnet": "Apache-2.0", "birefnet": "MIT", "bria": "non-commercial use",
+}  # fmt: skip
+TORCHVISION_LICENCE = "BSD-3-Clause"
+FACE_ALIGNMENT_LICENCE = "BSD-3-Clause, of BlazeFace Apache-2.0"
 BACKGROUND_MATTING = "https://github.com/PeterL1n/BackgroundMattingV2"
 SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torch.hub's rule for names of weight files
 
@@ -149,8 +155,12 @@ def _examine_rembg(found: Examination, model: str) -> None:
     from eavatar.capture.rembg_session import RELEASE, find_model
 
     item = f"weights {model}"
-    path = found.attempt(item, None, find_model, model)
-    if path is None:
+    licences = [name for start, name in REMBG_LICENCES.items() if model.startswith(start)]
+    licence = licences[0] if licences else "see the release"
+    try:
+        path = find_model(model)
+    except UserError as error:
+        found.add(item, "missing", f"{error} Its licence: {licence}.")
         return
     published = REMBG_MD5.get(model)
     if published and _digest(path, hashlib.md5) != published:
@@ -161,7 +171,8 @@ def _examine_rembg(found: Examination, model: str) -> None:
             f"it from {RELEASE}, or set MODEL_CHECKSUM_DISABLED=1 if it is your own.",
         )
         return
-    found.add(item, "ok", _describe(path, "MD5 as published" if published else "no checksum"))
+    checked = "MD5 as published" if published else "no checksum is published"
+    found.add(item, "ok", _describe(path, f"{checked}; {licence}"))
 
 
 def _examine_background_matting(found: Examination, path: Path) -> None:
@@ -184,7 +195,8 @@ def _examine_face_alignment(found: Examination, detector: str) -> None:
     avoid = "set face.landmarks.backend to provided and give landmarks in the sample sheet"
     for weight in weights_of(detector):
         path = weights_folder() / weight.name
-        _examine_named(found, path, weight.url, avoid, "missing", "warning")
+        source = f"{weight.url} ({FACE_ALIGNMENT_LICENCE})"
+        _examine_named(found, path, source, avoid, "missing", "warning")
 
 
 def _examine_perceptual(
@@ -202,15 +214,17 @@ def _examine_perceptual(
     for net in sorted({net for net, _ in required}):
         avoid = "set lpips_required to false to do without"
         gone: Status = "missing" if (net, True) in required else "warning"
-        _examine_named(found, weights_path(net), f"{SITE}/{BACKBONES[net]}", avoid, gone, "wrong")
+        source = f"{SITE}/{BACKBONES[net]} ({TORCHVISION_LICENCE})"
+        _examine_named(found, weights_path(net), source, avoid, gone, "wrong")
 
 
 def _examine_named(
-    found: Examination, path: Path, url: str, avoid: str, gone: Status, differs: Status
+    found: Examination, path: Path, source: str, avoid: str, gone: Status, differs: Status
 ) -> None:
     """A weight file that may have the first digits of its SHA-256 in its name.
 
     Args:
+        source: its address and licence.
         avoid: what to do instead of having the file.
         gone: the status if it does not exist.
         differs: the status if its name promises another file; a warning where it is only by custom
@@ -218,7 +232,9 @@ def _examine_named(
     """
     item = f"weights {path.name}"
     if not path.is_file():
-        found.add(item, gone, f"{path} does not exist; download {url} to that place, or {avoid}.")
+        found.add(
+            item, gone, f"{path} does not exist; download {source} to that place, or {avoid}."
+        )
         return
     published = SHA256_IN_NAME.search(path.name)
     if published and not _digest(path, hashlib.sha256).startswith(published[1]):
@@ -226,7 +242,7 @@ def _examine_named(
             item,
             differs,
             f"{path} is damaged or another file: its SHA-256 does not begin with {published[1]} as "
-            f"its name says; download {url} again, or {avoid}.",
+            f"its name says; download {source} again, or {avoid}.",
         )
         return
     checked = "SHA-256 as its name says" if published else "no checksum is published"

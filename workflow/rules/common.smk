@@ -32,7 +32,8 @@ try:
         for name, subject in SUBJECTS.items()
     }
 except UserError as error:
-    sys.exit(f"eavatar: {error} All faults at once: python -m eavatar doctor")
+    doctor = f"python -m eavatar doctor --subjects {config['subjects']}"
+    sys.exit(f"eavatar: {error} All faults at once: {doctor}")
 
 
 wildcard_constraints:

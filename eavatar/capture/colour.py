@@ -39,6 +39,9 @@ TERMS: dict[int, tuple[str, ...]] = {
 """Number of terms to the monomials, each written as the product of its channels."""
 
 
+STARTS = 4096  # steps of a value from which the search for its 8-bit level starts
+
+
 @dataclass(frozen=True)
 class Polynomial:
     """NeRSemble v2: a (3, terms) matrix on monomials of linear RGB."""
@@ -65,28 +68,32 @@ class ColourTable:
     """
 
     def __init__(self, colour: Colour) -> None:
-        encoded = np.arange(256) / 255
+        levels, edges = np.arange(256) / 255, np.arange(-0.5, 256) / 255
         if isinstance(colour, Affine):
             terms = TERMS[4]
             self._matrix = np.column_stack([colour.matrix[:, :3].T, colour.matrix[:, 3]])
-            self._decode = encoded
+            self._decoded, self._edges = levels, edges
         else:
             terms = TERMS[colour.matrix.shape[1]]
             self._matrix = np.ascontiguousarray(colour.matrix)
-            self._decode = np.where(
-                encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4
-            )
-        self._is_linear = isinstance(colour, Polynomial)
+            self._decoded, self._edges = _linear_light(levels), _linear_light(edges)
+        self._edges[[0, -1]] = -np.inf, np.inf  # what is beyond black and white is clipped
+        self._starts = np.searchsorted(self._edges, np.arange(STARTS) / STARTS) - 1
         self._exponents = exponents(terms)
         self._seen = np.zeros(1 << 24, np.uint32)  # memory comes with the colours
 
     def apply(self, image: Image) -> Image:
         """Correct an (H, W, 3) sRGB image in OpenCV's BGR order."""
         result = np.empty_like(image, order="C")
-        _look_up(
-            image, self._seen, self._decode, self._exponents, self._matrix, self._is_linear, result
-        )
+        formula = (self._decoded, self._exponents, self._matrix, self._edges, self._starts)
+        _look_up(image, self._seen, _keys(), *formula, result)
         return result
+
+
+def _linear_light(encoded: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sRGB values, 0 black and 1 white, to linear light."""
+    power = ((np.maximum(encoded, 0) + 0.055) / 1.055) ** 2.4
+    return np.where(encoded <= 0.04045, encoded / 12.92, power)
 
 
 def exponents(terms: tuple[str, ...]) -> NDArray[np.int64]:
@@ -94,58 +101,66 @@ def exponents(terms: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([[term.count(letter) for letter in "RGB"] for term in terms])
 
 
+def _keys() -> NDArray[np.uint32]:
+    """(3, 256) what an 8-bit B, G or R adds to a colour's index in the table.
+
+    The high halves of the three channels come before the low ones: similar colours lie near one
+    another, in the processor's cache.
+    """
+    level = np.arange(256)
+    keys = [(level >> 4 << shift + 12) | ((level & 15) << shift) for shift in (8, 4, 0)]
+    return np.array(keys, np.uint32)
+
+
 @njit(nogil=True, cache=True)
 def _look_up(
     image: Image,
     seen: Any,
-    decode: Any,
+    keys: Any,
+    decoded: Any,
     exponents: Any,
     matrix: Any,
-    is_linear: bool,
+    edges: Any,
+    starts: Any,
     result: Image,
 ) -> None:
-    """Fill ``result`` from ``seen``, (2^24,) packed colours with a flag where they are known.
-
-    The high halves of the three channels come before the low ones in an index: similar colours
-    lie near one another, in the processor's cache.
-    """
-    known = np.uint32(1 << 24)
+    """Fill ``result`` from ``seen``: (2^24,) packed colours, 0 where one is not known yet."""
+    blues, greens, reds = keys[0], keys[1], keys[2]
     for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            blue, green, red = image[y, x, 0], image[y, x, 1], image[y, x, 2]
-            high = (np.uint32(red >> 4) << 8) | (np.uint32(green >> 4) << 4) | (blue >> 4)
-            low = (np.uint32(red & 15) << 8) | (np.uint32(green & 15) << 4) | (blue & 15)
-            index = (high << 12) | low
+        source, target = image[y], result[y]
+        for x in range(len(source)):
+            blue, green, red = source[x, 0], source[x, 1], source[x, 2]
+            index = blues[blue] | greens[green] | reds[red]
             colour = seen[index]
             if colour == 0:
-                linear = (decode[red], decode[green], decode[blue])
-                colour = known
-                for channel in range(3):
-                    value = _polynomial(linear, exponents, matrix[channel])
-                    level = np.uint32(_encode(value, is_linear) * 255 + 0.5)
-                    colour |= level << np.uint32(16 - 8 * channel)
+                rgb = (decoded[red], decoded[green], decoded[blue])
+                colour = _correct(rgb, exponents, matrix, edges, starts)
                 seen[index] = colour
-            result[y, x, 0] = colour & 255
-            result[y, x, 1] = (colour >> 8) & 255
-            result[y, x, 2] = (colour >> 16) & 255
+            target[x, 0] = colour & 255
+            target[x, 1] = (colour >> 8) & 255
+            target[x, 2] = (colour >> 16) & 255
 
 
 @njit(nogil=True, cache=True)
-def _polynomial(linear: Any, exponents: Any, weights: Any) -> float:
-    total = 0.0
-    for term in range(len(weights)):
-        product = weights[term]
-        for channel in range(3):
-            for _ in range(exponents[term, channel]):
-                product *= linear[channel]
-        total += product
-    return total
+def _correct(rgb: Any, exponents: Any, matrix: Any, edges: Any, starts: Any) -> Any:
+    """The corrected colour as R, G, B from high to low bytes, with a bit that marks it known.
 
-
-@njit(nogil=True, cache=True)
-def _encode(value: float, is_linear: bool) -> float:
-    """A corrected value as sRGB in [0, 1]."""
-    clipped = min(max(value, 0.0), 1.0)
-    if not is_linear:
-        return clipped
-    return 12.92 * clipped if clipped <= 0.0031308 else 1.055 * clipped ** (1 / 2.4) - 0.055
+    A value's level is the one between whose edges it lies: (257,) edges, searched from the level
+    at which a table for equal steps of the value starts.
+    """
+    colour = np.uint32(1 << 24)
+    for channel in range(3):
+        value = 0.0
+        for term in range(len(exponents)):
+            product = matrix[channel, term]
+            for factor in range(3):
+                for _ in range(exponents[term, factor]):
+                    product *= rgb[factor]
+            value += product
+        level = starts[int(min(max(value, 0.0), 1.0) * (len(starts) - 1))]
+        while value >= edges[level + 1]:
+            level += 1
+        while value < edges[level]:
+            level -= 1
+        colour |= np.uint32(level) << np.uint32(16 - 8 * channel)
+    return np.uint32(colour)

@@ -250,10 +250,13 @@ def _ingest_camera(
     split = "test" if select([sequence], settings.held_out) else "train"
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     every = 1 if capture.prepared else settings.every
+    folder.mkdir(parents=True)
     rows = []
     for index, image in capture.clips[sequence][serial].decode(every):
         frame = window.apply(image, table)
-        write_image(folder / f"{index // every:05d}.jpg", frame, quality)
+        path = folder / f"{index // every:05d}.jpg"
+        if not cv2.imwrite(str(path), frame, quality):  # the index, written last, vouches for it
+            raise UserError(f"{path} cannot be written; is the disk full?")
         sharpness = _sharpness(frame[inside])
         rows.append(FrameRow(index // every, serial, index, split, sharpness))
     return rows

@@ -26,7 +26,7 @@ class Taps:
 
     Attributes:
         first: (N,) index of the first tap, counted from ``margin`` values before the source.
-        weights: (taps, N) float32, of values ``channels`` apart; beyond the source they are 0.
+        weights: (taps, N) float32, of values ``channels`` apart; values beyond the source are 0.
         channels: values of a pixel; 1 along the columns.
     """
 
@@ -57,9 +57,18 @@ def area_taps(start: int, length: int, source: int, target: int, channels: int =
 def resample(image: Image, rows: Taps, columns: Taps) -> Image:
     """(H, W[, C]) 8-bit image to the (rows, columns[, C]) of the taps, rounded."""
     flat = np.ascontiguousarray(image).reshape(len(image), -1)
-    result = np.empty((len(rows.first), len(columns.first)), np.uint8)
+    result = np.zeros((len(rows.first), len(columns.first)), np.uint8)
+    inside = slice(
+        *np.searchsorted(columns.first, (columns.channels, flat.shape[1] + columns.margin))
+    )
     _resample(
-        flat, rows.first, rows.weights, columns.first, columns.weights, columns.channels, result
+        flat,
+        rows.first,
+        rows.weights,
+        columns.first[inside],
+        np.ascontiguousarray(columns.weights[:, inside]),
+        columns.channels,
+        result[:, inside],
     )
     return result.reshape(len(result), -1, *image.shape[2:])
 
@@ -95,13 +104,13 @@ def _resample(
         values[:] = np.float32(0.5)  # the conversion to integers cuts off
         for k in range(0, len(column_weights), GROUP):
             shifted = column_sums[k * channels :]
-            weights_1, weights_2, weights_3 = column_weights[k : k + GROUP]
+            one, two, three = column_weights[k], column_weights[k + 1], column_weights[k + 2]
             for x in range(len(values)):
                 column = first_column[x]
                 values[x] += (
-                    weights_1[x] * shifted[column]
-                    + weights_2[x] * shifted[column + stride]
-                    + weights_3[x] * shifted[column + stride + stride]
+                    one[x] * shifted[column]
+                    + two[x] * shifted[column + stride]
+                    + three[x] * shifted[column + stride + stride]
                 )
         target = result[y]
         for x in range(len(values)):

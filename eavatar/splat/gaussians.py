@@ -6,6 +6,7 @@ coefficients, F feature and K colour channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class NeutralGaussians(nn.Module):
         super().__init__()
         count = len(positions)
         upright = positions.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1)
-        logit = torch.logit(torch.tensor(opacity)).item()
+        logit = math.log(opacity / (1 - opacity))
         self.positions = nn.Parameter(positions)
         self.features = nn.Parameter(features)
         self.rotations = nn.Parameter(upright)

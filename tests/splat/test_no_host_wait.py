@@ -1,0 +1,97 @@
+"""A step on CUDA must not make the host wait, or it cannot be captured: seen without a GPU.
+
+Torch's fake tensors have a device, shapes and types but no values; an operation whose result would
+need one raises. So the forward pass is walked through as CUDA would do it. Backward passes and
+gsplat's kernels cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.nn import Module
+
+from eavatar.drivers import Drivers
+from eavatar.settings import SplatSettings, read_config
+from eavatar.splat.avatar import Avatar, Sizes
+from eavatar.splat.control import Neighbours
+from eavatar.splat.gaussians import Arrangement, NeutralGaussians
+from eavatar.splat.train import SplatTraining
+from eavatar.tiles import bin_splats
+from eavatar.torso import Torso
+
+CONFIG = Path(__file__).parents[2] / "config"
+COUNT, NEAR, FAR = 1000, 700, 300
+
+pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")
+
+
+class NoPerceptual(Module):
+    """Stands where LPIPS does: a distance of the patches, as it has no weights here."""
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (prediction - target).square().mean(dim=(1, 2, 3))
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[None]:
+    with FakeTensorMode(), torch.device("cuda"):
+        yield
+
+
+def splat_settings(*overlays: str) -> SplatSettings:
+    return read_config(CONFIG / "config.yaml", *(CONFIG / name for name in overlays)).splat
+
+
+def make_avatar(settings: SplatSettings) -> Avatar:
+    sizes = Sizes(64, 128, 32, 256, 0.1, 0.25, 0.3, 0.1)
+    neutral = NeutralGaussians.empty(COUNT, sizes.feature)
+    drivers = Drivers(sizes.expression, sizes.feature, sizes.colour, sizes.width)
+    return Avatar(settings, sizes, drivers, Torso(), neutral, torch.zeros(68, 3))
+
+
+def test_generating_gaussians(fake_cuda):
+    avatar = make_avatar(splat_settings())
+    neighbours = Neighbours(torch.zeros(COUNT, 32, dtype=torch.long), torch.ones(COUNT, 32))
+    arrangement = Arrangement(torch.rand(COUNT), NEAR, FAR, neighbours)
+    generated = avatar.generator(
+        avatar.neutral,
+        arrangement,
+        avatar.settings.control,
+        torch.zeros(64),
+        torch.zeros(6, requires_grad=True),
+        0.1,
+    )
+    assert generated.gaussians.means.shape == (COUNT, 3) and generated.gaussians.means.is_cuda
+
+
+def test_binning_with_a_capacity(fake_cuda):
+    centres, radii = torch.rand(4, COUNT, 2), torch.ones(4, COUNT, 2, dtype=torch.int32)
+    tiles = bin_splats(centres, radii, torch.rand(4, COUNT), 512, 448, 100_000)
+    assert tiles.splats.shape == (100_000,)
+
+
+@pytest.mark.parametrize("overlays", [(), ("paper.yaml",)])
+def test_upsampling_and_losses(fake_cuda, overlays):
+    settings = splat_settings(*overlays)
+    task = object.__new__(SplatTraining)
+    task.settings, task.avatar = settings, make_avatar(settings)
+    task.perceptual = NoPerceptual()  # type: ignore[assignment]
+    losses = task._image_losses(
+        torch.rand(2, 256, 224, 32),
+        torch.zeros(2, 1024, 896, 4, dtype=torch.uint8),
+        torch.ones(2, 1024, 896),
+        torch.zeros(2, dtype=torch.long),
+    )
+    assert {name: value.shape for name, value in losses.items()} == dict.fromkeys(
+        ("rgb", "coarse", "lpips"), torch.Size()
+    )
+
+
+def test_a_wait_would_be_seen(fake_cuda):
+    with pytest.raises(DynamicOutputShapeException):
+        torch.rand(5).nonzero()

@@ -183,7 +183,7 @@ def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file, or a `UserError` that names it."""
     try:
         return json.loads(require(path, what).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {what} must be restored.") from error
 
 

@@ -113,12 +113,13 @@ def read_header(path: Path) -> Header:
             if not container.streams.video:
                 raise UserError(f"{path} holds no video stream; copy it again from its source.")
             stream = container.streams.video[0]
-            header = Header(stream.width, stream.height, stream.frames)
             packets = stream.index_entries
+            gaps = _gaps([entry.timestamp for entry in packets])
+            header = Header(stream.width, stream.height, stream.frames, gaps)
             end = max((entry.pos + entry.size for entry in packets), default=0)
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not a complete video ({error.strerror}); copy it again from its source."
+            f"{path} is not a complete video ({error}); copy it again from its source."
         ) from error
     if header.frames == 0 or len(packets) != header.frames or end > path.stat().st_size:
         raise UserError(
@@ -128,26 +129,43 @@ def read_header(path: Path) -> Header:
     return header
 
 
+def _gaps(times: list[int]) -> tuple[int, ...]:
+    """Indices before which the time grows by more than half a frame too much."""
+    steps = np.diff(times)
+    if len(steps) == 0:
+        return ()
+    return tuple((np.flatnonzero(steps > 1.5 * np.median(steps)) + 1).tolist())
+
+
 def decode(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
     """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first, in one pass.
 
+    Damage that the decoder would paper over is an error.
+
     Raises:
-        UserError: a frame cannot be decoded, or the video ends early.
+        UserError: a frame cannot be decoded or has another size, or the video ends early.
     """
     count = 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            for count, frame in enumerate(container.decode(stream), start=1):
-                if (count - 1) % every == 0:
-                    yield count - 1, frame.to_ndarray(format="bgr24")
-            declared = stream.frames
-    except av.FFmpegError as error:
-        raise UserError(
-            f"{path} cannot be decoded after frame {count} ({error.strerror}); "
-            "copy it again from its source."
-        ) from error
+            stream.codec_context.options = {"err_detect": "explode"}
+            size, declared = (stream.width, stream.height), stream.frames
+            for frame in container.decode(stream):
+                if frame.is_corrupt or (frame.width, frame.height) != size:
+                    raise _damage(path, count, "the frame is damaged")
+                if count % every == 0:
+                    yield count, frame.to_ndarray(format="bgr24")
+                count += 1
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise _damage(path, count, str(error)) from error
     if count != declared:
         raise UserError(
             f"{path} holds {count} of its {declared} frames; copy it again from its source."
         )
+
+
+def _damage(path: Path, count: int, reason: str) -> UserError:
+    return UserError(
+        f"{path} cannot be decoded after frame {count} ({reason}); copy it again from its source."
+    )

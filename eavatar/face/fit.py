@@ -345,28 +345,32 @@ def probable_identity(settings: FitSettings, face: FaceModel, neutral: Array) ->
 
 
 def start(face: FaceModel, sequences: list[Observations], clouds: list[Cloud]) -> Estimate:
-    """Poses and scale of the mean face from triangulated landmarks."""
-    usable = [np.flatnonzero((each.weights > 0).sum(axis=1) >= LANDMARKS // 2) for each in clouds]
-    for sequence, timesteps in zip(sequences, usable, strict=True):
-        if len(timesteps) == 0:
+    """Poses and scale of the mean face from triangulated landmarks.
+
+    Raises:
+        UserError: a sequence has no timestep whose landmarks form a face.
+    """
+    scales = [
+        fit_face_pose(face.mean, cloud.points[t], cloud.weights[t], with_scale=True).scale
+        for cloud in clouds
+        for t in complete(cloud)
+    ]
+    scale = float(np.median(scales)) if scales else 0.0
+    motions = []
+    for sequence, cloud in zip(sequences, clouds, strict=True):
+        poses = start_poses(scale * face.mean, cloud)
+        if not poses:
             raise UserError(
                 f"{sequence.path} has no face that two cameras see at once; detect the landmarks "
                 "again or exclude the sequence."
             )
-    scale = float(
-        np.median(
-            [
-                fit_face_pose(face.mean, cloud.points[t], cloud.weights[t], with_scale=True).scale
-                for cloud, timesteps in zip(clouds, usable, strict=True)
-                for t in timesteps
-            ]
-        )
-    )
-    motions = [
-        start_motion(scale * face.mean, cloud, timesteps, face.expression.shape[2])
-        for cloud, timesteps in zip(clouds, usable, strict=True)
-    ]
+        motions.append(start_motion(poses, len(cloud.points), face.expression.shape[2]))
     return Estimate(Shared(face.mean, scale), motions)
+
+
+def complete(cloud: Cloud) -> NDArray[np.int64]:
+    """The timesteps at which half the landmarks could be triangulated."""
+    return np.flatnonzero((cloud.weights > 0).sum(axis=1) >= LANDMARKS // 2)
 
 
 def fit_face_pose(neutral: Array, points: Array, weights: Array, with_scale: bool) -> Similarity:
@@ -379,17 +383,23 @@ def fit_face_pose(neutral: Array, points: Array, weights: Array, with_scale: boo
     return pose
 
 
-def start_motion(
-    neutral: Array, cloud: Cloud, usable: NDArray[np.int64], expressions: int
-) -> Motion:
-    """Rigid motion of a neutral face (L, 3), metres; unusable timesteps take the nearest pose."""
-    poses = [
-        fit_face_pose(neutral, cloud.points[t], cloud.weights[t], with_scale=False) for t in usable
-    ]
-    rotations = np.stack([pose.rotation for pose in poses])
-    translations = np.stack([pose.translation for pose in poses])
-    count = len(cloud.points)
-    nearest = np.abs(np.arange(count)[:, None] - usable).argmin(axis=1)
+def start_poses(neutral: Array, cloud: Cloud) -> dict[int, Similarity]:
+    """The pose of a neutral face (L, 3), metres, at the timesteps whose landmarks form a face."""
+    poses = {}
+    for t in complete(cloud):
+        pose = fit_face_pose(neutral, cloud.points[t], cloud.weights[t], with_scale=False)
+        distance = np.linalg.norm(pose.apply(neutral) - cloud.points[t], axis=1)
+        near = (distance < FACE_DISTANCE) & (cloud.weights[t] > 0)
+        if near.sum() >= LANDMARKS // 2:
+            poses[int(t)] = pose
+    return poses
+
+
+def start_motion(poses: dict[int, Similarity], count: int, expressions: int) -> Motion:
+    """Rigid motion over ``count`` timesteps; those without a pose take the nearest one."""
+    rotations = np.stack([pose.rotation for pose in poses.values()])
+    translations = np.stack([pose.translation for pose in poses.values()])
+    nearest = np.abs(np.arange(count)[:, None] - np.array(list(poses))).argmin(axis=1)
     reference = Rotation.from_matrix(rotations).mean().as_matrix()
     relative = Rotation.from_matrix(rotations @ reference.T).as_rotvec()
     expression = np.zeros((count, expressions))

@@ -356,6 +356,10 @@ def test_a_sequence_without_detections_is_named(tmp_path: Path) -> None:
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", blind)
     with pytest.raises(UserError, match=r"EXP-1.npz has no face that two cameras see"):
         fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+    noise = np.random.default_rng(0).uniform(0, 256, landmarks.points.shape).astype(np.float32)
+    write_arrays(tmp_path / "landmarks" / "EXP-1.npz", replace(landmarks, points=noise))
+    with pytest.raises(UserError, match=r"EXP-1.npz has no face that two cameras see"):
+        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
     points = landmarks.points.copy()
     points[0, 0, 0] = np.nan
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", replace(landmarks, points=points))

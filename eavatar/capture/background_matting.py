@@ -29,7 +29,7 @@ DIVISOR = 4
 # authors' advice for HD (2 megapixels), which GHA uses at 2048², and for 4K (8 megapixels).
 HD, UHD = (0.25, 80_000), (0.125, 320_000)
 UHD_PIXELS = 6_000_000  # from which an image counts as 4K
-BATCH_PIXELS = 2048**2  # one image of GHA's size at once, which leaves 8 GB room to spare
+BATCH_PIXELS = 2048**2  # one image of GHA's size at once, for 8 GB; not measured
 
 _loading = threading.Lock()
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
 
 NEIGHBOURS = 4  # masks before and after that the coverage of one is compared with
-REST = 4  # 8-bit levels; above the mean difference that noise makes, below any moving edge's
+REST = 4  # 8-bit levels; noise of 2 levels makes a mean difference of 2.3
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ def test_too_few_frames_are_left_as_they_are(count: int) -> None:
 @pytest.mark.skipif("EAVATAR_SHARED" not in os.environ, reason="EAVATAR_SHARED is not set")
 @pytest.mark.parametrize("serial", ["222200037", "222200044", "222200045"])
 def test_subject_901_masks_match_the_truth(tmp_path: Path, serial: str) -> None:
-    """The truth's soft values are lossy; a matte of the hard truth would already be 0.003 off."""
+    """Above what 2176 views at 640 pixels gave: IoU at least 0.991, mean error at most 0.006."""
     shared = Path(os.environ["EAVATAR_SHARED"])
     settings = ingest_settings(image_size=256, cameras=[serial], sequences=["FREE"])
     calibrate(settings, shared / "captures" / "901", tmp_path)

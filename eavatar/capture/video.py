@@ -110,9 +110,9 @@ def read_header(path: Path) -> Header:
     """
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path} holds no video stream; copy it again from its source.")
-            stream = container.streams.video[0]
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise UserError(f"{path} holds no known video; copy it again from its source.")
             packets = stream.index_entries
             gaps = _gaps([entry.timestamp for entry in packets])
             header = Header(stream.width, stream.height, stream.frames, gaps)
@@ -150,6 +150,7 @@ def decode(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}
+            stream.codec_context.thread_count = 1  # cameras run side by side; more miss damage
             size, declared = (stream.width, stream.height), stream.frames
             for frame in container.decode(stream):
                 if frame.is_corrupt or (frame.width, frame.height) != size:

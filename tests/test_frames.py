@@ -171,7 +171,7 @@ def test_failed_views_are_left_out(tmp_path: Path) -> None:
 def test_a_split_whose_masks_have_all_failed_is_refused(tmp_path: Path) -> None:
     subject = write_pictures(tmp_path, 32, 1, CAMERAS)
     mark_failed(subject, [(0, camera) for camera in range(CAMERAS)])
-    with pytest.raises(UserError, match="all masks of the split 'train' in .* have failed"):
+    with pytest.raises(UserError, match=r"all masks of the split 'train' in .* have failed"):
         read(subject, 32)
 
 

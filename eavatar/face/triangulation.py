@@ -101,8 +101,8 @@ def intersect(matrix: Array, vector: Array) -> Array:
     """The points (..., 3) nearest to the planes summed in (..., 3, 3) and (..., 3)."""
     trace = np.einsum("...ii->...", matrix)
     soft = np.where(trace > 0, SOFTEST * trace, 1.0)[..., None, None] * np.eye(3)
-    solved: Array = np.linalg.solve(matrix + soft, vector[..., None])[..., 0]
-    return -solved
+    solved = np.linalg.solve(matrix + soft, vector[..., None])[..., 0]
+    return -solved.astype(np.float64, copy=False)
 
 
 def consensus(

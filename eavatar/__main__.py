@@ -88,6 +88,14 @@ def fit_face(a: Arguments) -> None:
     run(block, a.morphable_model, a.capture, a.landmarks, a.output)
 
 
+def refine_face(a: Arguments) -> None:
+    """Refine the fit by the colours of all views."""
+    from eavatar.face.refine import refine_face as run
+
+    block = settings.parse_block(settings.RefineSettings, a.settings)
+    run(block, a.morphable_model, a.capture, a.fit, a.output)
+
+
 def generate_prior(a: Arguments) -> None:
     """Make or take over a complete head mesh."""
     from eavatar.prior.generate import generate_prior as run
@@ -237,6 +245,13 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         MODEL,
         CAPTURE,
         ("landmarks", Path, "face/landmarks", True),
+        output("results/<subject>/face"),
+    ],
+    refine_face: [
+        SETTINGS,
+        MODEL,
+        CAPTURE,
+        ("fit", Path, "face/fit", True),
         output("results/<subject>/face"),
     ],
     generate_prior: [SETTINGS, IDENTITY, NEUTRAL, MESH, output("prior/raw.ply")],

@@ -104,6 +104,25 @@ class FitSettings(Settings):
     iterations: int = Field(ge=1, description="most iterations of the joint refinement")
 
 
+class RefineSettings(Settings):
+    """`refine_face`: the dense, photometric refinement of the landmark fit."""
+
+    enabled: bool = Field(description="otherwise the landmark fit is taken over unchanged")
+    image_size: int = Field(ge=64, description="most, side of the images compared, pixels")
+    keyframes: int = Field(
+        ge=1, description="training timesteps that give identity and texture, kept in memory"
+    )
+    rounds: int = Field(ge=1, description="times that the texture is estimated")
+    colour_noise: float = Field(
+        gt=0, description="deviation of a vertex' colour in a view, of a range of 1, as prior"
+    )
+    colour_outlier: float = Field(gt=0, description="robust loss scale of colours, range 1")
+    landmark_noise: float = Field(gt=0, description="deviation of a landmark of the fit, dm")
+    landmark_bias: float = Field(
+        gt=0, description="deviation that a landmark of the fit has in all timesteps, dm"
+    )
+
+
 class GenerateSettings(Settings):
     """`generate_prior`: a complete head mesh in its own frame."""
 
@@ -273,6 +292,7 @@ class CaptureBlock(Settings):
 class FaceBlock(Settings):
     landmarks: LandmarkSettings
     fit: FitSettings
+    refine: RefineSettings
 
 
 class PriorBlock(Settings):

@@ -50,7 +50,7 @@ from eavatar.tables.table import METRICS, format_value
 
 STAGES = (
     ("capture", ("calibrate", "ingest", "matte")),
-    ("face", ("detect_landmarks", "fit_face")),
+    ("face", ("detect_landmarks", "fit_face", "refine_face")),
     ("prior", ("generate_prior", "align_prior")),
     ("sdf", ("train_sdf",)),
     ("splat", ("train_splat",)),

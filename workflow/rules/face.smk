@@ -1,7 +1,8 @@
-"""Face: 68 landmarks per image, and the morphable-model fit to all of them.
+"""Face: 68 landmarks per image, the morphable-model fit to all of them, and its refinement.
 
 in   capture/<sequence>/, capture/cameras.json, a morphable model
 out  face/landmarks/<sequence>.npz   points (T, C, 68, 2) pixels, confidence (T, C, 68)
+     face/fit/                       the landmark fit: identity, tracking and neutral as below
      face/identity.npz               identity (I,), scale (), landmarks (68, 3) canonical
      face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3), …
      face/neutral.ply                canonical
@@ -43,9 +44,9 @@ rule fit_face:
         cameras=rules.calibrate.output.cameras,
         morphable_model=morphable_model,
     output:
-        identity="results/{subject}/face/identity.npz",
-        neutral="results/{subject}/face/neutral.ply",
-        tracking=directory("results/{subject}/face/tracking"),
+        identity="results/{subject}/face/fit/identity.npz",
+        neutral="results/{subject}/face/fit/neutral.ply",
+        tracking=directory("results/{subject}/face/fit/tracking"),
     log:
         "results/{subject}/logs/fit_face.log",
     benchmark:
@@ -60,8 +61,42 @@ rule fit_face:
         settings=block("face.fit"),
         capture="results/{subject}/capture",
         landmarks="results/{subject}/face/landmarks",
-        folder="results/{subject}/face",
+        folder="results/{subject}/face/fit",
     shell:
         "python -m eavatar fit-face --settings {params.settings:q}"
         " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
         " --landmarks {params.landmarks:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule refine_face:
+    input:
+        identity=rules.fit_face.output.identity,
+        tracking=rules.fit_face.output.tracking,
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        index=every_sequence(rules.ingest.output.index),
+        cameras=rules.calibrate.output.cameras,
+        morphable_model=morphable_model,
+    output:
+        identity="results/{subject}/face/identity.npz",
+        neutral="results/{subject}/face/neutral.ply",
+        tracking=directory("results/{subject}/face/tracking"),
+    log:
+        "results/{subject}/logs/refine_face.log",
+    benchmark:
+        "results/{subject}/benchmarks/refine_face.tsv"
+    conda:
+        "../../envs/face.yaml"
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        settings=block("face.refine"),
+        capture="results/{subject}/capture",
+        fit="results/{subject}/face/fit",
+        folder="results/{subject}/face",
+    shell:  # one thread of BLAS for each of the timesteps that are solved side by side
+        "OMP_NUM_THREADS=1 python -m eavatar refine-face --settings {params.settings:q}"
+        " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
+        " --fit {params.fit:q} --output {params.folder:q} 2>&1 | tee {log:q}"

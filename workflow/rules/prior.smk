@@ -9,8 +9,8 @@ out  prior/raw.ply         the generator's own frame
 
 rule generate_prior:
     input:
-        identity=rules.fit_face.output.identity,
-        neutral=rules.fit_face.output.neutral,
+        identity=rules.refine_face.output.identity,
+        neutral=rules.refine_face.output.neutral,
         mesh=provided("prior"),
     output:
         "results/{subject}/prior/raw.ply",
@@ -35,8 +35,8 @@ rule generate_prior:
 rule align_prior:
     input:
         raw=rules.generate_prior.output[0],
-        identity=rules.fit_face.output.identity,
-        neutral=rules.fit_face.output.neutral,
+        identity=rules.refine_face.output.identity,
+        neutral=rules.refine_face.output.neutral,
     output:
         mesh="results/{subject}/prior/aligned.ply",
         alignment="results/{subject}/prior/alignment.json",

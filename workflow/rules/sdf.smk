@@ -12,8 +12,8 @@ rule train_sdf:
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
-        identity=rules.fit_face.output.identity,
-        tracking=rules.fit_face.output.tracking,
+        identity=rules.refine_face.output.identity,
+        tracking=rules.refine_face.output.tracking,
         prior=rules.align_prior.output.mesh,
     output:
         model="results/{subject}/sdf/{variant}/model.safetensors",

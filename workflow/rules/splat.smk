@@ -12,8 +12,8 @@ rule train_splat:
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
-        identity=rules.fit_face.output.identity,
-        tracking=rules.fit_face.output.tracking,
+        identity=rules.refine_face.output.identity,
+        tracking=rules.refine_face.output.tracking,
         sdf=rules.train_sdf.output.model,
     output:
         model="results/{subject}/splat/{variant}/model.safetensors",

@@ -85,9 +85,13 @@ class ColourTable:
     def apply(self, image: Image) -> Image:
         """Correct an (H, W, 3) sRGB image in OpenCV's BGR order."""
         result = np.empty_like(image, order="C")
-        formula = (self._decoded, self._exponents, self._matrix, self._edges, self._starts)
-        _look_up(image, self._seen, _keys(), *formula, result)
+        self.correct(image, result)
         return result
+
+    def correct(self, image: Image, target: Image) -> None:
+        """The same, written to ``target`` (H, W, 3)."""
+        formula = (self._decoded, self._exponents, self._matrix, self._edges, self._starts)
+        _look_up(image, self._seen, _keys(), *formula, target)
 
 
 def _linear_light(encoded: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -27,7 +27,6 @@ from eavatar.capture.captures import open_capture
 from eavatar.capture.colour import ColourTable
 from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.capture.recording import Capture, check_size, check_videos
-from eavatar.capture.resampling import area_taps, resample
 from eavatar.capture.video import Header, Image, read_picture
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras
@@ -79,21 +78,23 @@ class Window:
         """Crop a stored image (H, W[, 3]), black outside, and resize it to image_size.
 
         Pixel u of the result covers [u, u + 1) · width / image_size of the window: the mean over
-        that interval where the image shrinks, linear interpolation where it grows. Colours are
-        corrected before the resize mixes them, but only inside the window.
+        that interval where the image shrinks to less than half, otherwise linear interpolation at
+        its centre, as GHA crops. Colours are corrected before the resize mixes them, but only
+        inside the window.
         """
         left, top = max(0, -self.x), max(0, -self.y)
         inner = image[self.y + top : self.y + self.height, self.x + left : self.x + self.width]
-        inner = inner if colour is None else colour.apply(inner)
         height, width = inner.shape[:2]
+        window = np.zeros((self.height, self.width, *image.shape[2:]), np.uint8)
+        target = window[top : top + height, left : left + width]
+        if colour is None:
+            target[:] = inner
+        else:
+            colour.correct(inner, target)
         size = self.image_size
-        if min(self.width, self.height) >= size:
-            channels = 1 if inner.ndim == 2 else inner.shape[2]
-            rows = area_taps(-top, self.height, height, size)
-            return resample(inner, rows, area_taps(-left, self.width, width, size, channels))
-        right, bottom = self.width - left - width, self.height - top - height
-        window = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT)
-        return cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR)
+        halves = min(self.width, self.height) > 2 * size
+        method = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
+        return cv2.resize(window, (size, size), interpolation=method)
 
     def camera(self, full: Camera) -> Camera:
         """The camera of the ingested frames, from the camera of the full-size image."""
@@ -132,7 +133,7 @@ class FrameRow:
         camera: serial number.
         source_frame: index in the video.
         split: ``train`` or ``test``.
-        sharpness: variance of the Laplacian of the grey image, squared 8-bit levels.
+        sharpness: variance of the Laplacian of every fourth row, squared 8-bit levels.
     """
 
     timestep: int
@@ -301,7 +302,7 @@ def _read_plate(capture: Capture, serial: str, window: Window) -> Image:
 
 
 def _sharpness(frame: Image) -> float:
-    """Variance of the Laplacian of the grey image, squared 8-bit levels."""
-    laplacian = cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), cv2.CV_16S)
+    """Variance of the Laplacian of every fourth row of the green channel, squared 8-bit levels."""
+    laplacian = cv2.Laplacian(np.ascontiguousarray(frame[::4, :, 1]), cv2.CV_16S)
     mean_square = cv2.norm(laplacian, cv2.NORM_L2SQR) / laplacian.size
     return round(mean_square - cv2.mean(laplacian)[0] ** 2, 2)

@@ -71,7 +71,7 @@ class MatteSettings(Settings):
     )
     max_jump: float = Field(
         gt=0,
-        description="a mask whose coverage differs by more, as a share, from those around it failed",
+        description="a mask failed if its coverage differs by a larger share from those around it",
     )
 
 
@@ -98,9 +98,13 @@ class FitSettings(Settings):
         gt=0, description="deviation of a person's landmarks from any face of the model, dm"
     )
     detection_noise: float = Field(
-        gt=0, description="deviation of a detection per axis, share of the image width"
+        gt=0,
+        description="deviation of a detection per axis that is expected before it is measured, "
+        "share of the image width",
     )
-    outlier_distance: float = Field(gt=0, description="robust loss scale, share of the image width")
+    outlier_distance: float = Field(
+        gt=0, description="a detection this far off counts a quarter, share of the image width"
+    )
     iterations: int = Field(ge=1, description="most iterations of the joint refinement")
 
 

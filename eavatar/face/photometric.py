@@ -116,19 +116,14 @@ def unhidden(pixels: Array, depth: Array, buffer: Array, mask: Array, tolerance:
 
 
 @njit(cache=True, nogil=True)
-def sample(image: Array, x: float, y: float, colour: Array) -> None:
-    """Write the bilinear colour at a pixel position to ``colour`` (3,)."""
+def sample(image: Array, x: float, y: float, channel: int) -> float:
+    """The bilinear value of a channel at a pixel position."""
     column, row = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
     across, down = x - 0.5 - column, y - 0.5 - row
-    for channel in range(3):
-        upper = (
-            image[row, column, channel] * (1 - across) + image[row, column + 1, channel] * across
-        )
-        lower = (
-            image[row + 1, column, channel] * (1 - across)
-            + image[row + 1, column + 1, channel] * across
-        )
-        colour[channel] = upper * (1 - down) + lower * down
+    upper = image[row, column, channel] * (1 - across) + image[row, column + 1, channel] * across
+    row += 1
+    lower = image[row, column, channel] * (1 - across) + image[row, column + 1, channel] * across
+    return upper * (1 - down) + lower * down
 
 
 @njit(cache=True, nogil=True)
@@ -146,27 +141,33 @@ def sample_with_gradient(
         image: (S, S, 3). corner: (2,) of it, pixels. projection: (3, 4). point: (3,).
         colour: (3,), gradient: (3, 3), channel by axis; written to.
     """
-    across = projection[0, :3] @ point + projection[0, 3]
-    down = projection[1, :3] @ point + projection[1, 3]
-    depth = projection[2, :3] @ point + projection[2, 3]
+    across, down, depth = projection[0, 3], projection[1, 3], projection[2, 3]
+    for axis in range(3):
+        across += projection[0, axis] * point[axis]
+        down += projection[1, axis] * point[axis]
+        depth += projection[2, axis] * point[axis]
     x, y = across / depth - corner[0], down / depth - corner[1]
     last = image.shape[0] - BORDER
     if min(x, y) < BORDER or max(x, y) > last:
         return False
-    sample(image, x, y, colour)
-    after, before = np.empty(3), np.empty(3)
-    sample(image, x + 0.5, y, after)
-    sample(image, x - 0.5, y, before)
-    by_x = after - before
-    sample(image, x, y + 0.5, after)
-    sample(image, x, y - 0.5, before)
-    by_y = after - before
-    for axis in range(3):
-        dx = (projection[0, axis] - across / depth * projection[2, axis]) / depth
-        dy = (projection[1, axis] - down / depth * projection[2, axis]) / depth
-        for channel in range(3):
-            gradient[channel, axis] = by_x[channel] * dx + by_y[channel] * dy
+    for channel in range(3):
+        colour[channel] = sample(image, x, y, channel)
+        by_x = sample(image, x + 0.5, y, channel) - sample(image, x - 0.5, y, channel)
+        by_y = sample(image, x, y + 0.5, channel) - sample(image, x, y - 0.5, channel)
+        for axis in range(3):
+            dx = (projection[0, axis] - across / depth * projection[2, axis]) / depth
+            dy = (projection[1, axis] - down / depth * projection[2, axis]) / depth
+            gradient[channel, axis] = by_x * dx + by_y * dy
     return True
+
+
+@njit(cache=True, nogil=True)
+def distance_squared(first: Array, second: Array) -> float:
+    """Of two colours (3,)."""
+    total = 0.0
+    for channel in range(3):
+        total += (first[channel] - second[channel]) ** 2
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -175,15 +176,14 @@ def robust_mean(
 ) -> float:
     """Write the mean (3,) of colours (C, 3) and what each has of its weight, (C,); their sum."""
     shares[:] = weights
-    total = 0.0
     for _ in range(REWEIGHTINGS):
         total = shares.sum()
         mean[:] = 0
         for camera in range(len(weights)):
-            if shares[camera] > 0:
-                mean += shares[camera] / total * colours[camera]
+            for channel in range(3):
+                mean[channel] += shares[camera] / total * colours[camera, channel]
         for camera in range(len(weights)):
-            squared = ((colours[camera] - mean) ** 2).sum() / outlier**2
+            squared = distance_squared(colours[camera], mean) / outlier**2
             shares[camera] = weights[camera] / (1 + squared) ** 2
     return shares.sum()
 
@@ -200,29 +200,36 @@ def add_point(
     outlier: float,
     matrix: Array,
     force: Array,
+    together: Array,
 ) -> float:
     """Write one point's (3, 3) matrix and (3,) gradient; return its cost.
 
     The mean colour is eliminated where no texture is known: only differences between the views
-    count then.
+    count then. ``together`` (3, 3) is room to compute in.
     """
     total, cost = shares.sum(), 0.0
-    matrix[:], force[:] = 0, 0
-    together = np.zeros((3, 3))
+    matrix[:], force[:], together[:] = 0, 0, 0
     for camera in range(len(weights)):
         if weights[camera] > 0:
-            residual = colours[camera] - mean
-            weighted = shares[camera] * gradients[camera]
-            force += weighted.T @ residual
-            matrix += weighted.T @ gradients[camera]
-            together += weighted
-            squared = (residual**2).sum()
+            squared = distance_squared(colours[camera], mean)
             cost += 0.5 * weights[camera] * squared / (1 + squared / outlier**2)
-    residual = mean - texture
-    squared = (residual**2).sum()
+            for channel in range(3):
+                residual = colours[camera, channel] - mean[channel]
+                for axis in range(3):
+                    weighted = shares[camera] * gradients[camera, channel, axis]
+                    force[axis] += weighted * residual
+                    together[channel, axis] += weighted
+                    for other in range(3):
+                        matrix[axis, other] += weighted * gradients[camera, channel, other]
+    squared = distance_squared(mean, texture)
     share = known / (1 + squared / outlier**2) ** 2
-    force += share * together.T @ residual
-    matrix -= (1 - share) / total * together.T @ together
+    for channel in range(3):
+        residual = mean[channel] - texture[channel]
+        for axis in range(3):
+            force[axis] += share * together[channel, axis] * residual
+            for other in range(3):
+                product = together[channel, axis] * together[channel, other]
+                matrix[axis, other] -= (1 - share) / total * product
     return cost + 0.5 * known * total * squared / (1 + squared / outlier**2)
 
 
@@ -253,7 +260,7 @@ def compare(
     means, totals = np.zeros((count, 3)), np.zeros(count)
     colours, gradients = np.zeros((cameras, 3)), np.zeros((cameras, 3, 3))
     seen, shares = np.zeros(cameras), np.zeros(cameras)
-    cost = 0.0
+    together, cost = np.zeros((3, 3)), 0.0
     for point in range(count):
         for camera in range(cameras):
             seen[camera] = 0.0
@@ -280,5 +287,6 @@ def compare(
             outlier,
             matrices[point],
             forces[point],
+            together,
         )
     return cost, matrices, forces, means, totals

@@ -117,6 +117,15 @@ class Rig:
 
 
 @dataclass(frozen=True)
+class Footage:
+    """A sequence of a capture, and (timestep, serial) of the views whose mask failed."""
+
+    capture: Path
+    name: str
+    failed: frozenset[tuple[int, str]]
+
+
+@dataclass(frozen=True)
 class Frame:
     """The images of one timestep around the face, and where the landmark fit saw the landmarks.
 
@@ -279,9 +288,14 @@ def keyframes(capture: Path, tracks: dict[str, Tracking], count: int) -> list[tu
 
 
 def read_frame(
-    surface: Surface, rig: Rig, head: Head, capture: Path, name: str, timestep: int, pose: Pose,
+    surface: Surface,
+    rig: Rig,
+    head: Head,
+    footage: Footage,
+    timestep: int,
+    pose: Pose,
     landmarks: Array,
-) -> Frame:  # fmt: skip
+) -> Frame:
     """The images of a timestep around the face where the landmark fit put it."""
     world = place(head, pose, canonical(surface, head, pose)[surface.chosen])
     pixels = project(rig.projections, world)
@@ -291,29 +305,30 @@ def read_frame(
     corners = np.floor(middle - side / 2).clip(0, rig.size - side).astype(int)
     images = np.empty((len(rig.serials), side, side, 3), np.uint8)
     masks = np.empty((len(rig.serials), side, side), np.uint8)
-    failed = failed_views(capture, name, timestep)
     for camera, serial in enumerate(rig.serials):
         left, top = corners[camera]
         window = (slice(top, top + side), slice(left, left + side))
-        place_ = Path(name, serial, f"{timestep:05d}")
-        images[camera] = read_image(capture / place_.with_suffix(".jpg"), rig.size, True)[window]
-        mask = read_image(capture / "masks" / place_.with_suffix(".png"), rig.size, False)[window]
-        masks[camera] = 0 if serial in failed else mask
+        file = Path(footage.name, serial, f"{timestep:05d}")
+        colour = footage.capture / file.with_suffix(".jpg")
+        mask = footage.capture / "masks" / file.with_suffix(".png")
+        images[camera] = read_image(colour, rig.size, cv2.IMREAD_COLOR)[window]
+        masks[camera] = read_image(mask, rig.size, cv2.IMREAD_GRAYSCALE)[window]
+        if (timestep, serial) in footage.failed:
+            masks[camera] = 0
     return Frame(images, masks, corners.astype(np.float64), landmarks)
 
 
-def failed_views(capture: Path, name: str, timestep: int) -> set[str]:
-    """Serial numbers of the cameras whose mask of a timestep failed."""
+def open_footage(capture: Path, name: str) -> Footage:
+    """A sequence; its list of masks says which failed, if any could."""
     table = pd.read_csv(capture / "masks" / f"{name}.csv", dtype={"camera": str})
-    if "failed" not in table:
-        return set()
-    rows = table[(table["timestep"] == timestep) & (table["failed"] == 1)]
-    return set(rows["camera"])
+    table = table[table["failed"] == 1] if "failed" in table else table[:0]
+    failed = zip(table["timestep"].astype(int), table["camera"], strict=True)
+    return Footage(capture, name, frozenset(failed))
 
 
-def read_image(path: Path, size: int, colour: bool) -> NDArray[Any]:
-    """A frame or a mask at a size, uint8."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
+def read_image(path: Path, size: int, mode: int) -> NDArray[Any]:
+    """A frame or a mask at a size, uint8; ``mode`` is OpenCV's for reading."""
+    image = cv2.imread(str(path), mode)
     if image is None:
         raise UserError(f"the image {path} is missing or damaged; run the capture rules again.")
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
@@ -508,12 +523,13 @@ def learn(
 ) -> tuple[Head, Texture]:
     """Identity and texture from some timesteps of the training sequences."""
     start, nothing = head, no_texture(surface)
+    footage = {name: open_footage(capture, name) for name in dict(keys)}
     poses = [start_of(tracks[name], timestep) for name, timestep in keys]
     with make_pool() as pool:
 
         def read(key: tuple[str, int], pose: Pose) -> Frame:
             landmarks = tracks[key[0]].landmarks[key[1]].astype(np.float64)
-            return read_frame(surface, rig, head, capture, *key, pose, landmarks)
+            return read_frame(surface, rig, head, footage[key[0]], key[1], pose, landmarks)
 
         frames = list(tqdm(pool.map(read, keys, poses), "reading keyframes", len(keys)))
         blurs = [COARSE] * COARSE_STEPS + [FINE] * FINE_STEPS
@@ -597,11 +613,12 @@ def follow(
     track: Tracking,
 ) -> Tracking:
     """All timesteps of a sequence, each on its own."""
+    footage = open_footage(capture, name)
 
     def one(timestep: int) -> Pose:
         landmarks = track.landmarks[timestep].astype(np.float64)
         pose = start_pose(surface, head, start_of(track, timestep), landmarks)
-        frame = read_frame(surface, rig, head, capture, name, timestep, pose, landmarks)
+        frame = read_frame(surface, rig, head, footage, timestep, pose, landmarks)
         return settle(settings, surface, rig, head, pose, frame, texture, (COARSE, FINE))[0]
 
     count = len(track.rotation)

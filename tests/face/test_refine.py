@@ -31,6 +31,7 @@ from eavatar.face.refine import (
     mean_texture,
     moved_pose,
     no_texture,
+    open_footage,
     place,
     project,
     read_frame,
@@ -184,7 +185,8 @@ def frame_of(scene: tuple, name: str, timestep: int) -> tuple[Frame, Rig]:
     surface, rig = choose_surface(model, 2, 2), read_rig(root / "cameras.json", SIDE)
     pose = poses[name][timestep]
     landmarks = place(head, pose, canonical_landmarks(surface, head, pose.expression))
-    return read_frame(surface, rig, head, root, name, timestep, pose, landmarks), rig
+    footage = open_footage(root, name)
+    return read_frame(surface, rig, head, footage, timestep, pose, landmarks), rig
 
 
 @pytest.mark.parametrize(("disturbance", "tolerance"), [(1.0, 0.3), (0.0, 0.15)])

@@ -2,7 +2,8 @@
 
 in   capture/<sequence>/, capture/cameras.json, a morphable model
 out  face/landmarks/<sequence>.npz   points (T, C, 68, 2) pixels, confidence (T, C, 68)
-     face/fit/                       the landmark fit: identity, tracking and neutral as below
+     face/fit/                       the landmark fit: identity, tracking and neutral as below, and
+                                     quality.csv: sequence, timestep, cameras, error, flag
      face/identity.npz               identity (I,), scale (), landmarks (68, 3) canonical
      face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3), …
      face/neutral.ply                canonical
@@ -47,6 +48,7 @@ rule fit_face:
         identity="results/{subject}/face/fit/identity.npz",
         neutral="results/{subject}/face/fit/neutral.ply",
         tracking=directory("results/{subject}/face/fit/tracking"),
+        quality="results/{subject}/face/fit/quality.csv",
     log:
         "results/{subject}/logs/fit_face.log",
     benchmark:

@@ -11,9 +11,10 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import Delaunay
 from scipy.spatial.transform import Rotation
+from test_morphable import random_parts, write_2017
 
 from eavatar.cameras import Camera
-from eavatar.face.morphable import MorphableModel
+from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.face.photometric import compare
 from eavatar.face.refine import (
     COARSE,
@@ -37,9 +38,10 @@ from eavatar.face.refine import (
     read_frame,
     read_rig,
     refine,
+    refine_face,
     settle,
 )
-from eavatar.io import Identity, Tracking, write_cameras
+from eavatar.io import Identity, Tracking, read_mesh, write_arrays, write_cameras
 from eavatar.settings import RefineSettings
 
 SIDE, SCALE = 200, 0.1
@@ -230,6 +232,27 @@ def test_held_out_sequences_give_nothing_to_identity_and_texture(scene: tuple) -
     both, together = refine(SETTINGS, model, root, shared, tracks)
     np.testing.assert_array_equal(without.identity, both.identity)
     np.testing.assert_array_equal(alone["EXP-1-head"].expression, together["EXP-1-head"].expression)
+
+
+def test_the_fit_is_taken_over_where_refinement_is_off(tmp_path: Path) -> None:
+    """To the bit, and without a capture; the neutral face is that of the fit's identity."""
+    path = write_2017(tmp_path / "model.h5", random_parts())
+    fit, output = tmp_path / "fit", tmp_path / "face"
+    model = read_morphable_model(path)
+    random = np.random.default_rng(0)
+    coefficients = random.normal(size=model.identity_basis.shape[2]).astype(np.float32)
+    landmarks = model.mean[model.landmark_vertices]
+    identity = Identity(coefficients, np.array(SCALE, np.float32), landmarks)
+    shapes = ((4, model.expression_basis.shape[2]), (4, 3), (4, 3), (4, 68, 3), (4, 5))
+    track = Tracking(*(random.normal(size=shape).astype(np.float32) for shape in shapes))
+    write_arrays(fit / "identity.npz", identity)
+    write_arrays(fit / "tracking" / "FREE.npz", track)
+    off = SETTINGS.model_copy(update={"enabled": False})
+    refine_face(off, path, tmp_path / "no capture", fit, output)
+    for name in ("identity.npz", "tracking/FREE.npz"):
+        assert (output / name).read_bytes() == (fit / name).read_bytes()
+    neutral = read_mesh(output / "neutral.ply")
+    np.testing.assert_allclose(neutral.vertices, model.vertices(coefficients), atol=1e-6)
 
 
 @pytest.mark.parametrize("known", [0.0, 1.0])

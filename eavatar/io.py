@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -26,6 +28,12 @@ from eavatar.errors import UserError
 from eavatar.transforms import Similarity
 
 Float = NDArray[np.float32]
+# What NumPy raises for a file of arrays that is damaged or something else.
+DAMAGED_ARRAY = (
+    OSError, ValueError, TypeError, KeyError, EOFError, AttributeError, SyntaxError, RuntimeError,
+    MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 LANDMARKS = 68
 
 
@@ -160,7 +168,7 @@ def read_arrays(kind: type[Record], path: Path) -> Record:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile, AttributeError) as error:
+    except DAMAGED_ARRAY as error:
         raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}.") from error
     missing = [field.name for field in fields(kind) if field.name not in arrays]
     if missing:

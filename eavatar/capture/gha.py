@@ -17,7 +17,6 @@ test set needs lists. params/, if there, is not read: the face is fitted anew.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from eavatar.capture.calibration import finite_matrix, read_camera, read_intrins
 from eavatar.capture.recording import Capture
 from eavatar.capture.video import Clip, read_picture
 from eavatar.errors import UserError
+from eavatar.io import DAMAGED_ARRAY
 from eavatar.layouts import GHA_PARTS
 
 STILL = 1e-4  # of the camera's matrices over time: metres, and pixels
@@ -141,7 +141,7 @@ def _read_camera(path: Path, width: int, height: int) -> Camera:
             extrinsic, intrinsic = content["extrinsic"], content["intrinsic"]
     except FileNotFoundError as error:
         raise UserError(f"the calibration {path} does not exist; copy it again.") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAY as error:
         raise UserError(
             f"{path} is no .npz file of arrays 'extrinsic' and 'intrinsic'; copy it again."
         ) from error

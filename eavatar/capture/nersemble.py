@@ -37,7 +37,7 @@ from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
 from eavatar.capture.recording import Capture, Clips
 from eavatar.capture.video import Clip
 from eavatar.errors import UserError
-from eavatar.io import read_json
+from eavatar.io import DAMAGED_ARRAY, read_json
 from eavatar.layouts import BACKGROUND, v1_folders
 
 FULL_SIZE = (2200, 3208)  # the pixels that NeRSemble's intrinsics refer to
@@ -151,8 +151,9 @@ def _read_affine(path: Path) -> Affine:
     if not path.is_file():
         raise UserError(f"the colour correction of a camera is missing: {path} does not exist.")
     try:
-        content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        with path.open("rb") as file:  # np.load would also take a zip archive for an array
+            content = np.lib.format.read_array(file, allow_pickle=False)
+    except DAMAGED_ARRAY as error:
         raise UserError(f"{path} is no readable array; copy it again from its source.") from error
     rows = content.shape[0] if getattr(content, "ndim", 0) == 2 else 3
     return Affine(finite_matrix(content, (4 if rows == 4 else 3, 4), str(path))[:3])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,15 @@ from eavatar.face.network import (
     weights_of,
 )
 from eavatar.face.views import Array, Faces, Indices, complete, usable
-from eavatar.io import LANDMARKS, Float, Landmarks, read_cameras, require, write_arrays
+from eavatar.io import (
+    DAMAGED_ARRAY,
+    LANDMARKS,
+    Float,
+    Landmarks,
+    read_cameras,
+    require,
+    write_arrays,
+)
 from eavatar.settings import IngestSettings, LandmarkSettings
 
 if TYPE_CHECKING:
@@ -152,7 +159,7 @@ def read_provided(path: Path) -> tuple[list[str], NDArray[np.floating], NDArray[
         with np.load(require(path, "the provided landmark file"), allow_pickle=False) as archive:
             serials = [str(serial) for serial in archive["cameras"].ravel()]
             points, confidence = archive["points"], archive["confidence"]
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAY as error:
         raise UserError(
             f"{path} is not an .npz file with cameras, points and confidence: {error}."
         ) from error

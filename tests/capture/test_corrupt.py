@@ -12,7 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture, write_video
 
@@ -160,6 +160,7 @@ def test_intrinsics_of_another_image_size_are_refused(
 
 
 @given(content=st.binary(max_size=300))
+@example(content=b"PK\x03\x04")
 @FEW
 def test_a_colour_array_of_junk(tmp_path: Path, content: bytes) -> None:
     from eavatar.capture.nersemble import _read_affine

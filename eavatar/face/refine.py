@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
 COARSE, FINE = 2.0, 1.0  # blur of the images, pixels; two pixels is what the landmark fit leaves
-BAND = 3.0  # radius of the mean that is taken off, multiple of the blur; the nose's rim spoils more
+BAND = 3.0  # radius of the mean that is taken off, multiple of the blur; more reaches past the nose
 COARSE_STEPS, FINE_STEPS = 3, 4
 FACE_RADIUS = 0.3  # dm; vertices this close to a landmark are compared
 LEAST_COSINE = 0.3  # of the angle to the viewing direction; flatter views show little

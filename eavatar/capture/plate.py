@@ -43,6 +43,7 @@ class Plate:
 
     @classmethod
     def of(cls, image: Image, visible: Image) -> Plate:
+        """From the BGR image (S, S, 3) of the empty set, where ``visible`` (S, S) is not 0."""
         left, top, width, height = cv2.boundingRect(visible)
         window = slice(top, top + height), slice(left, left + width)
         colour = image[window].astype(np.float32) / 255

@@ -42,6 +42,7 @@ from eavatar.face.photometric import (
     vertex_areas,
     vertex_normals,
 )
+from eavatar.face.triangulation import project
 from eavatar.images import make_pool
 from eavatar.io import (
     LANDMARKS,
@@ -298,7 +299,7 @@ def read_frame(
 ) -> Frame:
     """The images of a timestep around the face where the landmark fit put it."""
     world = place(head, pose, canonical(surface, head, pose)[surface.chosen])
-    pixels = project(rig.projections, world)
+    pixels = project(rig.projections, world[None])[0][0]
     side = int(np.ceil(np.ptp(pixels, axis=1).max())) + 2 * MARGIN
     side = min(side, rig.size)
     middle = (pixels.min(axis=1) + pixels.max(axis=1)) / 2
@@ -362,12 +363,6 @@ def place(head: Head, pose: Pose, points: Array) -> Array:
     return head.scale * points @ pose.rotation.T + pose.translation
 
 
-def project(projections: Array, points: Array) -> Array:
-    """(C, N, 2) pixels of world points (N, 3)."""
-    image = points @ projections[:, :, :3].transpose(0, 2, 1) + projections[:, None, :, 3]
-    return image[..., :2] / image[..., 2:]
-
-
 def moved_pose(head: Head, pose: Pose, step: Array) -> Pose:
     """A pose after a step (U,) in the head's frame."""
     turn = Rotation.from_rotvec(step[:3]).as_matrix()
@@ -403,7 +398,8 @@ def look(surface: Surface, rig: Rig, head: Head, pose: Pose, frame: Frame, blur:
     side = int(frame.images.shape[1] / CELL)
     buffer = np.empty((side, side))
     weights = np.zeros((len(rig.serials), len(surface.chosen)))
-    for camera, pixels in enumerate(project(rig.projections, vertices) - frame.corners[:, None]):
+    seen_at = project(rig.projections, vertices[None])[0][0] - frame.corners[:, None]
+    for camera, pixels in enumerate(seen_at):
         rays = rig.centres[camera] - vertices
         depth = np.linalg.norm(rays, axis=1)
         fill_depth(pixels, depth, surface.model.faces, buffer)

@@ -284,5 +284,5 @@ def test_gradient_of_the_photometric_cost(known: float) -> None:
     # Bilinear images have kinks, at which half-pixel differences are not the derivative.
     assert (forces * direction).sum() == pytest.approx(numeric, rel=0.03)
     assert np.linalg.eigvalsh(matrices).min() > -1e-9
-    pixels = project(projections, points)
+    pixels = project(projections, points[None])[0][0]
     assert pixels.min() > 3 and pixels.max() < 57

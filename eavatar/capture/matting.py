@@ -218,6 +218,8 @@ def _read_shots(
 
 def matte_by_plate(shot: Shot) -> Iterator[Image]:
     """Alpha from the difference to the background plate."""
+    if not shot.visible.any():  # a view that was marked as of no use: empty masks have failed
+        return (np.zeros_like(shot.visible) for _ in shot.timesteps)
     plate = Plate.of(shot.plate(), shot.visible)
     return steady(shot.images(), (alpha_from_plate(image, plate) for image in shot.images()))
 

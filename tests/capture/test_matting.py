@@ -22,10 +22,19 @@ from small_capture import (
 )
 
 from eavatar.capture.ingest import Window, calibrate, ingest
-from eavatar.capture.matting import MatteRow, find_failed, matte, read_image, steady
+from eavatar.capture.matting import (
+    MatteRow,
+    Shot,
+    find_failed,
+    matte,
+    matte_by_plate,
+    read_image,
+    steady,
+)
 from eavatar.capture.plate import Plate, alpha_from_plate
 from eavatar.capture.video import decode
 from eavatar.errors import UserError
+from eavatar.settings import read_config
 
 SIZE = 128
 ALL_VISIBLE = np.full((SIZE, SIZE), 255, np.uint8)
@@ -294,3 +303,13 @@ def test_subject_901_masks_match_the_truth(tmp_path: Path, serial: str) -> None:
         errors.append(np.abs(mask.astype(float) - truth)[visible].mean() / 255)
     assert min(overlaps) > 0.99
     assert max(errors) < 0.008
+
+
+def test_a_view_of_no_use_has_empty_masks(tmp_path):
+    """Nothing of it is visible, so that there is nothing to compare; it is not even read."""
+    config = Path(__file__).parents[2] / "config" / "config.yaml"
+    capture = read_config(config).capture
+    nothing = np.zeros((32, 32), np.uint8)
+    shot = Shot(capture.matte, capture.ingest, tmp_path, None, "FREE", "1", (0, 1), (0, 3), nothing)
+    masks = list(matte_by_plate(shot))
+    assert len(masks) == 2 and not any(mask.any() for mask in masks)

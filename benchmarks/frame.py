@@ -137,8 +137,8 @@ def measure_parts(avatar: Avatar, view: View) -> list[float]:
 def measure(avatar: Avatar, frames: int) -> None:
     """Print a row on an avatar."""
     view = make_view(avatar, frames)
-    player = Player(avatar)
     eager = median_ms(lambda: draw_frame(avatar, None, *view.inputs), frames)
+    player = Player(avatar)  # compiles the networks
     graph = median_ms(lambda: player(*view.inputs), frames)
     pairs = int(draw_frame(avatar, None, *view.inputs)[1])
     generate, rasterise, upsample = measure_parts(avatar, view)
@@ -154,10 +154,13 @@ def measure(avatar: Avatar, frames: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--avatar", type=Path, help="a trained avatar instead of random ones")
-    folder = parser.parse_args().avatar
+    parser.add_argument("--counts", type=int, nargs="+", help="numbers of Gaussians")
+    options = parser.parse_args()
+    folder = options.avatar
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     counts, size = (COUNTS, SIZE) if cuda else (SMALL_COUNTS, SMALL_SIZE)
+    counts = options.counts or counts
     frames = FRAMES if cuda else SMALL_FRAMES
     print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}")
     print(

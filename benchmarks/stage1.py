@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.kernels import longest_kernels
 from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare
 from eavatar.settings import read_config
 from eavatar.training import seed_everything
@@ -34,6 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prior", type=Path, required=True, help="aligned.ply")
     parser.add_argument("--config", type=Path, nargs="*", default=[], help="over config.yaml")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
     return parser.parse_args()
 
 
@@ -49,6 +51,16 @@ def time_steps(task: SdfTraining, steps: int, device: torch.device) -> list[floa
         _synchronise(device)
         times.append(1e3 * (time.perf_counter() - start) / REFRESH_EVERY)
     return times[1:]
+
+
+def profile(task: SdfTraining, number: int) -> list[str]:
+    """The longest kernels of a step."""
+
+    def steps() -> None:
+        for step in range(REFRESH_EVERY):
+            task.step(step)
+
+    return longest_kernels(steps, REFRESH_EVERY, number)
 
 
 def _synchronise(device: torch.device) -> None:
@@ -72,6 +84,8 @@ def main() -> None:
     task = prepare(settings, SEED, *places, device)
     with task.loader:
         times = time_steps(task, arguments.steps, device)
+        for line in profile(task, arguments.kernels) if arguments.kernels else []:
+            print(line)
     median = statistics.median(times)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(

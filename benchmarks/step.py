@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.kernels import longest_kernels
 from eavatar.frames import FrameSet
 from eavatar.graphs import Captured
 from eavatar.perceptual import Perceptual
@@ -36,6 +37,7 @@ from tests.splat.splat_scene import write_stage_one
 ROOT = Path(__file__).parents[1]
 PROFILES = {"paper": ["config.yaml", "paper.yaml"], "fast": ["config.yaml"]}
 WARM_UP, WINDOWS, STEPS = 12, 5, 10  # steps, windows, steps of a window
+PROFILED = 1000  # first step that is profiled, far from where the Gaussians are split
 SEED = 0
 
 
@@ -115,6 +117,16 @@ def time_graph(function: Callable[[Tensor], object], device: torch.device) -> fl
     return statistics.median(times)
 
 
+def profile(task: Task, number: int) -> list[str]:
+    """The longest kernels of a step."""
+
+    def steps() -> None:
+        for step in range(PROFILED, PROFILED + STEPS):
+            task.training.step(step)
+
+    return longest_kernels(steps, STEPS, number)
+
+
 def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
     """What a step is made of, each by itself, for the first timestep."""
     training, settings = task.training, task.settings
@@ -175,9 +187,9 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
 
 
 def report(
-    root: Path, name: str, settings: SplatSettings, count: int, device: torch.device
+    root: Path, name: str, settings: SplatSettings, count: int, device: torch.device, kernels: int
 ) -> None:
-    """Print the figures of one profile at one number of Gaussians."""
+    """Print the figures of one profile at one number of Gaussians, and its longest kernels."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -195,6 +207,8 @@ def report(
             flush=True,
         )
         if device.type == "cuda":
+            for line in profile(task, kernels) if kernels else []:
+                print(f"         {line}", flush=True)
             for part, function in parts(task).items():
                 print(f"         {part:28} {time_graph(function, device):7.2f} ms", flush=True)
 
@@ -205,6 +219,7 @@ def main() -> int:
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES))
     parser.add_argument("--size", type=int, default=2048, help="side of the pictures, pixels")
     parser.add_argument("--views", type=int, help="views per step, instead of the profile's")
+    parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     changes = {} if options.views is None else {"views_per_step": options.views}
@@ -215,7 +230,7 @@ def main() -> int:
             settings = read_profile(name, options.size, changes)
             for count in options.counts:
                 try:
-                    report(root, name, settings, count, device)
+                    report(root, name, settings, count, device, options.kernels)
                 except RuntimeError as error:
                     failed += 1
                     print(f"{name} N {count}: {' '.join(str(error).split())[:400]}", flush=True)

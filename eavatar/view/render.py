@@ -41,7 +41,8 @@ class Player:
     """Draws an avatar frame by frame, on CUDA as one graph.
 
     The graph has room for so many pairs of a Gaussian and a tile. Where a frame needs more, the
-    graph is captured anew and the frame drawn again.
+    graph is captured anew and the frame drawn again. The networks are compiled before the first
+    frame if the avatar's settings say so, which takes about a minute and is kept on disk.
 
     Args:
         avatar: on the device that is to draw; it must not change any more.
@@ -49,6 +50,9 @@ class Player:
 
     def __init__(self, avatar: Avatar):
         self.avatar = avatar
+        if avatar.settings.compile and avatar.landmarks.is_cuda:
+            avatar.generator.compile(dynamic=False)
+            avatar.upsampler.compile(dynamic=False)
         self._frame: Captured[tuple[Tensor, Tensor]] | None = None
         self._capacity = 0
 

@@ -254,11 +254,16 @@ def test_gpu_and_cpu_agree(kind):
 @pytest.mark.parametrize("kind", ["gha", "subpixel"])
 def test_compiles_on_the_gpu(kind, mixed):
     device = torch.device("cuda")
-    results = compiled_and_eager("inductor", device, kind, mixed, (2, 40, 56, 16))
-    for ours, eager in zip(*results, strict=True):
-        error = (ours - eager).double().norm() / eager.double().norm()
-        # bfloat16 rounds by 0.4 % at every layer, TF32 by 0.05 %, here and there at other places
-        assert error < (0.05 if mixed else 0.005)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        results = compiled_and_eager("inductor", device, kind, mixed, (2, 40, 56, 16))
+    errors = [
+        ((ours - eager).double().norm() / eager.double().norm()).item()
+        for ours, eager in zip(*results, strict=True)
+    ]
+    print(f"{kind}, mixed {mixed}: " + " ".join(f"{error:.1e}" for error in errors))
+    # The compiler rounds at other places. GHA's gradients magnify that: its normalised layers do
+    # not feel the size of their weights, and what is left is a small difference of large numbers.
+    assert max(errors) < (0.2 if mixed else 2e-3)
 
 
 def test_a_factor_that_the_published_network_lacks_is_an_error():

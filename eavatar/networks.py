@@ -13,10 +13,10 @@ LEAKY_SLOPE = 0.01
 
 def encode_position(points: Tensor) -> Tensor:
     """Points (..., D) to (..., 9 D): input, sines and cosines at 1, 2, 4 and 8 times it."""
-    parts = [points]
-    for octave in range(FREQUENCIES):
-        parts += [torch.sin(points * 2**octave), torch.cos(points * 2**octave)]
-    return torch.cat(parts, dim=-1)
+    octaves = 2.0 ** torch.arange(FREQUENCIES, device=points.device, dtype=points.dtype)
+    angles = points[..., None, :] * octaves[:, None]
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-2)
+    return torch.cat([points, waves.flatten(-3)], dim=-1)
 
 
 def encoded_size(dimensions: int) -> int:

@@ -76,8 +76,8 @@ class Torso(nn.Module):
         Args:
             shares: (N,) of the head. poses: (B, 6).
         """
-        rotation = axis_angle_to_matrix(poses[:, :3])
-        rest = axis_angle_to_matrix(self.rest_pose[:3])
+        rotations = axis_angle_to_matrix(torch.cat([poses[:, :3], self.rest_pose[None, :3]]))
+        rotation, rest = rotations[:-1], rotations[-1]
         shift = (self.rest_pose[3:] - poses[:, 3:])[:, None] @ rotation / self.scale
         resting = points @ rest.T @ rotation + shift
         return torch.lerp(resting, points, shares[:, None])

@@ -7,7 +7,7 @@ return is float32.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -136,21 +136,21 @@ def _double(images: Tensor) -> Tensor:
 def stretch(images: Tensor, factor: int, align_corners: bool) -> Tensor:
     """Bilinear interpolation of (C, H, W, D) to (C, factor · H, factor · W, D).
 
-    On CPU tensors it is PyTorch's, on CUDA tensors `gather_bilinear`.
+    On CPU tensors it is PyTorch's, on CUDA tensors `stretch_by_shifts`.
     """
     if images.is_cuda:
-        return gather_bilinear(images, factor, align_corners)
+        return stretch_by_shifts(images, factor, align_corners)
     size = [factor * images.shape[1], factor * images.shape[2]]
     planes = images.permute(0, 3, 1, 2)
     larger = interpolate(planes, size, mode="bilinear", align_corners=align_corners)
     return larger.permute(0, 2, 3, 1)
 
 
-def gather_bilinear(images: Tensor, factor: int, align_corners: bool) -> Tensor:
+def stretch_by_shifts(images: Tensor, factor: int, align_corners: bool) -> Tensor:
     """Bilinear interpolation of (C, H, W, D) to (C, factor · H, factor · W, D) for a compiler.
 
-    Both passes only read, where PyTorch's backward pass on CUDA adds atomically, which is slow and
-    never twice the same. Without a compiler it is the slower one.
+    Mixes the image with itself shifted by one pixel, so that the gradient is one of slices, where
+    that of PyTorch's interpolation on CUDA adds atomically, slow and never twice the same.
 
     Args:
         align_corners: as in `torch.nn.functional.interpolate`; only for a factor of 2.
@@ -159,80 +159,39 @@ def gather_bilinear(images: Tensor, factor: int, align_corners: bool) -> Tensor:
     """
     if align_corners and factor != 2:
         raise ValueError(f"corners can be aligned at a factor of 2, not {factor}.")
-    return _GatherBilinear.apply(images, factor, align_corners)
+    values = images.to(torch.promote_types(images.dtype, torch.float32))
+    for axis in (1, 2):
+        values = _stretch_axis(values, axis, factor, align_corners)
+    return values.to(images.dtype)
 
 
-class _GatherBilinear(torch.autograd.Function):
-    """`gather_bilinear` and its adjoint."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, factor: int, align_corners: bool) -> Tensor:
-        ctx.factor, ctx.align_corners = factor, align_corners
-        rows, columns = (_pairs(images, axis, factor, align_corners) for axis in (1, 2))
-        # All four neighbours at once: no image of a stretched axis alone has to be kept.
-        total = torch.zeros((), device=images.device, dtype=_precision(images))
-        for row, row_weight in rows:
-            for column, column_weight in columns:
-                weight = row_weight[:, None, None] * column_weight[:, None]
-                total = total + weight * images[:, row[:, None], column]
-        return total.to(images.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        gradient = _shrink_axis(gradients[0], 1, ctx.factor, ctx.align_corners)
-        return _shrink_axis(gradient, 2, ctx.factor, ctx.align_corners), None, None
-
-
-def _pairs(
-    images: Tensor, axis: int, factor: int, align_corners: bool
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """For all places along a stretched axis the place before in the image and the place after,
-    (factor · size,) int64 each, with their weights."""
+def _stretch_axis(images: Tensor, axis: int, factor: int, align_corners: bool) -> Tensor:
     size = images.shape[axis]
-    places = torch.arange(factor * size, device=images.device)
-    before = _place_before(places, factor)
-    weight = _weight_after(places, size, factor, align_corners, _precision(images))
-    return (before.clamp(min=0), 1 - weight), ((before + 1).clamp(max=size - 1), weight)
-
-
-def _shrink_axis(gradient: Tensor, axis: int, factor: int, align_corners: bool) -> Tensor:
-    """Gather along one axis what every place gave: the adjoint of stretching it.
-
-    A place of the image is the one after for ``factor`` places of the stretched axis and the one
-    before for the next ``factor``, so that 2 · factor values are read.
-    """
-    large = gradient.shape[axis]
-    size = large // factor
-    centres = factor * torch.arange(size, device=gradient.device) - factor // 2
-    total = torch.zeros((), device=gradient.device, dtype=_precision(gradient))
-    for tap in range(2 * factor):
-        places = centres + tap
-        weight = _weight_after(places, size, factor, align_corners, total.dtype)
-        weight = weight if tap < factor else 1 - weight
-        weight = weight * ((places >= 0) & (places < large))
-        values = gradient.index_select(axis, places.clamp(0, large - 1))
-        total = total + weight.view(-1, *[1] * (3 - axis)) * values
-    return total.to(gradient.dtype)
-
-
-def _place_before(places: Tensor, factor: int) -> Tensor:
-    """Index, from -1 on, of the last pixel whose centre is not beyond these of the large image."""
-    return (places + factor // 2) // factor - 1
+    before = torch.cat([images.narrow(axis, 0, 1), images.narrow(axis, 0, size - 1)], dim=axis)
+    after = torch.cat([images.narrow(axis, 1, size - 1), images.narrow(axis, -1, 1)], dim=axis)
+    phases = []
+    for phase in range(factor):
+        places = factor * torch.arange(size, device=images.device) + phase
+        weight = _weight_after(places, size, factor, align_corners, images.dtype)
+        weight = weight.view(-1, *[1] * (3 - axis))
+        pair = (before, images) if phase + factor // 2 < factor else (images, after)
+        phases.append(pair[0] + weight * (pair[1] - pair[0]))
+    return torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1)
 
 
 def _weight_after(
     places: Tensor, size: int, factor: int, align_corners: bool, dtype: torch.dtype
 ) -> Tensor:
     """Weight of the pixel after: distance from the one before, 0 to 1. Whole numbers until the
-    last division, as the rounded positions of large images would be off by 1e-4 pixels."""
+    last division, as the rounded positions of large images would be off by 1e-4 pixels.
+
+    Args:
+        places: (N,) indices of the large image. size: of the small one.
+    """
+    before = (places + factor // 2) // factor - 1  # -1 where there is none
     if align_corners:
         positions, unit = places * (size - 1), factor * size - 1
     else:
         unit = 2 * factor
         positions = (2 * places + 1 - factor).clamp(0, unit * (size - 1))
-    return (positions - unit * _place_before(places, factor)).to(dtype) / unit
-
-
-def _precision(values: Tensor) -> torch.dtype:
-    """In which sums are taken: at least float32."""
-    return torch.promote_types(values.dtype, torch.float32)
+    return (positions - unit * before).to(dtype) / unit

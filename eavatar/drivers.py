@@ -35,26 +35,29 @@ class ConditionedMLP(MLP):
             (N, O) or (B, N, O).
         """
         first, *others = cast("list[nn.Linear]", list(self.layers))
-        hidden = _enter(first, inputs, condition)
+        hidden = _enter(first.weight, first.bias, inputs, condition)
         for index, layer in enumerate(others, start=1):
             hidden = nn.functional.leaky_relu(hidden, LEAKY_SLOPE)
             if index == self.skip:
-                weight = layer.weight[:, : hidden.shape[1]]
-                hidden = torch.addmm(_enter(layer, inputs, condition), hidden, weight.T)
+                sizes = [hidden.shape[1], layer.in_features - hidden.shape[1]]
+                own, entering = layer.weight.split(sizes, dim=1)
+                entered = _enter(entering, layer.bias, inputs, condition)
+                hidden = torch.addmm(entered, hidden, own.T)
             else:
                 hidden = layer(hidden)
         return hidden.view(*condition.shape[:-1], len(inputs), hidden.shape[1])
 
 
-def _enter(layer: nn.Linear, inputs: Tensor, condition: Tensor) -> Tensor:
-    """What the last columns of a layer make of inputs (N, A) and B conditions: (B · N, ·)."""
-    points, conditions = inputs.shape[-1], condition.shape[-1]
-    weight = layer.weight[:, -points - conditions :]
+def _enter(weight: Tensor, bias: Tensor, inputs: Tensor, condition: Tensor) -> Tensor:
+    """What a layer's weight (O, A + E) and bias (O,) make of inputs (N, A) and B conditions:
+    (B · N, O)."""
+    # Split rather than sliced: the gradient of each slice would be as large as the weight.
+    of_points, of_condition = weight.split([inputs.shape[-1], condition.shape[-1]], dim=1)
     with torch.autocast(inputs.device.type, enabled=False):  # few numbers that move all points
-        bias = nn.functional.linear(condition, weight[:, points:], layer.bias)
+        bias = nn.functional.linear(condition, of_condition, bias)
     if condition.ndim == 1:
-        return nn.functional.linear(inputs, weight[:, :points], bias)
-    shared = nn.functional.linear(inputs, weight[:, :points])
+        return nn.functional.linear(inputs, of_points, bias)
+    shared = nn.functional.linear(inputs, of_points)
     return (shared + bias[:, None].to(shared.dtype)).flatten(0, 1)
 
 

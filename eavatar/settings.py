@@ -252,6 +252,7 @@ class SplatSettings(Settings):
     upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
     upsampler: Literal["gha", "subpixel"] = Field(description="gha needs an upsampling of 4")
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
+    surface_points: int = Field(ge=100, description="most Gaussians on the surface at the start")
     mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")
     opacity: float = Field(gt=0, lt=1, description="of all Gaussians at the start")
     width: int = Field(ge=8, description="units of a hidden layer of the attribute networks")

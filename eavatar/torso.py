@@ -82,12 +82,23 @@ class Torso(nn.Module):
         resting = points @ rest.T @ rotation + shift
         return torch.lerp(resting, points, shares[:, None])
 
-    def hold_rotations(self, quaternions: Tensor, shares: Tensor, pose: Tensor) -> Tensor:
-        """The same for the axes of Gaussians, quaternions (N, 4) of any length; pose (6,)."""
-        turned = axis_angle_to_quaternion(pose[:3])
-        back = torch.cat([turned[:1], -turned[1:]])
-        relative = multiply_quaternions(back, axis_angle_to_quaternion(self.rest_pose[:3]))
-        resting = multiply_quaternions(relative.expand_as(quaternions), quaternions)
+    def to_world(
+        self, points: Tensor, quaternions: Tensor, shares: Tensor, pose: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Gaussians in the world (Eq. 7), each between riding on the head and staying at rest.
+
+        Args:
+            points: (N, 3). quaternions: (N, 4) wxyz, of any length. shares: (N,) of the head.
+            pose: (6,) axis-angle and translation. scale: canonical units to metres.
+        Returns:
+            Positions (N, 3) in metres and quaternions (N, 4).
+        """
+        motions = torch.stack([self.rest_pose, pose])
+        rotations = axis_angle_to_matrix(motions[:, :3])
+        staying, riding = scale * points @ rotations.mT + motions[:, None, 3:]
+        turns = axis_angle_to_quaternion(motions[:, :3])[:, None]
+        rest, head = multiply_quaternions(turns, quaternions).unbind()
         # q and -q are one rotation; the nearer one is blended with.
-        resting = torch.where(((resting * quaternions).sum(-1) < 0)[:, None], -resting, resting)
-        return torch.lerp(resting, quaternions, shares[:, None])
+        rest = torch.where(((rest * head).sum(-1) < 0)[:, None], -rest, rest)
+        shares = shares[:, None]
+        return torch.lerp(staying, riding, shares), torch.lerp(rest, head, shares)

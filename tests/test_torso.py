@@ -57,20 +57,22 @@ def test_torso_ends_at_its_place_in_the_world():
     assert torch.equal(held[:, :2], points[:2].expand(2, -1, -1))
 
 
-def test_axes_follow():
+def test_gaussians_end_where_points_and_axes_do():
     torch.manual_seed(1)
-    torso, quaternions = make_torso(), torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
+    torso, points = make_torso(), torch.randn(6, 3)
+    quaternions = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
     shares = torch.tensor([1.0, 1, 0, 0, 0.5, 0.5])
-    held = quaternion_to_matrix(torso.hold_rotations(quaternions, shares, POSES[0]))
-    axes = quaternion_to_matrix(quaternions)
+    means, turns = torso.to_world(points, quaternions, shares, POSES[0], SCALE)
+    held = torso.hold_points(points[None], shares, POSES[:1])[0]
+    torch.testing.assert_close(means, to_world(held, POSES[0]), rtol=0, atol=1e-6)
+    moved, axes = quaternion_to_matrix(turns), quaternion_to_matrix(quaternions)
     turned, rest = (axis_angle_to_matrix(p[:3]) for p in (POSES[0], torso.rest_pose))
-    torch.testing.assert_close(turned @ held[:2], turned @ axes[:2], rtol=0, atol=1e-6)
-    torch.testing.assert_close(turned @ held[2:4], rest @ axes[2:4], rtol=0, atol=1e-6)
+    torch.testing.assert_close(moved[:2], turned @ axes[:2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(moved[2:4], rest @ axes[2:4], rtol=0, atol=1e-6)
     # halfway, the angle to either side is the same
-    for blended, start in zip(held[4:], axes[4:], strict=True):
+    for blended, start in zip(moved[4:], axes[4:], strict=True):
         angles = [
-            torch.arccos((((side @ start) * (turned @ blended)).sum() - 1) / 2)
-            for side in (turned, rest)
+            torch.arccos((((side @ start) * blended).sum() - 1) / 2) for side in (turned, rest)
         ]
         torch.testing.assert_close(angles[0], angles[1], rtol=0, atol=1e-4)
 

@@ -22,15 +22,11 @@ from eavatar.render import Gaussians
 from eavatar.settings import ControlSettings
 from eavatar.splat.control import Neighbours, find_neighbours, propagate
 from eavatar.torso import Torso
-from eavatar.transforms import (
-    axis_angle_to_matrix,
-    axis_angle_to_quaternion,
-    multiply_quaternions,
-)
 
 MOUTH = slice(48, 68)  # of the iBUG-68 landmarks
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
+CELL_HALVINGS = 20  # of the logarithm of the size of the cells: to 1e-5 of it
 LARGEST_FEATURE = 1 - 1e-4  # atanh is infinite at 1
 SMALLEST_SPACING = 1e-7  # squared canonical units, under the root of the first scales (GHA)
 RESIDUALS = 8  # scale 3, rotation 4, opacity 1
@@ -118,6 +114,39 @@ class NeutralGaussians(nn.Module):
         spacing = np.maximum((nearest**2).mean(axis=1), SMALLEST_SPACING)
         logarithm = torch.from_numpy(0.5 * np.log(spacing)).float().to(positions.device)
         return cls(positions, inverse, logarithm[:, None].repeat(1, 3), opacity)
+
+
+def merge_points(points: Tensor, features: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Points (V, 3) and their features (V, F), or fewer: at most so many, about evenly spread.
+
+    Marching tetrahedra leave crowds of vertices where a corner of the grid is near the surface.
+    The points of a cubic cell become their mean (vertex clustering, Rossignac and Borrel 1993), in
+    the smallest cells that leave few enough.
+
+    Args:
+        most: at least 8.
+    """
+    if len(points) <= most:
+        return points, features
+    low, high = DUPLICATE_DISTANCE, (points.amax(0) - points.amin(0)).max().item()
+    for _ in range(CELL_HALVINGS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _cells(points, middle).max() >= most else (low, middle)
+    cells = _cells(points, high)
+    count = cells.bincount()[:, None]
+    rows = torch.cat([points, features], dim=1)
+    sums = rows.new_zeros(len(count), rows.shape[1]).index_add(0, cells, rows)
+    merged = sums / count
+    return merged[:, :3], merged[:, 3:]
+
+
+def _cells(points: Tensor, size: float) -> Tensor:
+    """The number (V,) of the cubic cell of each point, among the cells that hold any."""
+    places = (points / size).floor().long()
+    places = places - places.amin(dim=0)
+    x, y, z = places.unbind(dim=1)
+    _, height, depth = (places.amax(dim=0) + 1).tolist()
+    return ((x * height + y) * depth + z).unique(return_inverse=True)[1]
 
 
 def mouth_interior(landmarks: Tensor, count: int) -> Tensor:
@@ -270,17 +299,18 @@ class Generator(nn.Module):
                 control.mode,
             )
         residuals = self.attribute_scale * driven.residuals
-        share = self.torso.head_share(neutral.anchors)
-        means = self.torso.hold_points((neutral.positions + shifts)[None], share, pose[None])[0]
         rotations = nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1)
-        canonical = Gaussians(
-            means=means,
-            quaternions=self.torso.hold_rotations(rotations, share, pose),
-            scales=torch.exp(neutral.scales + residuals[:, :3]),
+        share = self.torso.head_share(neutral.anchors)
+        points = neutral.positions + shifts
+        means, quaternions = self.torso.to_world(points, rotations, share, pose, scale)
+        gaussians = Gaussians(
+            means,
+            quaternions,
+            scales=scale * torch.exp(neutral.scales + residuals[:, :3]),
             opacities=torch.sigmoid(neutral.opacities + residuals[:, 7:])[:, 0],
             features=torch.sigmoid(driven.colours),
         )
-        return Generated(to_world(canonical, pose, scale), driven.displacements, controls)
+        return Generated(gaussians, driven.displacements, controls)
 
     def _drive(
         self, neutral: NeutralGaussians, arrangement: Arrangement, expression: Tensor, pose: Tensor
@@ -288,20 +318,25 @@ class Generator(nn.Module):
         """Run each driver on the Gaussians it has a share in, all its networks in one blend."""
         features = torch.tanh(neutral.features)
         points = encode_position(neutral.positions)
+        if self.mixed_precision:  # once rather than in every network
+            features, points = features.bfloat16(), points.bfloat16()
         near, far = arrangement.near, arrangement.far
+        # One slice each, as the gradient of a slice is as large as the whole.
+        front, front_points = features[:near], points[:near]
+        rest, rest_points = features[far:], points[far:]
         nets, encoded = self.drivers, encode_position(pose)
 
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed_precision):
-            deformation = nets.expression_deformation(points[:near], expression)
+            deformation = nets.expression_deformation(front_points, expression)
             by_expression = [
-                nets.expression_colour(features[:near], expression),
+                nets.expression_colour(front, expression),
                 deformation,
-                self.expression_attributes(features[:near], expression),
+                self.expression_attributes(front, expression),
             ]
             by_pose = [
-                nets.pose_colour(features[far:], encoded),
-                nets.pose_deformation(points[far:], encoded),
-                self.pose_attributes(features[far:], encoded),
+                nets.pose_colour(rest, encoded),
+                nets.pose_deformation(rest_points, encoded),
+                self.pose_attributes(rest, encoded),
             ]
         norms = torch.tanh(deformation.detach().float()).norm(dim=1)
         norms = norms * (arrangement.weights[:near] > 0)
@@ -319,22 +354,3 @@ class Generator(nn.Module):
 def _join(colours: Tensor, deformation: Tensor, residuals: Tensor) -> Tensor:
     """What one driver's networks give, (M, K + 3 + 8), in full precision."""
     return torch.cat([colours.float(), torch.tanh(deformation.float()), residuals.float()], dim=1)
-
-
-def to_world(canonical: Gaussians, pose: Tensor, scale: float) -> Gaussians:
-    """Move a head to its pose (Eq. 7); sizes are scaled too, as world space is in metres.
-
-    Args:
-        pose: (6,) axis-angle in radians, translation in metres. scale: canonical units to metres.
-    """
-    rotation, translation = pose[:3], pose[3:]
-    return Gaussians(
-        means=scale * canonical.means @ axis_angle_to_matrix(rotation).T + translation,
-        quaternions=multiply_quaternions(
-            axis_angle_to_quaternion(rotation).expand_as(canonical.quaternions),
-            canonical.quaternions,
-        ),
-        scales=scale * canonical.scales,
-        opacities=canonical.opacities,
-        features=canonical.features,
-    )

@@ -24,7 +24,7 @@ from eavatar.losses import rgb_loss
 from eavatar.perceptual import Perceptual, load_perceptual
 from eavatar.settings import SplatSettings, read_yaml
 from eavatar.splat.avatar import Avatar, Sizes, write_avatar
-from eavatar.splat.gaussians import NeutralGaussians, mouth_interior
+from eavatar.splat.gaussians import NeutralGaussians, merge_points, mouth_interior
 from eavatar.splat.splitting import choose_parents, split
 from eavatar.torso import Torso
 from eavatar.training import fingerprint, finish, seed_everything, train
@@ -101,6 +101,7 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
             f"{sdf} was trained with {sizes.expression} expression coefficients, but the tracking "
             f"has {frames.expression.shape[1]}; run `train_sdf` again."
         )
+    vertices, features = merge_points(vertices, features, settings.surface_points)
     mouth = mouth_interior(landmarks, settings.mouth_points)
     neutral = NeutralGaussians.from_surface(vertices, features, mouth, settings.opacity)
     avatar = Avatar(settings, sizes, drivers, torso, neutral, landmarks)

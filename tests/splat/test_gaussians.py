@@ -9,15 +9,14 @@ import torch
 
 from eavatar.drivers import Drivers, expression_weights
 from eavatar.networks import MLP, encode_position
-from eavatar.render import Gaussians
 from eavatar.settings import ControlSettings
 from eavatar.splat.gaussians import (
     MOUTH,
     Arrangement,
     Generator,
     NeutralGaussians,
+    merge_points,
     mouth_interior,
-    to_world,
 )
 from eavatar.torso import Torso
 from eavatar.transforms import axis_angle_to_matrix, quaternion_to_matrix
@@ -147,21 +146,17 @@ def test_controls_move_their_neighbours_only(generator, neutral):
 def test_rigid_transform_moves_points_and_covariances():
     """Eq. 7: a sample of each Gaussian moved by hand has the transformed mean and covariance."""
     torch.manual_seed(0)
-    gaussians = Gaussians(
-        torch.randn(7, 3), torch.randn(7, 4), torch.rand(7, 3), torch.rand(7), torch.rand(7, 2)
-    )
-    world = to_world(gaussians, POSE, SCALE)
+    points, quaternions, scales = torch.randn(7, 3), torch.randn(7, 4), torch.rand(7, 3)
+    means, turned = Torso().to_world(points, quaternions, torch.ones(7), POSE, SCALE)
     rotation = SCALE * axis_angle_to_matrix(POSE[:3])
 
-    def covariance(g: Gaussians) -> torch.Tensor:
-        factor = quaternion_to_matrix(g.quaternions) * g.scales[:, None, :]
+    def covariance(quaternions: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        factor = quaternion_to_matrix(quaternions) * scales[:, None, :]
         return factor @ factor.transpose(1, 2)
 
-    expected = rotation @ covariance(gaussians) @ rotation.T
-    torch.testing.assert_close(covariance(world), expected, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(world.means, gaussians.means @ rotation.T + POSE[3:])
-    assert torch.equal(world.opacities, gaussians.opacities)
-    assert torch.equal(world.features, gaussians.features)
+    expected = rotation @ covariance(quaternions, scales) @ rotation.T
+    torch.testing.assert_close(covariance(turned, SCALE * scales), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(means, points @ rotation.T + POSE[3:])
 
 
 def test_surface_start():
@@ -186,6 +181,22 @@ def test_surface_start():
     corner = math.log(math.sqrt((0.01 + 0.01 + 0.02) / 3))
     assert neutral.scales[0, 0].item() == pytest.approx(corner, abs=1e-4)
     assert torch.sigmoid(neutral.opacities).mean().item() == pytest.approx(0.3, abs=1e-6)
+
+
+def test_merged_points_are_few_and_even():
+    """Crowded vertices of a plane: as many as asked for, means of what they replace."""
+    torch.manual_seed(0)
+    crowd = torch.rand(1, 3) + 1e-3 * torch.rand(3000, 3)
+    points = torch.cat([crowd, torch.rand(3000, 3) * torch.tensor([1.0, 1.0, 0.0])])
+    merged, features = merge_points(points, 2 * points, 500)
+    assert 450 < len(merged) <= 500
+    torch.testing.assert_close(features, 2 * merged)
+    # The crowd is one cell, or eight where it lies on a corner; of the plane most are left.
+    assert (torch.cdist(merged, crowd.mean(0, keepdim=True)) < 2e-3).sum() <= 8
+    spacing = torch.cdist(merged, merged).fill_diagonal_(torch.inf).amin(dim=1)
+    assert spacing.median() > 0.5 * 500**-0.5
+    few, same = merge_points(points[:7], points[:7], 8)
+    assert torch.equal(few, points[:7]) and torch.equal(same, points[:7])
 
 
 def test_mouth_points_lie_on_a_sheet_behind_the_lips():

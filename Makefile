@@ -1,6 +1,7 @@
 # make demo   set up, then run the embedded subject from raw video to metrics and report
 # make test   set up, then run the tests
 # make lint   set up, then run the linters and the type checker
+# make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
 # make clean  remove the environment (results stay)
 
 FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
@@ -12,7 +13,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 EXTRAS := capture,face,prior,train,tables,workflow,develop
 OPENCV := $(shell grep -o 'opencv-python-headless==[0-9.]*' pyproject.toml | head -n 1)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint benchmark install clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
@@ -27,6 +28,11 @@ lint: install
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) snakefmt --check Snakefile workflow
+
+benchmark: install
+	$(RUN) python benchmarks/step.py
+	$(RUN) python benchmarks/frame.py
+	$(RUN) python benchmarks/loader.py
 
 install: $(VENV)/installed
 

@@ -1,10 +1,11 @@
-"""Time and memory of a training step of stage II: ``python benchmarks/step.py``, some minutes a
-size on a GPU.
+"""Time and memory of a training step of stage II: ``python benchmarks/step.py``, about a minute for
+each size on a GPU; with ``--variants`` also with one setting of the first profile changed each.
 
 The pictures are those of ``tests/head_pictures.py`` at full size, read, decoded and uploaded as in
 training; the Gaussians lie on a head-sized ellipsoid. LPIPS has random weights, which cost what the
 published ones cost. Steps are timed by the host over windows of ten that end in a synchronisation,
-the parts alone as CUDA graphs of their own; medians after a warm-up.
+the parts alone as CUDA graphs of their own; medians after a warm-up. On the CPU it is the demo's
+profile at its size, without LPIPS, and the step alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,18 @@ from tests.head_pictures import write_pictures
 from tests.splat.splat_scene import write_stage_one
 
 ROOT = Path(__file__).parents[1]
-PROFILES = {"paper": ["config.yaml", "paper.yaml"], "fast": ["config.yaml"]}
+PROFILES = {
+    "fast": ["config.yaml"],
+    "paper": ["config.yaml", "paper.yaml"],
+    "demo": ["config.yaml", "demo.yaml"],
+}
+VARIANTS = {
+    "one view": {"views_per_step": 1},
+    "whole images": {"boxes": False},
+    "float32": {"mixed_precision": False},
+    "not compiled": {"compile": False},
+    "gha upsampler": {"upsampler": "gha", "upsampler_width": 32},
+}
 WARM_UP, WINDOWS, STEPS = 12, 5, 10  # steps, windows, steps of a window
 PROFILED = 1000  # first step that is profiled, far from where the Gaussians are split
 SEED = 0
@@ -50,9 +62,19 @@ class Task:
     device: torch.device
 
 
-def read_profile(name: str, size: int, changes: dict) -> SplatSettings:
-    blocks = [read_yaml(ROOT / "config" / file)["splat"] for file in PROFILES[name]]
-    return validate(SplatSettings, merge(*blocks, {"image_size": size}, changes), name)
+@dataclass(frozen=True)
+class Profile:
+    """Stage II's settings, and stage I's channels of features and colours."""
+
+    splat: SplatSettings
+    channels: tuple[int, int]
+
+
+def read_profile(name: str, size: int, changes: dict) -> Profile:
+    content = merge(*(read_yaml(ROOT / "config" / file) for file in PROFILES[name]))
+    splat = merge(content["splat"], {"image_size": size, "surface_points": 10**6}, changes)
+    channels = content["sdf"]["feature_size"], content["sdf"]["colour_size"]
+    return Profile(validate(SplatSettings, splat, name), channels)
 
 
 def random_perceptual(device: torch.device) -> Perceptual:
@@ -65,17 +87,18 @@ def random_perceptual(device: torch.device) -> Perceptual:
 
 
 @contextmanager
-def make_task(root: Path, settings: SplatSettings, count: int, device: torch.device) -> Iterator:
+def make_task(root: Path, profile: Profile, count: int, device: torch.device) -> Iterator:
     """A training of so many Gaussians on the pictures below a folder."""
     seed_everything(SEED)
+    settings = profile.splat
     vertices = count - settings.mouth_points
-    write_stage_one(root / "sdf", vertices, settings.width, 128, 32)
+    write_stage_one(root / "sdf", vertices, settings.width, *profile.channels)
     folders = root / "capture", root / "face"
     frames = FrameSet.read(*folders, "train", settings.image_size, 4).to(device)
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     avatar = start_avatar(settings, root / "sdf", frames).to(device)
-    perceptual = random_perceptual(device)
+    perceptual = random_perceptual(device) if device.type == "cuda" else None
     with SplatTraining(settings, SEED, frames, avatar, perceptual) as training:
         yield Task(training, settings, device)
 
@@ -117,7 +140,7 @@ def time_graph(function: Callable[[Tensor], object], device: torch.device) -> fl
     return statistics.median(times)
 
 
-def profile(task: Task, number: int) -> list[str]:
+def profiled(task: Task, number: int) -> list[str]:
     """The longest kernels of a step."""
 
     def steps() -> None:
@@ -186,28 +209,33 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
     }
 
 
+def describe_memory() -> str:
+    """What was taken at most, and what is held now that the step is captured."""
+    peak, held = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.memory_reserved() / 1e9
+    return f"memory: tensors {peak:.1f} GB at most, {held:.1f} GB held from the device"
+
+
 def report(
-    root: Path, name: str, settings: SplatSettings, count: int, device: torch.device, kernels: int
+    root: Path, name: str, profile: Profile, count: int, device: torch.device, kernels: int
 ) -> None:
     """Print the figures of one profile at one number of Gaussians, and its longest kernels."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with make_task(root, settings, count, device) as task:
+    with make_task(root, profile, count, device) as task:
         step, start_up = time_steps(task)
-        memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
-        reserved = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else memory
-        views = min(settings.views_per_step, len(task.training.frames.serials))
+        views = min(task.settings.views_per_step, len(task.training.frames.serials))
         frames, avatar = task.training.frames, task.training.avatar
         share = avatar.arrangement.near / len(avatar.neutral)
         print(
-            f"{name:6} N {len(avatar.neutral):6}  {views} views of {frames.height}×{frames.width}: "
-            f"{step:7.2f} ms a step, {step / views:6.2f} ms an image; peak {memory:.1f} GB "
-            f"({reserved:.1f} GB reserved); start {start_up:.0f} s; expression in {share:.0%}",
+            f"{name:13} N {len(avatar.neutral):6}  {views} × {frames.height}×{frames.width}: "
+            f"{step:7.2f} ms a step, {step / views:6.2f} ms an image; start {start_up:.0f} s; "
+            f"expression in {share:.0%}",
             flush=True,
         )
         if device.type == "cuda":
-            for line in profile(task, kernels) if kernels else []:
+            print(f"         {describe_memory()}", flush=True)
+            for line in profiled(task, kernels) if kernels else []:
                 print(f"         {line}", flush=True)
             for part, function in parts(task).items():
                 print(f"         {part:28} {time_graph(function, device):7.2f} ms", flush=True)
@@ -215,22 +243,28 @@ def report(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--counts", type=int, nargs="+", default=[50_000, 100_000, 200_000])
-    parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES))
-    parser.add_argument("--size", type=int, default=2048, help="side of the pictures, pixels")
-    parser.add_argument("--views", type=int, help="views per step, instead of the profile's")
+    cuda = torch.cuda.is_available()
+    counts, profiles = ([50_000, 100_000, 200_000], ["fast", "paper"])
+    if not cuda:
+        counts, profiles = [10_000, 20_000], ["demo"]
+    parser.add_argument("--counts", type=int, nargs="+", default=counts, help="Gaussians")
+    parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=profiles)
+    parser.add_argument("--size", type=int, default=2048 if cuda else 256, help="side, pixels")
+    parser.add_argument("--variants", action="store_true", help="change one setting at a time")
     parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    changes = {} if options.views is None else {"views_per_step": options.views}
+    device = torch.device("cuda" if cuda else "cpu")
+    runs = [(name, name, {}) for name in options.profiles]
+    if options.variants:
+        runs += [(options.profiles[0], name, changes) for name, changes in VARIANTS.items()]
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         root = write_pictures(Path(folder), options.size, 2, 16)
-        for name in options.profiles:
-            settings = read_profile(name, options.size, changes)
+        for profile_name, name, changes in runs:
+            profile = read_profile(profile_name, options.size, changes)
             for count in options.counts:
                 try:
-                    report(root, name, settings, count, device, options.kernels)
+                    report(root, name, profile, count, device, options.kernels)
                 except RuntimeError as error:
                     failed += 1
                     print(f"{name} N {count}: {' '.join(str(error).split())[:400]}", flush=True)

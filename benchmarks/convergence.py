@@ -157,7 +157,7 @@ def train(options: argparse.Namespace) -> None:
             if elapsed >= seconds or step >= settings.steps:
                 break
             synchronise(device)
-            begin, until = time.perf_counter(), min(seconds, elapsed + max(15, elapsed / 3))
+            begin, until = time.perf_counter(), min(seconds, elapsed + max(15, elapsed / 2))
             while elapsed + time.perf_counter() - begin < until and step < settings.steps:
                 training.step(step)
                 step += 1

@@ -20,6 +20,7 @@ from eavatar.transforms import (
     axis_angle_to_matrix,
     axis_angle_to_quaternion,
     multiply_quaternions,
+    rotate,
 )
 
 CHIN = 8  # of the iBUG-68 landmarks
@@ -78,8 +79,8 @@ class Torso(nn.Module):
         """
         rotations = axis_angle_to_matrix(torch.cat([poses[:, :3], self.rest_pose[None, :3]]))
         rotation, rest = rotations[:-1], rotations[-1]
-        shift = (self.rest_pose[3:] - poses[:, 3:])[:, None] @ rotation / self.scale
-        resting = points @ rest.T @ rotation + shift
+        shift = rotate((self.rest_pose[3:] - poses[:, 3:])[:, None], rotation.mT) / self.scale
+        resting = rotate(rotate(points, rest), rotation.mT) + shift
         return torch.lerp(resting, points, shares[:, None])
 
     def to_world(
@@ -95,7 +96,7 @@ class Torso(nn.Module):
         """
         motions = torch.stack([self.rest_pose, pose])
         rotations = axis_angle_to_matrix(motions[:, :3])
-        staying, riding = scale * points @ rotations.mT + motions[:, None, 3:]
+        staying, riding = rotate(scale * points, rotations) + motions[:, None, 3:]
         turns = axis_angle_to_quaternion(motions[:, :3])[:, None]
         rest, head = multiply_quaternions(turns, quaternions).unbind()
         # q and -q are one rotation; the nearer one is blended with.

@@ -92,7 +92,17 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return identity + first * skew + second * (skew @ skew)
+    # The square of the cross product's matrix, without a product of matrices: see `rotate`.
+    outer = axis_angle[..., :, None] * axis_angle[..., None, :]
+    return identity + first * skew + second * (outer - squared * identity)
+
+
+def rotate(points: Tensor, matrices: Tensor) -> Tensor:
+    """Points (..., N, 3) turned by matrices (..., 3, 3): ``R x``.
+
+    In full precision also where products of float32 matrices are allowed to use TF32.
+    """
+    return (points[..., None, :] * matrices[..., None, :, :]).sum(dim=-1)
 
 
 def axis_angle_to_quaternion(axis_angle: Tensor) -> Tensor:

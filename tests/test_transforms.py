@@ -14,6 +14,7 @@ from eavatar.transforms import (
     fit_similarity,
     multiply_quaternions,
     quaternion_to_matrix,
+    rotate,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -110,3 +111,10 @@ def test_fit_is_the_least_squares_optimum() -> None:
         assert cost(Similarity(best.scale * (1 + axis.sum()), best.rotation, best.translation)) > (
             cost(best)
         )
+
+
+def test_rotate_turns_points_of_every_batch() -> None:
+    matrices = torch.tensor(Rotation.random(6, rng=2).as_matrix()).view(2, 3, 3, 3)
+    points = torch.tensor(RANDOM.normal(size=(2, 1, 5, 3)))
+    torch.testing.assert_close(rotate(points, matrices), points @ matrices.mT)
+    torch.testing.assert_close(rotate(points[0, 0], matrices[0]), points[0, 0] @ matrices[0].mT)

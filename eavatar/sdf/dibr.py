@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eavatar.errors import UserError
 from eavatar.sdf.surface import Pictures
+from eavatar.transforms import rotate
 
 # Of the soft silhouette, as GHA has them.
 SHARPNESS = 7000  # kaolin's sigmainv
@@ -85,7 +86,7 @@ def in_kaolin_camera(vertices: Tensor, to_camera: Tensor) -> Tensor:
     Cameras are OpenCV's, so both are half a turn about x apart.
     """
     rotation, translation = to_camera[..., :3, :3], to_camera[..., None, :3, 3]
-    x, y, z = (vertices[:, None] @ rotation.mT + translation).unbind(dim=-1)
+    x, y, z = (rotate(vertices[:, None], rotation) + translation).unbind(dim=-1)
     return torch.stack([x, -y, -z], dim=-1)
 
 

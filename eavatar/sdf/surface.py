@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eavatar.render import Gaussians, splat
+from eavatar.transforms import rotate
 
 OPACITY = 0.99
 DISC_SIZE = 0.65  # standard deviation / mean length of the vertex' edges: no gaps between discs
@@ -100,7 +101,7 @@ def place_discs(
     """
     with torch.no_grad():
         rotation, translation = to_camera[..., :3, :3], to_camera[..., None, :3, 3]
-        rays = vertices[:, None] + translation @ rotation
+        rays = vertices[:, None] + rotate(translation, rotation.mT)
         depth = (rays * rotation[..., None, 2, :]).sum(dim=-1)
         rays = normalize(rays, dim=-1)
         normals = discs.normals[:, None]

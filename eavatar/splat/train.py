@@ -137,6 +137,7 @@ class SplatTraining:
         self.optimiser = self._make_optimiser()
         self.image_losses = self._image_losses
         if settings.compile and frames.expression.is_cuda:
+            logger.info("the first step compiles; that takes up to a minute and is kept on disk")
             self.image_losses = torch.compile(self._image_losses, dynamic=False)
         self.peaks = frames.expression.new_zeros(self.first_count)
         self.capacity: int | None = None

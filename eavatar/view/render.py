@@ -6,6 +6,7 @@ to 8 bits. Letters: T timesteps, E expression coefficients, C cameras.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from eavatar.io import Tracking, atomic, read_arrays, read_cameras
 from eavatar.settings import select
 from eavatar.splat.avatar import Avatar, read_avatar
 
+logger = logging.getLogger(__name__)
+
 Image = NDArray[Any]
 MARGIN = 1.5  # room for (Gaussian, tile) pairs / the number that the frame at the capture needed
 WARM_UP = 5  # first frames, which the times leave out
@@ -42,7 +45,7 @@ class Player:
 
     The graph has room for so many pairs of a Gaussian and a tile. Where a frame needs more, the
     graph is captured anew and the frame drawn again. The networks are compiled before the first
-    frame if the avatar's settings say so, which takes about a minute and is kept on disk.
+    frame if the avatar's settings say so.
 
     Args:
         avatar: on the device that is to draw; it must not change any more.
@@ -51,6 +54,7 @@ class Player:
     def __init__(self, avatar: Avatar):
         self.avatar = avatar
         if avatar.settings.compile and avatar.landmarks.is_cuda:
+            logger.info("compiling the networks; that takes up to a minute and is kept on disk")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)
         self._frame: Captured[tuple[Tensor, Tensor]] | None = None

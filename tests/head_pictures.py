@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -51,19 +52,23 @@ def _write_sequence(
     fields: tuple[np.ndarray, np.ndarray],
     quality: int,
 ) -> None:
-    rows, boxes = [], []
-    for timestep in range(timesteps):
-        for camera, serial in enumerate(serials):
-            random = np.random.default_rng([len(name), timestep, camera])
-            colour, alpha = picture(random, *fields)
-            place = Path(name, serial, f"{timestep:05d}")
-            jpeg = (cv2.IMWRITE_JPEG_QUALITY, quality)
-            _write((capture / place).with_suffix(".jpg"), colour, jpeg)
-            png = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)  # as `matte` writes them
-            _write((capture / "masks" / place).with_suffix(".png"), alpha, png)
-            left, top, width, height = cv2.boundingRect(alpha)
-            rows.append([timestep, serial, timestep, split, 1.0])
-            boxes.append([timestep, serial, left, top, left + width, top + height, 0])
+    places = [(timestep, camera) for timestep in range(timesteps) for camera in range(len(serials))]
+
+    def write(place: tuple[int, int]) -> list:
+        """One view; returns its row in the index of masks."""
+        timestep, camera = place
+        colour, alpha = picture(np.random.default_rng([len(name), *place]), *fields)
+        path = Path(name, serials[camera], f"{timestep:05d}")
+        jpeg = (cv2.IMWRITE_JPEG_QUALITY, quality)
+        _write((capture / path).with_suffix(".jpg"), colour, jpeg)
+        png = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)  # as `matte` writes them
+        _write((capture / "masks" / path).with_suffix(".png"), alpha, png)
+        left, top, width, height = cv2.boundingRect(alpha)
+        return [timestep, serials[camera], left, top, left + width, top + height, 0]
+
+    with ThreadPoolExecutor() as pool:
+        boxes = list(pool.map(write, places))
+    rows = [[timestep, serials[camera], timestep, split, 1.0] for timestep, camera in places]
     columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(capture / f"{name}.csv", index=False)
     table = pd.DataFrame(boxes, columns=["timestep", "camera", *BOX, "failed"])

@@ -46,7 +46,7 @@ VARIANTS = {
     "whole images": {"boxes": False},
     "float32": {"mixed_precision": False},
     "not compiled": {"compile": False},
-    "gha upsampler": {"upsampler": "gha", "upsampler_width": 32},
+    "gha upsampler": {"upsampler": "gha", "upsampler_width": 32, "upsampling": 4},
 }
 WARM_UP, WINDOWS, STEPS = 12, 5, 10  # steps, windows, steps of a window
 PROFILED = 1000  # first step that is profiled, far from where the Gaussians are split

@@ -173,7 +173,7 @@ def _splat_cuda(
     tiles = bin_splats(centres, radii, depths, width, height, capacity)
     if background is not None:
         # Drawn as differences from the background: then it is one sum, and alpha needs no gradient.
-        features = features - background
+        features = features - background.detach()
     channels = features[..., None, :, :].expand(*depths.shape, -1)
     if with_depth:
         channels = torch.cat([channels, depths[..., None]], dim=-1)
@@ -193,7 +193,11 @@ def _splat_cuda(
         image, last = image.split([features.shape[-1], 1], dim=-1)
         depth = last[..., 0]
     if background is not None:
-        image = image + background
+        image = image + background.detach()
+        if background.requires_grad:
+            # By what is left to see of it; as the rest of a difference it would be imprecise.
+            seen = 1 - alphas[0].detach()
+            image = image + seen * (background - background.detach())
     return Rendering(image, alphas[0][..., 0], depth, tiles.pairs)
 
 

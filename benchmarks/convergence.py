@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.device import synchronise
+from benchmarks.profiles import read_profile
 from eavatar.frames import FrameSet
 from eavatar.perceptual import load_perceptual
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
@@ -31,8 +33,6 @@ from eavatar.splat.avatar import Avatar
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
 from eavatar.training import seed_everything
 
-CONFIG = Path(__file__).parents[1] / "config"
-PROFILES = {"paper": ["config.yaml", "paper.yaml"], "fast": ["config.yaml"]}
 SEED = 0
 TIMESTEPS = 8  # of each set that are measured
 VIEWS = 4  # drawn at once when measuring
@@ -93,11 +93,6 @@ def measure(avatar: Avatar, held_out: HeldOut) -> tuple[float, float]:
     return tuple(torch.cat(figures).mean(dim=0).tolist())
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def make_training(
     settings: SplatSettings, frames: FrameSet, sdf: Path, device: torch.device
 ) -> SplatTraining:
@@ -107,64 +102,85 @@ def make_training(
     return SplatTraining(settings, SEED, frames, avatar, perceptual)
 
 
-def time_first_steps(training: SplatTraining, device: torch.device) -> tuple[float, float]:
+def time_first_steps(training: SplatTraining) -> tuple[float, float]:
     """Seconds until the first steps are done, and seconds of a step after them."""
     begins = []
     for step in range(RATE_STEPS):
         if step % (RATE_STEPS // 3) == 0:
-            synchronise(device)
+            synchronise()
             begins.append(time.perf_counter())
         training.step(step)
-    synchronise(device)
+    synchronise()
     return begins[1] - begins[0], (time.perf_counter() - begins[1]) / (RATE_STEPS * 2 // 3)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train a profile and write a row per measurement."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    blocks = [read_yaml(CONFIG / file)["splat"] for file in PROFILES[options.profile]]
+def read_settings(options: argparse.Namespace) -> SplatSettings:
+    """Stage II's settings of the profile, and what is laid over them."""
     changes = {"image_size": options.size, "lpips_required": False}
     changes = merge(changes, read_yaml(options.settings) if options.settings else {})
-    settings = validate(SplatSettings, merge(*blocks, changes), options.profile)
-    folders, seconds = (options.capture, options.face), 60 * options.minutes
-    whole = FrameSet.read(*folders, "train", options.size, settings.image_memory_gb).to(device)
-    test = FrameSet.read(*folders, "test", options.size, settings.image_memory_gb).to(device)
+    block = merge(read_profile(options.profile)["splat"], changes)
+    return validate(SplatSettings, block, options.profile)
+
+
+def read_frames(
+    options: argparse.Namespace, settings: SplatSettings, device: torch.device
+) -> tuple[FrameSet, list[HeldOut]]:
+    """What is trained on, and what is measured."""
+    places = (options.capture, options.face)
+    whole, test = (
+        FrameSet.read(*places, part, options.size, settings.image_memory_gb).to(device)
+        for part in ("train", "test")
+    )
     hidden = [index for index, serial in enumerate(whole.serials) if serial in options.held_out]
     usable = whole.usable.copy()
     usable[:, hidden] = False
     frames = replace(whole, usable=usable)
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
-    sets = [
+    return frames, [
         HeldOut("free", test, spread(len(test)), list(range(len(test.serials)))),
         HeldOut("views", whole, spread(len(whole)), hidden),
     ]
-    elapsed = 0.0
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a profile and write two rows per measurement."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings, seconds, elapsed = read_settings(options), 60 * options.minutes, 0.0
+    frames, held_out = read_frames(options, settings, device)
     if settings.learning_rates.final < 1:
         # Such rates need the number of steps. What finding it compiles is kept, so it counts.
         with make_training(settings, frames, options.sdf, device) as training:
-            elapsed, each = time_first_steps(training, device)
+            elapsed, each = time_first_steps(training)
         settings = shorten(settings, int((seconds - elapsed) / each))
-    rows, step = [], 0
+    rows: list[list[object]] = []
     with make_training(settings, frames, options.sdf, device) as training:
+        step = 0
         while True:
-            for held_out in sets:
-                psnr, ssim = measure(training.avatar, held_out)
-                rows.append([options.profile, elapsed, step, held_out.name, psnr, ssim])
-                print(f"{options.profile} {elapsed:6.0f} s, step {step:6}: {held_out.name:5} "
+            for part in held_out:
+                psnr, ssim = measure(training.avatar, part)
+                rows.append([options.profile, elapsed, step, part.name, psnr, ssim])
+                print(f"{options.profile} {elapsed:6.0f} s, step {step:6}: {part.name:5} "
                       f"{psnr:.2f} dB, SSIM {ssim:.4f}", flush=True)  # fmt: skip
             pd.DataFrame(rows, columns=COLUMNS).to_csv(options.output, index=False)
             if elapsed >= seconds or step >= settings.steps:
                 break
-            synchronise(device)
-            begin, until = time.perf_counter(), min(seconds, elapsed + max(15, elapsed / 2))
-            while elapsed + time.perf_counter() - begin < until and step < settings.steps:
-                training.step(step)
-                step += 1
-                if step % 10 == 0:
-                    synchronise(device)
-            synchronise(device)
-            elapsed += time.perf_counter() - begin
+            until = min(seconds, elapsed + max(15, elapsed / 2))
+            step, taken = train_for(until - elapsed, training, step)
+            elapsed += taken
+
+
+def train_for(seconds: float, training: SplatTraining, step: int) -> tuple[int, float]:
+    """Train on for so long or to the last step; the step after and the seconds it took."""
+    synchronise()
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds and step < training.settings.steps:
+        training.step(step)
+        step += 1
+        if step % 10 == 0:
+            synchronise()
+    synchronise()
+    return step, time.perf_counter() - begin
 
 
 def spread(count: int) -> list[int]:
@@ -227,7 +243,7 @@ def main() -> None:
     training.set_defaults(function=train)
     for name in ("capture", "face", "sdf", "output"):
         training.add_argument(f"--{name}", type=Path, required=True)
-    training.add_argument("--profile", choices=PROFILES, required=True)
+    training.add_argument("--profile", choices=["fast", "paper"], required=True)
     training.add_argument("--settings", type=Path, help="YAML laid over the profile's splat block")
     training.add_argument("--size", type=int, required=True, help="side of the images, pixels")
     training.add_argument("--minutes", type=float, default=8)

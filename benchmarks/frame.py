@@ -22,18 +22,19 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.device import synchronise
+from benchmarks.profiles import read_profile
 from eavatar.drivers import Drivers
 from eavatar.graphs import Captured
 from eavatar.render import splat
-from eavatar.settings import SplatSettings, merge, read_yaml, validate
+from eavatar.settings import SplatSettings, merge, validate
 from eavatar.splat.avatar import Avatar, Sizes, read_avatar
 from eavatar.splat.gaussians import NeutralGaussians
 from eavatar.torso import Torso
 from eavatar.view.render import MARGIN, Player, draw_frame
 from tests.splat.splat_scene import AXES, SCALE, landmarks, sphere
 
-ROOT = Path(__file__).parents[1]
-PROFILES = {"subpixel": ["config.yaml"], "gha": ["config.yaml", "paper.yaml"]}
+PROFILES = ("fast", "paper")
 COUNTS, SIZE = (50_000, 100_000, 200_000), 2048
 SMALL_COUNTS, SMALL_SIZE = (2_000,), 128  # on the CPU
 OPACITY = 0.7
@@ -53,8 +54,7 @@ class View:
 def random_avatar(profile: str, count: int, size: int) -> Avatar:
     """An avatar that has learned nothing, of the sizes that training would give it."""
     torch.manual_seed(0)
-    blocks = [read_yaml(ROOT / "config" / name) for name in PROFILES[profile]]
-    content = merge(*blocks)
+    content = read_profile(profile)
     settings = validate(SplatSettings, merge(content["splat"], {"image_size": size}), profile)
     sdf = content["sdf"]
     expressions = content["face"]["fit"]["expression_components"]
@@ -80,21 +80,16 @@ def make_view(avatar: Avatar, frames: int) -> View:
     return View([x.to(device) for x in (expression, torch.zeros(6), intrinsics, camera)], frames)
 
 
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def median_ms(frame: Callable[[], object], frames: int) -> float:
     """Median milliseconds of a call and the work that it started."""
     for _ in range(min(WARM_UP, frames)):
         frame()
     times = []
     for _ in range(frames):
-        wait()
+        synchronise()
         start = time.perf_counter()
         frame()
-        wait()
+        synchronise()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 

@@ -58,6 +58,7 @@ def make_inputs(count: int, views: int) -> Inputs:
 
 
 def draw_ours(inputs: Inputs, world_to_camera: Tensor, intrinsics: Tensor) -> Tensor:
+    """Images (C, H, W, D) by `eavatar.render.splat`."""
     return splat(
         inputs.gaussians,
         world_to_camera,

@@ -16,10 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from eavatar.settings import merge, read_yaml
+from benchmarks.profiles import read_profile
+from eavatar.settings import merge
 from tests.head_pictures import write_pictures
 from tests.splat.splat_scene import write_stage_one
 
@@ -30,18 +32,19 @@ SHOWN = 8  # rows of the log on either side of the kill
 def make_command(root: Path, options: argparse.Namespace) -> list[str]:
     """Write all that training reads; returns the command that trains."""
     write_pictures(root, options.size, 2, 16)
-    settings = read_yaml(ROOT / "config" / "config.yaml")["splat"]
+    content = read_profile("fast")
     split = {"start": options.kill // 4, "every": options.kill // 4, "stop": options.steps}
     changes = {
         "steps": options.steps,
         "image_size": options.size,
+        "surface_points": options.count,
         "lpips_required": False,
         "checkpoint_every": options.kill // 2,
         "split": split,
     }
-    settings = merge(settings, changes)
+    settings, sdf = merge(content["splat"], changes), content["sdf"]
     count = options.count - settings["mouth_points"]
-    write_stage_one(root / "sdf", count, settings["width"], 128, 32)
+    write_stage_one(root / "sdf", count, settings["width"], sdf["feature_size"], sdf["colour_size"])
     given = {"settings": json.dumps(settings), "seed": "0", "output": str(root / "splat")}
     given |= {name: str(root / name) for name in ("capture", "face", "sdf")}
     flags = [word for name, value in given.items() for word in (f"--{name}", value)]
@@ -79,8 +82,10 @@ def main() -> None:
         )
         log = pd.read_csv(root / "splat" / "log.csv").set_index("step")
     steps = log.index.to_series()
-    assert steps.is_unique and steps.is_monotonic_increasing, "steps are missing or twice"
-    assert not log.isna().any(axis=None), "the log holds values that are not finite"
+    if not (steps.is_unique and steps.is_monotonic_increasing):
+        raise SystemExit("the log has a step twice, or steps out of order")
+    if not np.isfinite(log.to_numpy()).all():
+        raise SystemExit("the log holds values that are not finite")
     near = log[(steps - options.kill).abs() <= 10 * SHOWN]
     print(near.to_string(float_format="{:.4f}".format))
     before, after = (near[near.index < options.kill], near[near.index >= options.kill])

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.kernels import longest_kernels
+from benchmarks.device import longest_kernels, synchronise
 from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare
 from eavatar.settings import read_config
 from eavatar.training import seed_everything
@@ -29,6 +29,7 @@ SEED = 0
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Time of stage I's training steps.")
     parser.add_argument("--capture", type=Path, required=True)
     parser.add_argument("--face", type=Path, required=True)
@@ -39,16 +40,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def time_steps(task: SdfTraining, steps: int, device: torch.device) -> list[float]:
+def time_steps(task: SdfTraining, steps: int) -> list[float]:
     """Milliseconds per step of each window, after a window of warm-up."""
     times = []
     windows = range(0, steps + REFRESH_EVERY, REFRESH_EVERY)
     for first in tqdm(windows, desc="stage I", unit="window"):
-        _synchronise(device)
+        synchronise()
         start = time.perf_counter()
         for step in range(first, first + REFRESH_EVERY):
             task.step(step)
-        _synchronise(device)
+        synchronise()
         times.append(1e3 * (time.perf_counter() - start) / REFRESH_EVERY)
     return times[1:]
 
@@ -61,11 +62,6 @@ def profile(task: SdfTraining, number: int) -> list[str]:
             task.step(step)
 
     return longest_kernels(steps, REFRESH_EVERY, number)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def peak_memory(device: torch.device) -> float:
@@ -83,7 +79,7 @@ def main() -> None:
     places = (arguments.capture, arguments.face, arguments.prior)
     task = prepare(settings, SEED, *places, device)
     with task.loader:
-        times = time_steps(task, arguments.steps, device)
+        times = time_steps(task, arguments.steps)
         for line in profile(task, arguments.kernels) if arguments.kernels else []:
             print(line)
     median = statistics.median(times)

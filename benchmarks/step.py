@@ -1,5 +1,5 @@
 """Time and memory of a training step of stage II: ``python benchmarks/step.py``, about a minute for
-each size on a GPU; with ``--variants`` also with one setting of the first profile changed each.
+each size on a GPU; with ``--variants`` also with one setting of the first profile changed at once.
 
 The pictures are those of ``tests/head_pictures.py`` at full size, read, decoded and uploaded as in
 training; the Gaussians lie on a head-sized ellipsoid. LPIPS has random weights, which cost what the
@@ -20,28 +20,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.kernels import longest_kernels
+from benchmarks.device import longest_kernels, synchronise
+from benchmarks.profiles import PROFILES, read_profile
 from eavatar.frames import FrameSet
 from eavatar.graphs import Captured
 from eavatar.perceptual import Perceptual
-from eavatar.settings import SplatSettings, merge, read_yaml, validate
+from eavatar.settings import SplatSettings, merge, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
 from eavatar.training import seed_everything
 from tests.head_pictures import write_pictures
 from tests.splat.splat_scene import write_stage_one
 
-ROOT = Path(__file__).parents[1]
-PROFILES = {
-    "fast": ["config.yaml"],
-    "paper": ["config.yaml", "paper.yaml"],
-    "demo": ["config.yaml", "demo.yaml"],
-}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "one view": {"views_per_step": 1},
     "whole images": {"boxes": False},
     "float32": {"mixed_precision": False},
@@ -70,8 +66,9 @@ class Profile:
     channels: tuple[int, int]
 
 
-def read_profile(name: str, size: int, changes: dict) -> Profile:
-    content = merge(*(read_yaml(ROOT / "config" / file) for file in PROFILES[name]))
+def make_profile(name: str, size: int, changes: dict[str, Any]) -> Profile:
+    """A profile at a size of the pictures, some settings changed."""
+    content = read_profile(name)
     splat = merge(content["splat"], {"image_size": size, "surface_points": 10**6}, changes)
     channels = content["sdf"]["feature_size"], content["sdf"]["colour_size"]
     return Profile(validate(SplatSettings, splat, name), channels)
@@ -103,24 +100,19 @@ def make_task(root: Path, profile: Profile, count: int, device: torch.device) ->
         yield Task(training, settings, device)
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def time_steps(task: Task) -> tuple[float, float]:
     """Median milliseconds of a step, and seconds until the first window."""
     training, begin, number = task.training, time.perf_counter(), 0
     for number in range(WARM_UP):
         training.step(number)
-    synchronise(task.device)
+    synchronise()
     start_up, windows = time.perf_counter() - begin, []
     for _ in range(WINDOWS):
         begin = time.perf_counter()
         for _ in range(STEPS):
             number += 1
             training.step(number)
-        synchronise(task.device)
+        synchronise()
         windows.append(1e3 * (time.perf_counter() - begin) / STEPS)
     return statistics.median(windows), start_up
 
@@ -183,6 +175,13 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
         values = training.image_losses(coarse, pixels, frames.visible[cameras], corner)
         return [torch.stack(list(values.values())).sum()]
 
+    def optimise(_: Tensor) -> None:
+        for group in training.optimiser.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:  # in the warm-up only
+                    parameter.grad = torch.zeros_like(parameter)
+        training.optimiser.step()
+
     def backward(function: Callable[[], list[Tensor]]) -> Callable[[Tensor], object]:
         def run(_: Tensor) -> None:
             training.optimiser.zero_grad()
@@ -205,7 +204,7 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
         "generate, splat + backward": backward(draw),
         "upsample, losses": forward(finish),
         "upsample, losses + backward": backward(finish),
-        "optimiser": lambda _: training.optimiser.step(),
+        "optimiser": optimise,
     }
 
 
@@ -254,14 +253,14 @@ def main() -> int:
     parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
     options = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
-    runs = [(name, name, {}) for name in options.profiles]
+    runs: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in options.profiles]
     if options.variants:
         runs += [(options.profiles[0], name, changes) for name, changes in VARIANTS.items()]
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         root = write_pictures(Path(folder), options.size, 2, 16)
         for profile_name, name, changes in runs:
-            profile = read_profile(profile_name, options.size, changes)
+            profile = make_profile(profile_name, options.size, changes)
             for count in options.counts:
                 try:
                     report(root, name, profile, count, device, options.kernels)

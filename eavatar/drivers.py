@@ -96,7 +96,7 @@ def expression_weights(points: Tensor, landmarks: Tensor, near: float, far: floa
         near, far: squared distances, canonical units squared.
     """
     with torch.no_grad():
-        exact = "donot_use_mm_for_euclid_dist"
+        exact = "donot_use_mm_for_euclid_dist"  # which TF32 would make wrong
         nearest = torch.cdist(points, landmarks, compute_mode=exact).argmin(dim=1)
     squared = (points - landmarks.index_select(0, nearest)).square().sum(dim=-1)
     return ((far - squared) / (far - near)).clamp(0, 1)

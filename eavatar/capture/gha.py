@@ -54,6 +54,7 @@ def read_gha(root: Path) -> Capture:
     height, width = read_picture(first / f"image_{serials[0]}.jpg").shape[:2]
 
     def clips(kind: str) -> dict[str, dict[str, Clip]]:
+        """The pictures of a kind by sequence and camera; none if a camera lacks them."""
         if not all((first / f"{kind}_{serial}.jpg").exists() for serial in serials):
             return {}
         return {

@@ -322,21 +322,21 @@ class Generator(nn.Module):
             features, points = features.bfloat16(), points.bfloat16()
         near, far = arrangement.near, arrangement.far
         # One slice each, as the gradient of a slice is as large as the whole.
-        front, front_points = features[:near], points[:near]
-        rest, rest_points = features[far:], points[far:]
+        expressed, expressed_points = features[:near], points[:near]
+        posed, posed_points = features[far:], points[far:]
         nets, encoded = self.drivers, encode_position(pose)
 
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed_precision):
-            deformation = nets.expression_deformation(front_points, expression)
+            deformation = nets.expression_deformation(expressed_points, expression)
             by_expression = [
-                nets.expression_colour(front, expression),
+                nets.expression_colour(expressed, expression),
                 deformation,
-                self.expression_attributes(front, expression),
+                self.expression_attributes(expressed, expression),
             ]
             by_pose = [
-                nets.pose_colour(rest, encoded),
-                nets.pose_deformation(rest_points, encoded),
-                self.pose_attributes(rest, encoded),
+                nets.pose_colour(posed, encoded),
+                nets.pose_deformation(posed_points, encoded),
+                self.pose_attributes(posed, encoded),
             ]
         norms = torch.tanh(deformation.detach().float()).norm(dim=1)
         norms = norms * (arrangement.weights[:near] > 0)

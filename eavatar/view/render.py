@@ -48,7 +48,8 @@ class Player:
     frame if the avatar's settings say so.
 
     Args:
-        avatar: on the device that is to draw; it must not change any more.
+        avatar: on the device that is to draw; it must not change any more. It is its own networks
+            that are compiled.
     """
 
     def __init__(self, avatar: Avatar):

@@ -1,10 +1,16 @@
-"""Where the GPU's time goes, for the benchmarks that print it."""
+"""Waiting for the GPU and asking where its time goes, for the benchmarks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+
+
+def synchronise() -> None:
+    """Wait until the GPU, if there is one, has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def longest_kernels(steps: Callable[[], object], count: int, number: int) -> list[str]:
@@ -15,7 +21,7 @@ def longest_kernels(steps: Callable[[], object], count: int, number: int) -> lis
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         steps()
-        torch.cuda.synchronize()
+        synchronise()
     kernels = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
     kernels.sort(key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in kernels) / 1e3 / count

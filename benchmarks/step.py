@@ -209,9 +209,10 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
 
 
 def describe_memory() -> str:
-    """What was taken at most, and what is held now that the step is captured."""
-    peak, held = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.memory_reserved() / 1e9
-    return f"memory: tensors {peak:.1f} GB at most, {held:.1f} GB held from the device"
+    """Of tensors, and of what the allocator had or has from the device for them."""
+    used, most = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+    now = torch.cuda.memory_reserved() / 1e9
+    return f"memory: tensors {used:.1f} GB, reserved {most:.1f} GB at most and {now:.1f} GB now"
 
 
 def report(

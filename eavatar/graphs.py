@@ -7,6 +7,7 @@ This is the recipe of PyTorch's notes on CUDA semantics ("whole-network capture"
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -20,12 +21,18 @@ def run_aside(function: Callable[..., T], *inputs: Tensor) -> T:
 
     Libraries choose their kernels then, and an optimiser makes its state in its first step.
     """
-    stream = torch.cuda.Stream()
+    stream = _side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         output = function(*inputs)
     torch.cuda.current_stream().wait_stream(stream)
     return output
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The same every time, as memory that is freed on one stream is not used again on another."""
+    return torch.cuda.Stream(device)
 
 
 class Captured(Generic[T]):

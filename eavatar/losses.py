@@ -49,13 +49,15 @@ def deformation_loss(landmarks: Tensor, target: Tensor) -> Tensor:
     return (landmarks - target).square().mean()
 
 
-def offset_loss(raw_deformation: Tensor) -> Tensor:
+def offset_loss(raw_deformation: Tensor, counted: Tensor) -> Tensor:
     """Mean squared length of a raw displacement, before scaling (L_offset of Eq. 18), a scalar.
 
     Args:
-        raw_deformation: (..., N, 3) in (-1, 1), from one of the deformation networks.
+        raw_deformation: (B, N, 3) in (-1, 1), from one of the deformation networks.
+        counted: (N,) bool, the points that the mean is over.
     """
-    return raw_deformation.square().sum(dim=-1).mean()
+    squared = raw_deformation.square().sum(dim=-1).mean(dim=0)
+    return (squared * counted).sum() / counted.sum().clamp(min=1)
 
 
 def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
@@ -65,14 +67,15 @@ def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
 
     Args:
         vertices: (..., V, 3). faces: (M, 3) of a mesh whose edges have a face on either side; an
-            edge at a border counts once rather than twice.
+            edge at a border counts once rather than twice. A vertex whose faces are all that vertex
+            three times counts as unused.
     """
     rows = vertices.movedim(-2, 0).flatten(1)  # all meshes share the faces
     starts, ends = faces.flatten(), faces.roll(-1, dims=1).flatten()
     total = torch.zeros_like(rows)
     total = total.index_add(0, starts, rows.index_select(0, ends))
     total = total.index_add(0, ends, rows.index_select(0, starts))
-    count = total.new_zeros(len(rows)).index_add(0, starts, total.new_ones(len(starts)))
+    count = total.new_zeros(len(rows)).index_add(0, starts, (starts != ends).to(total.dtype))
     difference = total / (2 * count).clamp(min=1)[:, None] - rows
     used = (count > 0).to(rows.dtype)
     squared = difference.square().sum(dim=1) / (rows.shape[1] // 3)

@@ -35,7 +35,8 @@ def test_landmark_deformation_and_offset_by_hand() -> None:
     assert losses.landmark_loss(torch.tensor([0.1, -0.3])).item() == pytest.approx(0.2)
     moved, target = torch.tensor([[1.0, 2, 3]]), torch.tensor([[1.0, 2, 6]])
     assert losses.deformation_loss(moved, target).item() == pytest.approx(3)
-    assert losses.offset_loss(torch.tensor([[0.0, 3, 4], [0, 0, 1]])).item() == pytest.approx(13)
+    raw, counted = torch.tensor([[[0.0, 3, 4], [0, 0, 1], [9, 9, 9]]]), torch.tensor([1, 1, 0])
+    assert losses.offset_loss(raw, counted.bool()).item() == pytest.approx(13)
 
 
 def test_laplacian_against_a_loop() -> None:

@@ -55,10 +55,11 @@ def render_mesh(
     intrinsics: Tensor,
     width: int,
     height: int,
+    capacity: int | None = None,
 ) -> Pictures:
     """The mesh on white, with kaolin's soft silhouette; arguments as of `render_surface`.
 
-    Not run, see above.
+    There is no capacity here. Not run, see above.
     """
     from kaolin.render.mesh import dibr_rasterization
 

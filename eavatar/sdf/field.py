@@ -17,7 +17,7 @@ from eavatar.drivers import Drivers, expression_weights
 from eavatar.errors import UserError
 from eavatar.io import LANDMARKS, atomic, require
 from eavatar.networks import MLP, encode_position, encoded_size
-from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, cut
+from eavatar.sdf.tetrahedra import Cut, Grid, Surface, body_centred_grid, cut
 from eavatar.settings import SdfSettings, read_yaml, validate
 from eavatar.torso import Torso
 
@@ -50,8 +50,9 @@ class Driven:
     Attributes:
         vertices: (B, S, 3). colours: (B, S, 3) RGB in (0, 1).
         landmarks: (B, L, 3) the neutral ones moved by the expression.
-        raw_expression: (B, ·, 3), raw_pose: (B, ·, 3) displacements in (-1, 1), neither scaled
-            nor weighted, of the vertices where their share is not zero.
+        raw_expression: (B, P, 3), raw_pose: (B, Q, 3) displacements in (-1, 1), neither scaled
+            nor weighted, of all vertices where the share is not zero, and perhaps of others.
+        expressed: (P,), posed: (Q,) bool, where it is not.
     """
 
     vertices: Tensor
@@ -59,6 +60,8 @@ class Driven:
     landmarks: Tensor
     raw_expression: Tensor
     raw_pose: Tensor
+    expressed: Tensor
+    posed: Tensor
 
 
 class HeadField(nn.Module):
@@ -108,31 +111,41 @@ class HeadField(nn.Module):
         return self.geometry(encoded)[:, 0]
 
     def surface(self, grid: Grid, distances: Tensor) -> Surface:
-        """The neutral surface in a grid (Eq. 15) whose vertices have the distances (V,).
+        """The neutral surface in a grid (Eq. 15) whose vertices have the distances (V,)."""
+        return self.surface_through(*find_cut(grid, distances))
 
-        These say which edges it cuts; with gradients, the field is evaluated at their ends alone,
-        as no other value enters.
-        """
-        used, cut_edges = cut(grid, distances < 0).compact(len(grid.vertices))
-        vertices = grid.vertices.index_select(0, used)
-        samples = self.sample(vertices)
-        return cut_edges.surface(vertices + samples.offsets, samples.sdf, samples.features)
+    def surface_through(self, points: Tensor, edges: Cut) -> Surface:
+        """The neutral surface through edges between grid vertices (U, 3), with gradients."""
+        samples = self.sample(points)
+        return edges.surface(points + samples.offsets, samples.sdf, samples.features)
 
     def weights(self, points: Tensor) -> Tensor:
         """Share (N,) of the expression at canonical points."""
         near, far = self.settings.near, self.settings.far
         return expression_weights(points, self.neutral_landmarks, near, far)
 
-    def drive(self, surface: Surface, expressions: Tensor, poses: Tensor) -> Driven:
+    def drive(
+        self,
+        surface: Surface,
+        expressions: Tensor,
+        poses: Tensor,
+        near_room: int | None = None,
+        far_room: int | None = None,
+    ) -> Driven:
         """The neutral surface under B expressions (B, E) and poses (B, 6) (Eq. 2 and 3).
 
         Each driver is evaluated only where its share is not zero. At a landmark the share of the
         expression is one, so no weight enters there.
+
+        Args:
+            near_room, far_room: evaluate expression and pose at so many vertices, those of the
+                largest shares. None for as many as have a share, which makes the host wait.
         """
         nets, scale = self.drivers, self.settings.deform_scale
         points, features = surface.vertices, surface.features
         weights = self.weights(points)
-        near, far = (weights > 0).nonzero()[:, 0], (weights < 1).nonzero()[:, 0]
+        near, near_shares = _largest(weights * surface.present, near_room)
+        far, far_shares = _largest((1 - weights) * surface.present, far_room)
         encoded_poses = encode_position(poses)
         expressed = torch.cat([points.index_select(0, near), self.neutral_landmarks])
         by_expression, at_landmarks = torch.tanh(
@@ -146,8 +159,8 @@ class HeadField(nn.Module):
         first = torch.cat([scale * by_expression, colour_by_expression[..., :3]], dim=-1)
         second = torch.cat([scale * by_pose, colour_by_pose[..., :3]], dim=-1)
         both = points.new_zeros(len(poses), len(points), 6)
-        both = both.index_add(1, near, weights.index_select(0, near)[:, None] * first)
-        both = both.index_add(1, far, (1 - weights.index_select(0, far))[:, None] * second)
+        both = both.index_add(1, near, near_shares[:, None] * first)
+        both = both.index_add(1, far, far_shares[:, None] * second)
         moved = points + both[..., :3]
         return Driven(
             vertices=self.torso.hold_points(moved, self.torso.head_share(points), poses),
@@ -155,7 +168,26 @@ class HeadField(nn.Module):
             landmarks=self.neutral_landmarks + scale * at_landmarks,
             raw_expression=by_expression,
             raw_pose=by_pose,
+            expressed=near_shares > 0,
+            posed=far_shares > 0,
         )
+
+
+def find_cut(grid: Grid, distances: Tensor) -> tuple[Tensor, Cut]:
+    """Where the zero level of distances (V,) cuts a grid: the vertices (U, 3) at the ends of cut
+    edges, at which alone the field enters the surface, and the cut in terms of those."""
+    used, edges = cut(grid, distances < 0).compact(len(grid.vertices))
+    return grid.vertices.index_select(0, used), edges
+
+
+def _largest(shares: Tensor, room: int | None) -> tuple[Tensor, Tensor]:
+    """Indices (P,) of the points with a share, or of as many as there is room for, and their
+    shares (P,) out of (S,)."""
+    if room is None:
+        index = (shares > 0).nonzero()[:, 0]
+    else:
+        index = shares.detach().argsort(descending=True, stable=True)[:room]
+    return index, shares.index_select(0, index)
 
 
 def write_field(folder: Path, field: HeadField, surface: Surface) -> None:

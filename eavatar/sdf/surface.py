@@ -5,7 +5,7 @@ Letters: B timesteps, K views of each, S vertices, M faces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
@@ -28,10 +28,12 @@ class Pictures:
 
     Attributes:
         features: (B, K, H, W, D) on white. alpha: (B, K, H, W) soft silhouette in [0, 1].
+        pairs: () as of `eavatar.render.Rendering`.
     """
 
     features: Tensor
     alpha: Tensor
+    pairs: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def render_surface(
     intrinsics: Tensor,
     width: int,
     height: int,
+    capacity: int | None = None,
 ) -> Pictures:
     """The surface as discs on white; differentiable in vertices and colours.
 
@@ -82,11 +85,12 @@ def render_surface(
         vertices: (B, S, 3). faces: (M, 3). colours: (B, S, D).
         to_camera: (B, K, 4, 4) rigid, from the space of the vertices.
         intrinsics: (B, K, 3, 3) pixels.
+        capacity: as of `eavatar.render.splat`.
     """
     discs = make_discs(vertices, faces)
     means, seen = place_discs(vertices, discs, to_camera, intrinsics)
-    draw = draw_at_once if vertices.is_cuda else draw_each
-    return draw(means, seen, discs, colours, to_camera, intrinsics, width, height)
+    scene = means, seen, discs, colours, to_camera, intrinsics, width, height
+    return draw_at_once(*scene, capacity) if vertices.is_cuda else draw_each(*scene)
 
 
 def place_discs(
@@ -94,10 +98,10 @@ def place_discs(
 ) -> tuple[Tensor, Tensor]:
     """Where each view draws its discs (B, K, S, 3), and which (B, K, S).
 
-    A view leaves out what faces away, and draws each disc a little off its vertex: the low pass of
-    splatting would make the outline `SWELLING` pixels too large, and so the fitted shape too small.
-    The shift goes inwards across the view and falls off quickly away from the outline, where it
-    would be parallax.
+    A view leaves out what faces away or has no normal, and draws each disc a little off its vertex:
+    the low pass of splatting would make the outline `SWELLING` pixels too large, and so the fitted
+    shape too small. The shift goes inwards across the view and falls off quickly away from the
+    outline, where it would be parallax.
     """
     with torch.no_grad():
         rotation, translation = to_camera[..., :3, :3], to_camera[..., None, :3, 3]
@@ -108,7 +112,8 @@ def place_discs(
         cosine = (normals * rays).sum(dim=-1)
         size = SWELLING * depth / intrinsics[..., :1, 0] * (1 - cosine**2) ** 2
         shift = size[..., None] * (normals - cosine[..., None] * rays)
-    return vertices[:, None] - shift, (cosine < GRAZING) & (depth > 0)
+        seen = (cosine < GRAZING) & (depth > 0) & (discs.normals != 0).any(dim=-1)[:, None]
+    return vertices[:, None] - shift, seen
 
 
 def to_gaussians(means: Tensor, discs: Discs, colours: Tensor) -> Gaussians:
@@ -135,6 +140,7 @@ def draw_at_once(
     intrinsics: Tensor,
     width: int,
     height: int,
+    capacity: int | None = None,
 ) -> Pictures:
     """Every view a scene of its own, in which what is not seen has no opacity.
 
@@ -147,10 +153,11 @@ def draw_at_once(
     gaussians = replace(gaussians, opacities=gaussians.opacities * seen.flatten(0, 1))
     cameras = (to_camera.flatten(0, 1)[:, None], intrinsics.flatten(0, 1)[:, None])
     white = colours.new_ones(colours.shape[-1])
-    drawn = splat(gaussians, *cameras, width, height, white, with_depth=False)
+    drawn = splat(gaussians, *cameras, width, height, white, capacity, with_depth=False)
     return Pictures(
         drawn.features.view(*means.shape[:2], height, width, -1),
         drawn.alpha.view(*means.shape[:2], height, width),
+        drawn.pairs,
     )
 
 

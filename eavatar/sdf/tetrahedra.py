@@ -7,12 +7,13 @@ Letters: V grid vertices, T tetrahedra, E edges, S surface vertices, F features,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 LOCAL_EDGES = tuple(combinations(range(4), 2))
 MAX_FACES = 2  # of the surface within one tetrahedron
@@ -102,11 +103,13 @@ class Surface:
     Attributes:
         vertices: (S, 3). features: (S, F).
         faces: (M, 3), counter-clockwise seen from where the signed distance is positive.
+        present: (S,) bool, false where a row holds no vertex but only fills the room.
     """
 
     vertices: Tensor
     faces: Tensor
     features: Tensor
+    present: Tensor
 
 
 def body_centred_grid(lower: Tensor, upper: Tensor, cells: int) -> Grid:
@@ -159,10 +162,12 @@ class Cut:
     Attributes:
         edges: (S, 2) the edges that it cuts, by their vertices: one vertex of the surface each.
         faces: (M, 3) of the surface, into `edges`.
+        present: (S,) as of `Surface`.
     """
 
     edges: Tensor
     faces: Tensor
+    present: Tensor
 
     def compact(self, count: int) -> tuple[Tensor, Cut]:
         """The mesh's vertices (U,), of ``count``, at the ends of the edges; the cut in terms of
@@ -170,7 +175,20 @@ class Cut:
         used = torch.zeros(count, dtype=torch.bool, device=self.edges.device)
         used.index_fill_(0, self.edges.flatten(), True)
         renumbered = used.cumsum(dim=0) - 1
-        return used.nonzero()[:, 0], Cut(renumbered[self.edges], self.faces)
+        return used.nonzero()[:, 0], replace(self, edges=renumbered[self.edges])
+
+    def padded(self, vertices: int, faces: int) -> Cut:
+        """The same surface in tensors of these sizes, with faces of no area at the last vertex.
+
+        Args:
+            vertices: more than S, so that the last one is not present. faces: at least M.
+        """
+        more = vertices - len(self.edges)
+        return Cut(
+            torch.cat([self.edges, self.edges[:1].expand(more, 2)]),
+            pad(self.faces, (0, 0, 0, faces - len(self.faces)), value=vertices - 1),
+            pad(self.present, (0, more)),
+        )
 
     def surface(self, vertices: Tensor, sdf: Tensor, features: Tensor) -> Surface:
         """The zero level on the edges, differentiable in vertices (V, 3), sdf (V,), features."""
@@ -185,6 +203,7 @@ class Cut:
             vertices=torch.lerp(*ends(vertices), share),
             faces=self.faces,
             features=torch.lerp(*ends(features), share),
+            present=self.present,
         )
 
 
@@ -197,7 +216,8 @@ def cut(grid: Grid, inside: Tensor) -> Cut:
     case = (inside[grid.tetrahedra] << torch.arange(4, device=inside.device)).sum(dim=1)
     cell, face = (cases[..., 0] >= 0)[case].nonzero().unbind(dim=1)
     faces = number[of_tetrahedra[cell].gather(1, cases[case[cell], face])]
-    return Cut(edges.index_select(0, crossing.nonzero()[:, 0]), faces)
+    cut_edges = edges.index_select(0, crossing.nonzero()[:, 0])
+    return Cut(cut_edges, faces, torch.ones_like(cut_edges[:, 0], dtype=torch.bool))
 
 
 def marching_tetrahedra(grid: Grid, vertices: Tensor, sdf: Tensor, features: Tensor) -> Surface:

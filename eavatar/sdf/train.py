@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from eavatar import losses
 from eavatar.errors import UserError
 from eavatar.frames import Batch, FrameSet, Loader, unpack
+from eavatar.graphs import Captured, run_aside
 from eavatar.io import Mesh, read_mesh, write_mesh
 from eavatar.networks import encode_position
 from eavatar.sdf.dibr import render_mesh, require_kaolin
-from eavatar.sdf.field import LOWER, UPPER, HeadField, write_field
+from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut, write_field
 from eavatar.sdf.surface import render_surface
-from eavatar.sdf.tetrahedra import Band, Surface
+from eavatar.sdf.tetrahedra import Band, Cut, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import fingerprint, finish, seed_everything, train
 from eavatar.transforms import axis_angle_to_matrix
@@ -34,6 +36,9 @@ SPHERE_LEARNING_RATE = 2e-3
 SPHERE_TOLERANCE = 0.05  # canonical units; half a cell of the coarsest sensible grid
 
 REFRESH_EVERY = 20  # steps after which the whole grid is evaluated again
+SPARE = 1.2  # room in the captured step / what the surface needs
+LOOSE = 1.6  # the same, beyond which the room is made smaller
+LEAST = 256  # more room than that, whatever the size
 LAYERS = 2  # of tetrahedra on either side of the surface, evaluated in between
 CHIN = 8  # index of the landmark
 
@@ -179,11 +184,46 @@ class Region:
     encoded: Tensor
 
 
+@dataclass(frozen=True)
+class Room:
+    """Sizes of the tensors of a captured step, or those that one needs.
+
+    Attributes:
+        points: grid vertices at cut edges. vertices, faces: of the surface.
+        near, far: vertices at which expression and pose are evaluated.
+        pairs: of a splat and a tile.
+    """
+
+    points: int
+    vertices: int
+    faces: int
+    near: int
+    far: int
+    pairs: int
+
+    def with_spare(self) -> Room:
+        """Room for a surface somewhat larger than one that needs this much."""
+        return Room(*(int(SPARE * size) + LEAST for size in astuple(self)))
+
+    def fits(self, needed: Room) -> bool:
+        """Whether a surface has room in this, and does not rattle about in it."""
+        pairs = zip(astuple(self), astuple(needed), strict=True)
+        return all(need < room <= LOOSE * need + 2 * LEAST for room, need in pairs)
+
+
+def pad_inputs(points: Tensor, edges: Cut, room: Room) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Grid vertices (U, 3) and a cut of them as `SdfTraining` takes them, filled up to a room."""
+    edges = edges.padded(room.vertices, room.faces)
+    points = pad(points, (0, 0, 0, room.points - len(points)))
+    return points, edges.edges, edges.faces, edges.present
+
+
 class SdfTraining:
     """What the training loop runs: a few timesteps a step, each in a few cameras, all at once.
 
-    On CUDA the host waits for the device where sizes depend on values: for the band (`holds`), the
-    surface and the reach of the drivers, all early in the step; and gsplat waits once.
+    The host finds out where the surface cuts the grid. All that follows is a function of tensors
+    (`_update`), on CUDA one captured graph with room for a surface somewhat larger than the present
+    one, captured anew when the room no longer fits. kaolin's renderer is not captured.
     """
 
     def __init__(
@@ -209,34 +249,80 @@ class SdfTraining:
             *field.drivers.parameters(),
             *field.torso.parameters(),
         ]
+        on_cuda = frames.expression.is_cuda
         self.optimiser = torch.optim.Adam(
             [
                 {"params": networks, "lr": settings.learning_rate},
                 {"params": [field.neutral_landmarks], "lr": settings.landmark_learning_rate},
             ],
             fused=True,
+            capturable=on_cuda,
         )
+        self.captures = on_cuda and settings.renderer == "splats"
+        self.captured: Captured[dict[str, Tensor]] | None = None
+        self.room: Room | None = None
+        self.reach: Tensor | None = None
 
     @products_in_tf32()
     def step(self, step: int) -> dict[str, Tensor]:
         """One step of Adam on the weighted sum of Eq. 18."""
         batch = self.loader.batch(step)
-        surface = self.neutral_surface(refresh=step % REFRESH_EVERY == 0)
+        points, edges = self.neutral_cut(refresh=step % REFRESH_EVERY == 0)
+        drawn = batch.frames, batch.cameras, batch.pixels
+        if not self.captures:
+            return self._update(points, edges.edges, edges.faces, edges.present, *drawn)
+        if self.reach is None:  # the first step, with what `Captured` wants to have run before
+            return run_aside(self._update, points, edges.edges, edges.faces, edges.present, *drawn)
+        return self._replay(points, edges, *drawn)
+
+    def _replay(self, points: Tensor, edges: Cut, *drawn: Tensor) -> dict[str, Tensor]:
+        """`_update` by a graph, with room for what is given."""
+        assert self.reach is not None
+        needed = Room(len(points), len(edges.edges), len(edges.faces), *self.reach.tolist())
+        room = self.room if self.room and self.room.fits(needed) else needed.with_spare()
+        inputs = *pad_inputs(points, edges, room), *drawn
+        if self.captured is None or room is not self.room:
+            if self.captured is not None:
+                self.captured.release()
+            torch.cuda.empty_cache()  # the graph has its own memory
+            self.room = room
+            self.captured = Captured(self._update, *inputs, warm_up=0)
+        return self.captured(*inputs)
+
+    def _update(
+        self,
+        points: Tensor,
+        edges: Tensor,
+        faces: Tensor,
+        present: Tensor,
+        frames: Tensor,
+        cameras: Tensor,
+        pixels: Tensor,
+    ) -> dict[str, Tensor]:
+        """Forward, backward and optimiser; with a room no shape here depends on a value.
+
+        Args:
+            points: (U, 3) grid vertices. edges, faces, present: the fields of a `Cut` of those.
+            frames, cameras, pixels: the fields of a `Batch`.
+        """
+        surface = self.field.surface_through(points, Cut(edges, faces, present))
+        batch = Batch(frames, cameras, pixels)
         parts = {**self._neutral_terms(surface), **self._timestep_terms(surface, batch)}
         weights = self.settings.weights.model_dump()
         total = torch.stack([weights[name] * term for name, term in parts.items()]).sum()
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        vertices = torch.full((), len(surface.vertices), device=total.device)
-        return {"loss": total.detach(), **parts, "vertices": vertices}
+        parts = {name: term.detach() for name, term in parts.items()}
+        return {"loss": total.detach(), **parts, "vertices": present.sum()}
 
-    def neutral_surface(self, refresh: bool) -> Surface:
-        """The neutral surface (Eq. 15), from the field near where the surface was last.
+    def neutral_cut(self, refresh: bool) -> tuple[Tensor, Cut]:
+        """Where the neutral surface cuts the grid, as of `find_cut`, from the field near where the
+        surface was last.
 
-        That is the surface of the whole grid as long as it crosses no face between the band and
-        the rest, which is looked at every time, and as long as none appears elsewhere, which the
-        next refresh would find.
+        That is the cut of the whole grid as long as it crosses no face between the band and the
+        rest, which is looked at every time, and as long as none appears elsewhere, which the next
+        refresh would find.
 
         Raises:
             UserError: there is no surface left in the box.
@@ -244,16 +330,16 @@ class SdfTraining:
         if self.region is not None and not refresh:
             distances = self.field.distances_encoded(self.region.encoded)
             if self.region.band.holds(distances):
-                return self.field.surface(self.region.band.grid, distances)
+                return find_cut(self.region.band.grid, distances)
         self.region = self._region(self.field.distances(self.grid.vertices) < 0)
         distances = self.field.distances_encoded(self.region.encoded)
-        surface = self.field.surface(self.region.band.grid, distances)
-        if len(surface.faces) == 0:
+        points, edges = find_cut(self.region.band.grid, distances)
+        if len(edges.faces) == 0:
             raise UserError(
                 "stage I lost its surface: the signed distance has one sign in the whole box; "
                 "lower sdf.learning_rate or look at the masks and the tracking."
             )
-        return surface
+        return points, edges
 
     def _region(self, inside: Tensor) -> Region:
         band = self.grid.band(inside, LAYERS)
@@ -270,9 +356,14 @@ class SdfTraining:
 
     def _timestep_terms(self, surface: Surface, batch: Batch) -> dict[str, Tensor]:
         """The terms of the timesteps of a batch, each the mean over them."""
-        frames = self.frames
+        frames, room = self.frames, self.room
+        near, far, pairs = (room.near, room.far, room.pairs) if room else (None, None, None)
         driven = self.field.drive(
-            surface, frames.expression[batch.frames], self.poses[batch.frames]
+            surface,
+            frames.expression[batch.frames],
+            self.poses[batch.frames],
+            near,
+            far,
         )
         drawn = self.render(
             driven.vertices,
@@ -282,14 +373,19 @@ class SdfTraining:
             frames.intrinsics[batch.cameras],
             frames.width,
             frames.height,
+            pairs,
         )
+        reach = torch.stack([driven.expressed.sum(), driven.posed.sum(), drawn.pairs])
+        if self.reach is None:
+            self.reach = torch.zeros_like(reach)
+        self.reach.copy_(reach)
         images, masks = unpack(batch.pixels)
         visible = frames.visible[batch.cameras]
         return {
             "rgb": losses.rgb_loss(drawn.features, images, visible),
             "silhouette": losses.silhouette_loss(drawn.alpha, masks, visible),
-            "offset": losses.offset_loss(driven.raw_expression)
-            + losses.offset_loss(driven.raw_pose),
+            "offset": losses.offset_loss(driven.raw_expression, driven.expressed)
+            + losses.offset_loss(driven.raw_pose, driven.posed),
             "laplacian": losses.laplacian_loss(driven.vertices * frames.scale, surface.faces),
             "deformation": losses.deformation_loss(driven.landmarks, self.landmarks[batch.frames]),
         }
@@ -323,7 +419,7 @@ class SdfTraining:
 def save(task: SdfTraining, output: Path) -> None:
     """Write the model and the neutral mesh, coloured as at the timestep of least expression."""
     field, frames = task.field, task.frames
-    task.neutral_surface(refresh=True)
+    task.neutral_cut(refresh=True)
     assert task.region is not None
     grid = task.region.band.grid
     for _ in range(field.settings.subdivisions):

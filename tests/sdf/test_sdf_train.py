@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,15 @@ from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_mesh, write_arrays, write_cameras, write_mesh
 from eavatar.sdf.field import HeadField, read_field, write_field
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, marching_tetrahedra
-from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare, start_as_sphere, train_sdf
+from eavatar.sdf.train import (
+    REFRESH_EVERY,
+    Room,
+    SdfTraining,
+    pad_inputs,
+    prepare,
+    start_as_sphere,
+    train_sdf,
+)
 from eavatar.settings import SdfSettings, read_config
 from eavatar.training import seed_everything
 
@@ -41,7 +50,7 @@ def ball() -> Surface:
     grid = body_centred_grid(torch.full((3,), -1.0), torch.full((3,), 1.0), 12)
     sdf = torch.linalg.vector_norm(grid.vertices, dim=1) - RADIUS
     surface = marching_tetrahedra(grid, grid.vertices, sdf, grid.vertices)
-    return Surface(surface.vertices + CENTRE, surface.faces, surface.features)
+    return replace(surface, vertices=surface.vertices + CENTRE)
 
 
 def camera_towards_head(azimuth: float) -> Camera:
@@ -235,11 +244,42 @@ def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> N
             task.step(1)
     assert task.region is sides  # otherwise the whole grid was looked at
     drawn = 2 * 3  # on the CPU each view selects what it sees
-    # Edges, faces and vertices of the cut; points near and far.
+    # Edges, faces and vertices of the cut; points near and far, for which CUDA has room.
     assert waits.counts["nonzero"] == 5 + drawn
     assert waits.counts["_local_scalar_dense"] == 1  # whether the band holds
     for name in ("masked", "masked_select", "bincount", "unique", "_unique2"):
         assert waits.counts[name] == 0
+
+
+def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
+    """What CUDA captures: all tensors larger than the surface needs."""
+    exact, roomy = (make_task(subject, settings(frames_per_step=2)) for _ in range(2))
+    with exact.loader, roomy.loader:
+        for step in range(6):
+            batch = exact.loader.batch(step)
+            drawn = batch.frames, batch.cameras, batch.pixels
+            points, edges = exact.neutral_cut(refresh=step == 0)
+            expected = exact._update(points, edges.edges, edges.faces, edges.present, *drawn)
+            points, edges = roomy.neutral_cut(refresh=step == 0)
+            needed = Room(len(points), len(edges.edges), len(edges.faces), *exact.reach.tolist())
+            roomy.room = needed.with_spare()
+            values = roomy._update(*pad_inputs(points, edges, roomy.room), *drawn)
+            assert roomy.reach[:2].tolist() == exact.reach[:2].tolist()
+            for name, value in expected.items():
+                # Sums over other numbers of zeros round differently, and Adam amplifies it.
+                torch.testing.assert_close(values[name], value, rtol=1e-3, atol=1e-6)
+    for name, value in exact.field.state_dict().items():
+        torch.testing.assert_close(roomy.field.state_dict()[name], value, rtol=0, atol=2e-3)
+
+
+def test_room_is_kept_while_it_fits() -> None:
+    needed = Room(1000, 2000, 4000, 500, 1500, 9000)
+    room = needed.with_spare()
+    assert room.fits(needed)
+    assert room.fits(replace(needed, near=550)) and room.fits(replace(needed, near=300))
+    assert not room.fits(replace(needed, faces=5100))  # too many
+    assert not room.fits(replace(needed, pairs=5000))  # so few that the rest costs time
+    assert not room.fits(replace(needed, vertices=room.vertices))  # one must be to spare
 
 
 def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def expression_weights(points: Tensor, landmarks: Tensor, near: float, far: floa
         near, far: squared distances, canonical units squared.
     """
     with torch.no_grad():
-        exact = "donot_use_mm_for_euclid_dist"  # which TF32 would make wrong
-        nearest = torch.cdist(points, landmarks, compute_mode=exact).argmin(dim=1)
+        # Not torch.cdist, which is slow on CUDA, or would need products that TF32 makes wrong.
+        axes = zip(points.unbind(dim=1), landmarks.unbind(dim=1), strict=True)
+        squares = [(of_points[:, None] - of_landmarks).square() for of_points, of_landmarks in axes]
+        nearest = (squares[0] + squares[1] + squares[2]).argmin(dim=1)
     squared = (points - landmarks.index_select(0, nearest)).square().sum(dim=-1)
     return ((far - squared) / (far - near)).clamp(0, 1)

@@ -136,10 +136,12 @@ def _double(images: Tensor) -> Tensor:
 def stretch(images: Tensor, factor: int, align_corners: bool) -> Tensor:
     """Bilinear interpolation of (C, H, W, D) to (C, factor · H, factor · W, D).
 
-    On CPU tensors it is PyTorch's, on CUDA tensors `stretch_by_shifts`.
+    On CPU tensors it is PyTorch's, on CUDA tensors made for a compiler: `stretch_by_shifts` where
+    a gradient may be wanted, else `stretch_by_gathering`.
     """
     if images.is_cuda:
-        return stretch_by_shifts(images, factor, align_corners)
+        ours = stretch_by_shifts if torch.is_grad_enabled() else stretch_by_gathering
+        return ours(images, factor, align_corners)
     size = [factor * images.shape[1], factor * images.shape[2]]
     planes = images.permute(0, 3, 1, 2)
     larger = interpolate(planes, size, mode="bilinear", align_corners=align_corners)
@@ -157,12 +159,36 @@ def stretch_by_shifts(images: Tensor, factor: int, align_corners: bool) -> Tenso
     Raises:
         ValueError: corners aligned at another factor.
     """
-    if align_corners and factor != 2:
-        raise ValueError(f"corners can be aligned at a factor of 2, not {factor}.")
-    values = images.to(torch.promote_types(images.dtype, torch.float32))
+    values = images.to(_precision(images))
     for axis in (1, 2):
         values = _stretch_axis(values, axis, factor, align_corners)
     return values.to(images.dtype)
+
+
+def stretch_by_gathering(images: Tensor, factor: int, align_corners: bool) -> Tensor:
+    """The same, each value a mix of four: one kernel of a compiler, which writes nothing else.
+
+    Its gradient would add atomically.
+    """
+    rows, columns = (_pairs(images, axis, factor, align_corners) for axis in (1, 2))
+    total = torch.zeros((), device=images.device, dtype=_precision(images))
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            weight = row_weight[:, None, None] * column_weight[:, None]
+            total = total + weight * images[:, row[:, None], column]
+    return total.to(images.dtype)
+
+
+def _pairs(
+    images: Tensor, axis: int, factor: int, align_corners: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """For all places along a stretched axis the place before in the image and the place after,
+    (factor · size,) int64 each, with their weights."""
+    size = images.shape[axis]
+    places = torch.arange(factor * size, device=images.device)
+    before = _place_before(places, factor)
+    weight = _weight_after(places, size, factor, align_corners, _precision(images))
+    return (before.clamp(min=0), 1 - weight), ((before + 1).clamp(max=size - 1), weight)
 
 
 def _stretch_axis(images: Tensor, axis: int, factor: int, align_corners: bool) -> Tensor:
@@ -188,10 +214,22 @@ def _weight_after(
     Args:
         places: (N,) indices of the large image. size: of the small one.
     """
-    before = (places + factor // 2) // factor - 1  # -1 where there is none
+    if align_corners and factor != 2:
+        raise ValueError(f"corners can be aligned at a factor of 2, not {factor}.")
+    before = _place_before(places, factor)
     if align_corners:
         positions, unit = places * (size - 1), factor * size - 1
     else:
         unit = 2 * factor
         positions = (2 * places + 1 - factor).clamp(0, unit * (size - 1))
     return (positions - unit * before).to(dtype) / unit
+
+
+def _place_before(places: Tensor, factor: int) -> Tensor:
+    """Index of the last pixel whose centre is not beyond these of the large image; -1 for none."""
+    return (places + factor // 2) // factor - 1
+
+
+def _precision(values: Tensor) -> torch.dtype:
+    """In which sums are taken: at least float32."""
+    return torch.promote_types(values.dtype, torch.float32)

@@ -15,9 +15,11 @@ from eavatar.splat.upsample import (
     PublishedUpsampler,
     SubPixelUpsampler,
     make_upsampler,
+    stretch_by_gathering,
     stretch_by_shifts,
 )
 
+STRETCHES = [stretch_by_shifts, stretch_by_gathering]
 MODES = [(1, False), (2, False), (3, False), (4, False), (2, True)]
 
 
@@ -36,6 +38,8 @@ def test_stretching_and_its_gradient_are_those_of_interpolate(factor, align_corn
     images = torch.rand(2, *size, 3, dtype=torch.float64, requires_grad=True)
     ours, theirs = (f(images, factor, align_corners) for f in (stretch_by_shifts, reference))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+    gathered = stretch_by_gathering(images, factor, align_corners)
+    torch.testing.assert_close(gathered, theirs, rtol=0, atol=1e-13)
     weights = torch.rand_like(ours)
     gradients = [torch.autograd.grad((out * weights).sum(), images)[0] for out in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
@@ -48,21 +52,20 @@ def test_stretching_passes_gradcheck(factor, align_corners):
     assert torch.autograd.gradcheck(lambda x: stretch_by_shifts(x, factor, align_corners), images)
 
 
-def test_stretching_is_exact_at_full_size():
+@pytest.mark.parametrize("ours", STRETCHES)
+def test_stretching_is_exact_at_full_size(ours):
     """float32 positions would be off by 1e-4 pixels here, which a step of 1 a pixel shows."""
     ramp = torch.arange(1024.0)[None, :, None, None]
     places = torch.arange(2048, dtype=torch.float64) * 1023 / 2047
-    large = stretch_by_shifts(ramp, 2, align_corners=True)[0, :, 0, 0]
+    large = ours(ramp, 2, align_corners=True)[0, :, 0, 0]
     torch.testing.assert_close(large.double(), places, rtol=2e-7, atol=1e-6)
 
 
-def test_stretching_keeps_half_precision_and_refuses_what_it_cannot():
-    assert (
-        stretch_by_shifts(torch.ones(1, 2, 2, 3, dtype=torch.bfloat16), 4, False).dtype
-        == torch.bfloat16
-    )
+@pytest.mark.parametrize("ours", STRETCHES)
+def test_stretching_keeps_half_precision_and_refuses_what_it_cannot(ours):
+    assert ours(torch.ones(1, 2, 2, 3, dtype=torch.bfloat16), 4, False).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="factor of 2"):
-        stretch_by_shifts(torch.ones(1, 2, 2, 3), 4, align_corners=True)
+        ours(torch.ones(1, 2, 2, 3), 4, align_corners=True)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -199,8 +202,10 @@ def compiled_and_eager(
     for call in (torch.compile(upsampler, backend=backend, fullgraph=True), upsampler):
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             colours = call(features)
+            with torch.no_grad():  # which interpolates otherwise
+                shown = call(features)
         gradients = torch.autograd.grad(colours.square().sum(), [features, *upsampler.parameters()])
-        results.append([colours.detach(), *gradients])
+        results.append([colours.detach(), shown, *gradients])
     return results
 
 
@@ -231,6 +236,10 @@ def test_stretching_compiles_to_one_graph(backend, factor, align_corners):
     weights = torch.rand_like(large)
     gradients = [torch.autograd.grad((x * weights).sum(), images)[0] for x in (large, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=5e-6)
+    with torch.no_grad():
+        traced = torch.compile(stretch_by_gathering, backend=backend, fullgraph=True)
+        large = traced(images, factor, align_corners)
+    torch.testing.assert_close(large, expected, rtol=0, atol=5e-7)
 
 
 @pytest.mark.gpu
@@ -249,7 +258,9 @@ def test_gpu_and_cpu_agree(kind):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             colours = upsampler.to(device)(inputs)
             gradient = torch.autograd.grad(colours.square().sum(), inputs)[0]
-        results.append([colours.detach().cpu(), gradient.cpu()])
+            with torch.no_grad():  # which interpolates otherwise
+                shown = upsampler(inputs)
+        results.append([values.detach().cpu() for values in (colours, shown, gradient)])
     for here, there in zip(*results, strict=True):
         # normalisation divides small differences by small deviations
         assert (there - here).norm() / here.norm() < 2e-3

@@ -219,6 +219,7 @@ def report(
     root: Path, name: str, profile: Profile, count: int, device: torch.device, kernels: int
 ) -> None:
     """Print the figures of one profile at one number of Gaussians, and its longest kernels."""
+    torch.compiler.reset()  # it compiles a function for so many sizes only
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -262,6 +262,9 @@ class SplatSettings(Settings):
     control: ControlSettings
     split: SplitSettings
     learning_rates: SplatLearningRates
+    averaging: float = Field(
+        ge=0, lt=1, description="share of the steps so far over which the saved avatar is a mean"
+    )
     weights: SplatLossWeights
     checkpoint_every: int = Field(ge=1, description="steps between resume points")
 

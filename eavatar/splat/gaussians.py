@@ -21,6 +21,7 @@ from eavatar.networks import encode_position, encoded_size
 from eavatar.render import Gaussians
 from eavatar.settings import ControlSettings
 from eavatar.splat.control import Neighbours, find_neighbours, propagate
+from eavatar.splat.optimiser import MEAN, MOMENTS
 from eavatar.torso import Torso
 
 MOUTH = slice(48, 68)  # of the iBUG-68 landmarks
@@ -30,7 +31,6 @@ CELL_HALVINGS = 20  # of the logarithm of the size of the cells: to 1e-5 of it
 LARGEST_FEATURE = 1 - 1e-4  # atanh is infinite at 1
 SMALLEST_SPACING = 1e-7  # squared canonical units, under the root of the first scales (GHA)
 RESIDUALS = 8  # scale 3, rotation 4, opacity 1
-MOMENTS = {"exp_avg", "exp_avg_sq"}  # what Adam keeps for each value
 
 
 class NeutralGaussians(nn.Module):
@@ -72,16 +72,18 @@ class NeutralGaussians(nn.Module):
     ) -> None:
         """Keep some Gaussians, in a new order, and append others.
 
-        The optimiser's moments stay with those that stay and are zero for the others.
+        The optimiser's moments and means stay with those that stay; the others have no moments yet
+        and are their own means.
 
         Args:
             kept: (M,) indices. fresh: a (F, ·) tensor for each parameter, by its name.
         """
         for name, parameter in self.named_parameters():
             others = parameter[:0] if fresh is None else fresh[name]
-            moments = optimiser.state.get(parameter, {}) if optimiser is not None else {}
-            for key in MOMENTS & moments.keys():
-                moments[key] = torch.cat([moments[key][kept], torch.zeros_like(others)])
+            state = optimiser.state.get(parameter, {}) if optimiser is not None else {}
+            for key in (MOMENTS | {MEAN}) & state.keys():
+                first = others if key == MEAN else torch.zeros_like(others)
+                state[key] = torch.cat([state[key][kept], first])
             parameter.data, parameter.grad = torch.cat([parameter[kept], others]), None
         others = self.anchors[:0] if fresh is None else fresh["positions"]
         self.anchors = torch.cat([self.anchors[kept], others])

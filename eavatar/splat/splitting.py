@@ -41,7 +41,8 @@ def choose_parents(
 def split(neutral: NeutralGaussians, parents: Tensor, optimiser: Optimizer) -> None:
     """Replace each parent by two children, in place; the children come last.
 
-    The optimiser's moments stay with the Gaussians that stay and are zero for the children.
+    The optimiser's moments and means stay with the Gaussians that stay, see
+    `NeutralGaussians.change`.
 
     Args:
         parents: (N,) bool.

@@ -25,6 +25,7 @@ from eavatar.perceptual import Perceptual, load_perceptual
 from eavatar.settings import SplatSettings, read_yaml
 from eavatar.splat.avatar import Avatar, Sizes, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians, merge_points, mouth_interior
+from eavatar.splat.optimiser import AveragingAdam
 from eavatar.splat.splitting import choose_parents, split
 from eavatar.torso import Torso
 from eavatar.training import fingerprint, finish, seed_everything, train
@@ -72,7 +73,8 @@ def train_splat(
     )
     with SplatTraining(settings, seed, frames, avatar, perceptual) as task:
         train(task, settings.steps, settings.checkpoint_every, output, "splat", run)
-    path = write_avatar(output, avatar)
+    with task.optimiser.averaged():
+        path = write_avatar(output, avatar)
     finish(output)
     return path
 
@@ -150,7 +152,7 @@ class SplatTraining:
     def __exit__(self, *_: object) -> None:
         self.loader.close()
 
-    def _make_optimiser(self) -> torch.optim.Adam:
+    def _make_optimiser(self) -> AveragingAdam:
         rates, avatar, neutral = self.settings.learning_rates, self.avatar, self.avatar.neutral
         groups: list[tuple[Iterable[Tensor], float]] = [
             (avatar.generator.parameters(), rates.networks),
@@ -168,12 +170,12 @@ class SplatTraining:
         warnings.filterwarnings("ignore", message=".*capturable=True")
         # As tensors on the device, where a captured step can see them change.
         self.present_rates = [torch.tensor(rate, device=device) for rate in self.rates]
-        return torch.optim.Adam(
+        return AveragingAdam(
             [
                 {"params": list(parameters), "lr": rate}
                 for (parameters, _), rate in zip(groups, self._group_rates(), strict=True)
             ],
-            fused=True,
+            self.settings.averaging,
             capturable=device.type == "cuda",
         )
 
@@ -193,6 +195,7 @@ class SplatTraining:
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step; the losses, the count and the shares above the two thresholds."""
         self._decay_learning_rates(step)
+        self.optimiser.set_step(step)
         batch = self.loader.batch(step)
         if step % ROOM_EVERY == 0:
             self._make_room()

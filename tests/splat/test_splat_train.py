@@ -94,6 +94,20 @@ def test_resumes_exactly(subject):
         torch.testing.assert_close(later.avatar.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_saved_is_the_mean_of_the_last_steps(subject, tmp_path):
+    logs, models = [], []
+    for window in (0, 0.5):
+        output = tmp_path / str(window)
+        settings = small_settings(averaging=window, steps=20, split={"enabled": False})
+        models.append(load_file(train_splat(settings, 0, *folders(subject), output)))
+        logs.append(pd.read_csv(output / "log.csv"))
+    assert logs[0].equals(logs[1])  # training does not see it
+    for name in ("neutral.opacities", "generator.drivers.pose_colour.layers.0.weight"):
+        # Half of twenty steps at these rates; neither equal nor far apart.
+        difference = (models[0][name] - models[1][name]).abs().max().item()
+        assert 1e-3 < difference < 1
+
+
 def test_count_stays_below_the_cap(subject):
     settings = small_settings(
         split={"threshold": 1e-6, "start": 1, "every": 1, "stop": 9, "cap": 1.2}

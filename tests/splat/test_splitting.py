@@ -8,6 +8,7 @@ import torch
 from eavatar.render import Gaussians, splat
 from eavatar.settings import SplitSettings
 from eavatar.splat.gaussians import NeutralGaussians
+from eavatar.splat.optimiser import AveragingAdam
 from eavatar.splat.splitting import child_opacity, choose_parents, split
 from eavatar.transforms import quaternion_to_matrix
 
@@ -36,8 +37,9 @@ def picture(neutral: NeutralGaussians) -> torch.Tensor:
     return splat(gaussians, torch.eye(4)[None], INTRINSICS, SIZE, SIZE, torch.ones(3)).features
 
 
-def adam(neutral: NeutralGaussians) -> torch.optim.Adam:
-    return torch.optim.Adam(neutral.parameters(), lr=1e-3, fused=True)
+def adam(neutral: NeutralGaussians) -> AveragingAdam:
+    groups = [{"params": list(neutral.parameters()), "lr": 1e-3}]
+    return AveragingAdam(groups, window=0.5, capturable=False)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +103,17 @@ def test_children_take_over_position_moments_and_attributes():
 
 
 def test_optimiser_goes_on():
-    """Rows that stay keep their moments; children start with none; the next step works."""
+    """Rows that stay keep moments and means; children start with no moments, as their own means;
+    the next step works."""
     neutral = random_set(6, opacity=0.4)
     optimiser = adam(neutral)
-    for _ in range(3):
+    for step in range(3):
         optimiser.zero_grad()
         sum((value**2).sum() for value in neutral.parameters()).backward()
+        optimiser.set_step(step)
         optimiser.step()
     moments = {n: optimiser.state[p]["exp_avg"].clone() for n, p in neutral.named_parameters()}
+    means = {n: optimiser.state[p]["mean"].clone() for n, p in neutral.named_parameters()}
     parents = torch.tensor([True, False, False, True, False, False])
     split(neutral, parents, optimiser)
     for name, parameter in neutral.named_parameters():
@@ -116,6 +121,8 @@ def test_optimiser_goes_on():
         assert torch.equal(state["exp_avg"][:4], moments[name][~parents])
         assert torch.equal(state["exp_avg_sq"][4:], torch.zeros_like(parameter[4:]))
         assert state["exp_avg"].shape == parameter.shape and state["step"] == 3
+        assert torch.equal(state["mean"][:4], means[name][~parents])
+        assert torch.equal(state["mean"][4:], parameter[4:])
     before = neutral.positions.detach().clone()
     sum((value**2).sum() for value in neutral.parameters()).backward()
     optimiser.step()

@@ -46,6 +46,8 @@ class AveragingAdam(torch.optim.Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """A step of Adam, of which the means then take note."""
         super().step(closure)
+        if self.window == 0:
+            return
         for parameter in self._parameters():
             state = self.state[parameter]
             if MEAN in state:

@@ -39,7 +39,7 @@ VIEWS = 4  # drawn at once when measuring
 RATE_STEPS = 150  # steps that tell how many fit in the time
 GROWTH = 1.65  # mean time of a step / that of the first ones, as the Gaussians become more
 COLUMNS = ["profile", "seconds", "step", "set", "psnr_db", "ssim"]
-COLOURS = {"fast": "#c2410c", "paper": "#1d4ed8"}
+COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f")  # of the curves, in the order of the tables
 
 
 @dataclass(frozen=True)
@@ -213,27 +213,33 @@ def plot(options: argparse.Namespace) -> None:
 
 
 def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -> str:
-    """One curve per profile, 270 × 160 pixels."""
+    """One curve for each name in the column ``profile``, 270 × 160 pixels."""
     last = rows["seconds"].max()
-    low, high = rows[column].quantile(0.1), rows[column].max()
+    low, high = rows[column].quantile(0.25), rows[column].max()
     low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
     title = {"free": "FREE", "views": "held-out cameras"}[held_out]
     unit = {"psnr_db": "PSNR, dB", "ssim": "SSIM"}[column]
     parts = [
         f'<rect x="{left}" y="{top}" width="270" height="160" fill="none" stroke="#999"/>',
         f'<text x="{left}" y="{top - 8}">{title}: {unit}</text>',
-        f'<text x="{left - 6}" y="{top + 10}" text-anchor="end">{high:.4g}</text>',
-        f'<text x="{left - 6}" y="{top + 160}" text-anchor="end">{low:.4g}</text>',
-        f'<text x="{left + 270}" y="{top + 175}" text-anchor="end">{last / 60:.3g} min</text>',
     ]
-    for index, (profile, own) in enumerate(rows.groupby("profile")):
+    for quarter in range(5):
+        x, y = left + 67.5 * quarter, top + 160 - 40 * quarter
+        value, minutes = low + (high - low) * quarter / 4, last / 60 * quarter / 4
+        parts.append(
+            f'<path d="M{left} {y}h270M{x} {top}v160" stroke="#ddd"/>'
+            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.4g}</text>'
+            f'<text x="{x}" y="{top + 175}" text-anchor="middle">{minutes:.3g} min</text>'
+        )
+    for index, (profile, own) in enumerate(rows.groupby("profile", sort=False)):
         x = left + 270 * own["seconds"] / last
         y = top + 160 * (1 - ((own[column] - low) / (high - low)).clip(0, 1))
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        colour = COLOURS[str(profile)]
+        colour = COLOURS[index % len(COLOURS)]
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            f'<text x="{left + 200}" y="{top + 130 + 14 * index}" fill="{colour}">{profile}</text>'
+            f'<text x="{left + 264}" y="{top + 120 + 14 * index}" text-anchor="end" '
+            f'fill="{colour}">{profile}</text>'
         )
     return "".join(parts)
 

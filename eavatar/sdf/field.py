@@ -83,8 +83,8 @@ class HeadField(nn.Module):
         )
         self.torso = Torso()
         self.neutral_landmarks = nn.Parameter(torch.zeros(LANDMARKS, 3))
-        cell = (torch.tensor(UPPER) - torch.tensor(LOWER)).max() / settings.grid_resolution
-        self.offset_limit = OFFSET_LIMIT * float(cell)
+        longest = max(upper - lower for lower, upper in zip(LOWER, UPPER, strict=True))
+        self.offset_limit = OFFSET_LIMIT * longest / settings.grid_resolution
 
     def grid(self) -> Grid:
         """The grid over the canonical box, on the field's device."""
@@ -114,10 +114,10 @@ class HeadField(nn.Module):
         """The neutral surface in a grid (Eq. 15) whose vertices have the distances (V,)."""
         return self.surface_through(*find_cut(grid, distances))
 
-    def surface_through(self, points: Tensor, edges: Cut) -> Surface:
+    def surface_through(self, points: Tensor, crossings: Cut) -> Surface:
         """The neutral surface through edges between grid vertices (U, 3), with gradients."""
         samples = self.sample(points)
-        return edges.surface(points + samples.offsets, samples.sdf, samples.features)
+        return crossings.surface(points + samples.offsets, samples.sdf, samples.features)
 
     def weights(self, points: Tensor) -> Tensor:
         """Share (N,) of the expression at canonical points."""
@@ -176,8 +176,8 @@ class HeadField(nn.Module):
 def find_cut(grid: Grid, distances: Tensor) -> tuple[Tensor, Cut]:
     """Where the zero level of distances (V,) cuts a grid: the vertices (U, 3) at the ends of cut
     edges, at which alone the field enters the surface, and the cut in terms of those."""
-    used, edges = cut(grid, distances < 0).compact(len(grid.vertices))
-    return grid.vertices.index_select(0, used), edges
+    used, crossings = cut(grid, distances < 0).compact(len(grid.vertices))
+    return grid.vertices.index_select(0, used), crossings
 
 
 def _largest(shares: Tensor, room: int | None) -> tuple[Tensor, Tensor]:

@@ -210,20 +210,29 @@ class Room:
         pairs = zip(astuple(self), astuple(needed), strict=True)
         return all(need < room <= LOOSE * need + 2 * LEAST for room, need in pairs)
 
+    def fill(self, points: Tensor, crossings: Cut) -> tuple[Tensor, Cut]:
+        """Grid vertices (U, 3) and their cut in tensors that fill this room."""
+        points = pad(points, (0, 0, 0, self.points - len(points)))
+        return points, crossings.padded(self.vertices, self.faces)
 
-def pad_inputs(points: Tensor, edges: Cut, room: Room) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Grid vertices (U, 3) and a cut of them as `SdfTraining` takes them, filled up to a room."""
-    edges = edges.padded(room.vertices, room.faces)
-    points = pad(points, (0, 0, 0, room.points - len(points)))
-    return points, edges.edges, edges.faces, edges.present
+
+def gather_inputs(points: Tensor, crossings: Cut, batch: Batch) -> list[Tensor]:
+    """What `SdfTraining.update` takes: grid vertices (U, 3), their cut, and a step's pixels."""
+    parts = [points, crossings.edges, crossings.faces, crossings.present]
+    return [*parts, batch.frames, batch.cameras, batch.pixels]
 
 
 class SdfTraining:
     """What the training loop runs: a few timesteps a step, each in a few cameras, all at once.
 
     The host finds out where the surface cuts the grid. All that follows is a function of tensors
-    (`_update`), on CUDA one captured graph with room for a surface somewhat larger than the present
+    (`update`), on CUDA one captured graph with room for a surface somewhat larger than the present
     one, captured anew when the room no longer fits. kaolin's renderer is not captured.
+
+    Attributes:
+        room: of the captured step; None where shapes follow the surface.
+        reach: (3,) what the last step needed that only it could tell: the fields near, far and
+            pairs of `Room`.
     """
 
     def __init__(
@@ -267,29 +276,27 @@ class SdfTraining:
     def step(self, step: int) -> dict[str, Tensor]:
         """One step of Adam on the weighted sum of Eq. 18."""
         batch = self.loader.batch(step)
-        points, edges = self.neutral_cut(refresh=step % REFRESH_EVERY == 0)
-        drawn = batch.frames, batch.cameras, batch.pixels
+        points, crossings = self.neutral_cut(refresh=step % REFRESH_EVERY == 0)
         if not self.captures:
-            return self._update(points, edges.edges, edges.faces, edges.present, *drawn)
+            return self.update(*gather_inputs(points, crossings, batch))
         if self.reach is None:  # the first step, with what `Captured` wants to have run before
-            return run_aside(self._update, points, edges.edges, edges.faces, edges.present, *drawn)
-        return self._replay(points, edges, *drawn)
-
-    def _replay(self, points: Tensor, edges: Cut, *drawn: Tensor) -> dict[str, Tensor]:
-        """`_update` by a graph, with room for what is given."""
-        assert self.reach is not None
-        needed = Room(len(points), len(edges.edges), len(edges.faces), *self.reach.tolist())
+            return run_aside(self.update, *gather_inputs(points, crossings, batch))
+        sizes = len(points), len(crossings.edges), len(crossings.faces)
+        needed = Room(*sizes, *self.reach.tolist())
         room = self.room if self.room and self.room.fits(needed) else needed.with_spare()
-        inputs = *pad_inputs(points, edges, room), *drawn
+        return self._replay(room, gather_inputs(*room.fill(points, crossings), batch))
+
+    def _replay(self, room: Room, inputs: list[Tensor]) -> dict[str, Tensor]:
+        """`update` by the graph with this room, which is captured if it is not the present one."""
         if self.captured is None or room is not self.room:
             if self.captured is not None:
                 self.captured.release()
             torch.cuda.empty_cache()  # the graph has its own memory
             self.room = room
-            self.captured = Captured(self._update, *inputs, warm_up=0)
+            self.captured = Captured(self.update, *inputs, warm_up=0)
         return self.captured(*inputs)
 
-    def _update(
+    def update(
         self,
         points: Tensor,
         edges: Tensor,
@@ -302,7 +309,7 @@ class SdfTraining:
         """Forward, backward and optimiser; with a room no shape here depends on a value.
 
         Args:
-            points: (U, 3) grid vertices. edges, faces, present: the fields of a `Cut` of those.
+            points: (U, 3) grid vertices. edges, faces, present: the fields of their `Cut`.
             frames, cameras, pixels: the fields of a `Batch`.
         """
         surface = self.field.surface_through(points, Cut(edges, faces, present))
@@ -333,13 +340,13 @@ class SdfTraining:
                 return find_cut(self.region.band.grid, distances)
         self.region = self._region(self.field.distances(self.grid.vertices) < 0)
         distances = self.field.distances_encoded(self.region.encoded)
-        points, edges = find_cut(self.region.band.grid, distances)
-        if len(edges.faces) == 0:
+        points, crossings = find_cut(self.region.band.grid, distances)
+        if len(crossings.faces) == 0:
             raise UserError(
                 "stage I lost its surface: the signed distance has one sign in the whole box; "
                 "lower sdf.learning_rate or look at the masks and the tracking."
             )
-        return points, edges
+        return points, crossings
 
     def _region(self, inside: Tensor) -> Region:
         band = self.grid.band(inside, LAYERS)

@@ -23,7 +23,7 @@ from eavatar.sdf.train import (
     REFRESH_EVERY,
     Room,
     SdfTraining,
-    pad_inputs,
+    gather_inputs,
     prepare,
     start_as_sphere,
     train_sdf,
@@ -257,13 +257,13 @@ def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
     with exact.loader, roomy.loader:
         for step in range(6):
             batch = exact.loader.batch(step)
-            drawn = batch.frames, batch.cameras, batch.pixels
-            points, edges = exact.neutral_cut(refresh=step == 0)
-            expected = exact._update(points, edges.edges, edges.faces, edges.present, *drawn)
-            points, edges = roomy.neutral_cut(refresh=step == 0)
-            needed = Room(len(points), len(edges.edges), len(edges.faces), *exact.reach.tolist())
-            roomy.room = needed.with_spare()
-            values = roomy._update(*pad_inputs(points, edges, roomy.room), *drawn)
+            cut = exact.neutral_cut(refresh=step == 0)
+            expected = exact.update(*gather_inputs(*cut, batch))
+            points, crossings = roomy.neutral_cut(refresh=step == 0)
+            sizes = len(points), len(crossings.edges), len(crossings.faces)
+            roomy.room = Room(*sizes, *exact.reach.tolist()).with_spare()
+            filled = roomy.room.fill(points, crossings)
+            values = roomy.update(*gather_inputs(*filled, batch))
             assert roomy.reach[:2].tolist() == exact.reach[:2].tolist()
             for name, value in expected.items():
                 # Sums over other numbers of zeros round differently, and Adam amplifies it.

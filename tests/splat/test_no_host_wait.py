@@ -7,12 +7,11 @@ gsplat's kernels cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.nn import Module
 
 from eavatar.drivers import Drivers
@@ -35,12 +34,6 @@ class NoPerceptual(Module):
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (prediction - target).square().mean(dim=(1, 2, 3))
-
-
-@pytest.fixture
-def fake_cuda() -> Iterator[None]:
-    with FakeTensorMode(), torch.device("cuda"):
-        yield
 
 
 def splat_settings(*overlays: str) -> SplatSettings:

@@ -1,0 +1,17 @@
+"""Fixtures of several stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[None]:
+    """Makes all new tensors fake ones on CUDA: with shapes and types but no values, so that an
+    operation that would make the host wait for one raises."""
+    with FakeTensorMode(), torch.device("cuda"):
+        yield

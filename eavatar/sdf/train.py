@@ -334,13 +334,14 @@ class SdfTraining:
         Raises:
             UserError: there is no surface left in the box.
         """
-        if self.region is not None and not refresh:
-            distances = self.field.distances_encoded(self.region.encoded)
-            if self.region.band.holds(distances):
-                return find_cut(self.region.band.grid, distances)
-        self.region = self._region(self.field.distances(self.grid.vertices) < 0)
-        distances = self.field.distances_encoded(self.region.encoded)
-        points, crossings = find_cut(self.region.band.grid, distances)
+        region, distances = self.region, None
+        if region is not None and not refresh:
+            distances = self.field.distances_encoded(region.encoded)
+        if region is None or distances is None or not region.band.holds(distances):
+            region = self._region(self.field.distances(self.grid.vertices) < 0)
+            distances = self.field.distances_encoded(region.encoded)
+        self.region = region
+        points, crossings = find_cut(region.band.grid, distances)
         if len(crossings.faces) == 0:
             raise UserError(
                 "stage I lost its surface: the signed distance has one sign in the whole box; "

@@ -272,6 +272,16 @@ def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
         torch.testing.assert_close(roomy.field.state_dict()[name], value, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("refresh", [True, False])
+def test_a_lost_surface_is_one_sentence(subject: Path, refresh: bool) -> None:
+    task = make_task(subject, settings())
+    task.neutral_cut(refresh=True)
+    with torch.no_grad():
+        task.field.geometry.layers[-1].bias[0] += 100  # dm: outside everywhere
+    with task.loader, pytest.raises(UserError, match="lost its surface"):
+        task.neutral_cut(refresh)
+
+
 def test_room_is_kept_while_it_fits() -> None:
     needed = Room(1000, 2000, 4000, 500, 1500, 9000)
     room = needed.with_spare()

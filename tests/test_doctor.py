@@ -235,4 +235,4 @@ def test_the_rendered_capture_is_green_in_under_a_minute(place):
     found = run(sheet)
     assert time.perf_counter() - start < 60
     assert [fault.text for fault in found.faults] == []
-    assert sum("16 cameras ×" in finding.text for finding in found.findings) == 6
+    assert sum("16 cameras ×" in finding.text for finding in found.findings) == 7

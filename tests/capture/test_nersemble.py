@@ -176,4 +176,4 @@ def test_subject_901_opens() -> None:
     assert len(raw.cameras) == 16
     assert len(raw.plates) == 16
     headers = check_videos(raw, list(raw.clips))
-    assert sorted(header.frames for header in headers.values()) == [16, 24, 24, 24, 24, 24]
+    assert sorted(header.frames for header in headers.values()) == [16, 24, 24, 24, 24, 24, 24]

@@ -20,7 +20,7 @@ Arguments = argparse.Namespace
 
 def demo_capture(a: Arguments) -> None:
     """Generate the embedded subject as a raw NeRSemble v2 capture."""
-    from eavatar.capture.demo import demo_capture as run
+    from eavatar.demo.capture import demo_capture as run
 
     run(settings.parse_block(settings.DemoSettings, a.settings), a.seed, a.raw, a.truth)
 

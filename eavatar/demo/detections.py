@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.cameras import Camera
-from eavatar.capture.demo_render import SAMPLES
+from eavatar.demo.render import SAMPLES
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def seen(points: Array, camera: Camera, depth: NDArray[np.floating]) -> Array:
     Args:
         points: (68, 3) world, metres.
         camera: of the stored image.
-        depth: nearest depths at the samples of the stored image, see `demo_render.View`.
+        depth: nearest depths at the samples of the stored image, see `eavatar.demo.render.View`.
     """
     pixels, distance = camera.project(points)
     column, row = np.floor(SAMPLES * pixels).astype(int).T

@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar import io
-from eavatar.capture import demo_detections, demo_render
-from eavatar.capture.demo_controls import CONTROLS
-from eavatar.capture.demo_head import Head, build_head, landmark_points
-from eavatar.capture.demo_model import build_model
-from eavatar.capture.demo_motion import HELD_OUT, REST, SEQUENCES, Motion, motion
-from eavatar.capture.demo_render import Geometry, NoiseTables
-from eavatar.capture.demo_rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
+from eavatar.demo import detections, render
+from eavatar.demo.controls import CONTROLS
+from eavatar.demo.head import Head, build_head, landmark_points
+from eavatar.demo.morphable_model import build_model
+from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, Motion, motion
+from eavatar.demo.render import Geometry, NoiseTables
+from eavatar.demo.rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
 from eavatar.film import write_film
 from eavatar.settings import DemoSettings
 
@@ -110,9 +110,9 @@ def build_scene(settings: DemoSettings, seed: int) -> Scene:
         rig=build_rig(width, height, generator),
         width=width,
         height=height,
-        noise=demo_render.noise_tables(generator),
+        noise=render.noise_tables(generator),
         grain=grain,
-        curve=demo_render.encoding_curve(),
+        curve=render.encoding_curve(),
         seed=seed,
     )
 
@@ -135,20 +135,20 @@ def build_take(scene: Scene, name: str, timesteps: int, bias: Array) -> Take:
     ):
         rest = head.vertices(expression.astype(np.float32), (gaze[0], gaze[1]))
         vertices = pose(head, rest, rotation, translation)
-        geometry.append(Geometry(vertices, demo_render.smooth_normals(vertices, head.faces)))
+        geometry.append(Geometry(vertices, render.smooth_normals(vertices, head.faces)))
         biased.append(vertices[head.landmarks] + bias @ rotation.T)
     landmarks = np.stack([posed.vertices[head.landmarks] for posed in geometry])
     return Take(name, acted, geometry, landmarks.astype(np.float64), np.stack(biased))
 
 
 def develop(
-    scene: Scene, view: demo_render.View, camera: RigCamera, generator: np.random.Generator
+    scene: Scene, view: render.View, camera: RigCamera, generator: np.random.Generator
 ) -> NDArray[np.uint8]:
     """The stored image of a view: (H, W, 3) uint8."""
     row, column = generator.integers(64, size=2)
     grain = scene.grain[row : row + scene.height, column : column + scene.width]
     colour = camera.colour.astype(np.float32)
-    return demo_render.develop(view.image, view.coverage, camera.plate, colour, scene.curve, grain)
+    return render.develop(view.image, view.coverage, camera.plate, colour, scene.curve, grain)
 
 
 def film(scene: Scene, take: Take, serial: str, raw: Path, truth: Path) -> Footage:
@@ -158,12 +158,12 @@ def film(scene: Scene, take: Take, serial: str, raw: Path, truth: Path) -> Foota
     generator = scene.generator(take.name, serial)
     images, masks, points, confidence = [], [], [], []
     for posed, landmarks, biased in zip(take.geometry, take.landmarks, take.biased, strict=True):
-        view = demo_render.render(posed, scene.head.faces, scene.head.look, stored, scene.noise)
+        view = render.render(posed, scene.head.faces, scene.head.look, stored, scene.noise)
         images.append(develop(scene, view, camera, generator))
         masks.append((255 * view.coverage + 0.5).astype(np.uint8))
-        visible = demo_detections.seen(landmarks, stored, view.depth)
+        visible = detections.seen(landmarks, stored, view.depth)
         normals = posed.normals[scene.head.landmarks]
-        found = demo_detections.detect(biased, normals, visible, camera.camera, generator)
+        found = detections.detect(biased, normals, visible, camera.camera, generator)
         points.append(found[0])
         confidence.append(found[1])
     # Planar 4:4:4 stores odd image sizes, which 4:2:0 cannot. One thread each: the videos are
@@ -206,7 +206,7 @@ def write_calibration(scene: Scene, raw: Path) -> None:
     io.write_json(raw / "calibration" / "camera_params.json", content)
     correction = {s: np.linalg.inv(item.colour).tolist() for s, item in scene.rig.items()}
     io.write_json(raw / "calibration" / "color_calibration.json", correction)
-    empty = demo_render.View(
+    empty = render.View(
         np.zeros((scene.height, scene.width, 3), np.float32),
         np.zeros((scene.height, scene.width), np.float32),
         np.full((scene.height, scene.width), 1e9, np.float32),
@@ -270,7 +270,7 @@ def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> N
         truth: folder of its ground truth, replaced as a whole.
     """
     scene = build_scene(settings, seed)
-    bias = demo_detections.landmark_bias(scene.generator("bias"))
+    bias = detections.landmark_bias(scene.generator("bias"))
     counts = dict.fromkeys(SEQUENCES, settings.timesteps)
     counts[HELD_OUT] = settings.held_out_timesteps
     with whole_folder(truth) as new_truth, whole_folder(raw) as new_raw:

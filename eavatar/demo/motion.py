@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture.demo_controls import CONTROLS
+from eavatar.demo.controls import CONTROLS
 
 Array = NDArray[np.floating]
 HELD_OUT = "FREE"
@@ -102,7 +102,7 @@ class Motion:
 
     Attributes:
         time_s: (T,) seconds.
-        expression: (T, K) strengths of `demo_controls.CONTROLS`.
+        expression: (T, K) strengths of `eavatar.demo.controls.CONTROLS`.
         gaze: (T, 2) yaw (to the subject's left) and pitch (up), radians.
         rotation: (T, 3, 3) model frame to world.
         translation: (T, 3) metres.

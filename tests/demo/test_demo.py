@@ -12,10 +12,10 @@ import pytest
 
 from eavatar import io
 from eavatar.cameras import Camera
-from eavatar.capture import demo_controls, demo_render, demo_rig
-from eavatar.capture.demo import demo_capture
-from eavatar.capture.demo_head import build_head
-from eavatar.capture.demo_motion import HELD_OUT, REST, SEQUENCES, motion
+from eavatar.demo import controls, render, rig
+from eavatar.demo.capture import demo_capture
+from eavatar.demo.head import build_head
+from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, motion
 from eavatar.settings import DemoSettings
 
 SETTINGS = DemoSettings(timesteps=2, held_out_timesteps=2, image_scale=0.04)
@@ -44,8 +44,8 @@ def decode(path: Path, pixel_format: str) -> np.ndarray:
 def test_layout(capture):
     raw, truth = capture
     cameras = json.loads((raw / "calibration" / "camera_params.json").read_text())
-    assert sorted(cameras["world_2_cam"]) == list(demo_rig.SERIALS)
-    assert len(demo_rig.SERIALS) == 16
+    assert sorted(cameras["world_2_cam"]) == list(rig.SERIALS)
+    assert len(rig.SERIALS) == 16
     for sequence in SEQUENCES:
         frames = decode(raw / "sequences" / sequence / "images" / "cam_222200037.mp4", "rgb24")
         masks = decode(truth / f"{sequence}_mask" / "cam_222200037.mp4", "gray")
@@ -102,7 +102,7 @@ def test_subject_is_near_but_not_in_the_models_span(capture, head):
 
 
 def test_jaw_opens_the_lips_and_nothing_above(head):
-    opened = head.displacements[demo_controls.CONTROLS.index("jaw_open")][head.landmarks]
+    opened = head.displacements[controls.CONTROLS.index("jaw_open")][head.landmarks]
     gap = opened[62, 1] - opened[66, 1]
     assert 0.02 < gap < 0.05, "metres between the inner lips"
     assert np.abs(opened[17:48]).max() < 0.001, "brows, nose and eyes stay"
@@ -110,8 +110,8 @@ def test_jaw_opens_the_lips_and_nothing_above(head):
 
 def test_blink_closes_the_eye_over_the_ball(head):
     """The upper lid's landmark meets the lower one; no lid vertex ends inside the eyeball."""
-    strength = np.zeros(len(demo_controls.CONTROLS), np.float32)
-    strength[demo_controls.CONTROLS.index("blink_left")] = 1
+    strength = np.zeros(len(controls.CONTROLS), np.float32)
+    strength[controls.CONTROLS.index("blink_left")] = 1
     closed, neutral = head.vertices(strength, (0, 0)), head.neutral
     upper, lower = head.landmarks[[43, 44]], head.landmarks[[47, 46]]
     before = (neutral[upper, 1] - neutral[lower, 1]).mean()
@@ -147,9 +147,7 @@ def test_cast_finds_the_exact_intersection():
     behind = triangle + np.array([0, 0, 1], np.float32)
     points = np.concatenate([triangle, behind])
     faces = np.array([[3, 4, 5], [0, 1, 2]], np.int32)
-    ids, depths = demo_render.cast(
-        points, faces, tuple(np.float32(v) for v in (40, 40, 20, 20)), 40, 40
-    )
+    ids, depths = render.cast(points, faces, tuple(np.float32(v) for v in (40, 40, 20, 20)), 40, 40)
     normal = np.cross(triangle[1] - triangle[0], triangle[2] - triangle[0])
     rows, columns = np.nonzero(ids >= 0)
     rays = np.stack([(columns + 0.5 - 20) / 40, (rows + 0.5 - 20) / 40, np.ones(len(rows))], 1)
@@ -166,7 +164,7 @@ def test_calibration_inverts_the_cameras_colour(capture):
     raw, _ = capture
     correction = json.loads((raw / "calibration" / "color_calibration.json").read_text())
     before, after = [], []
-    for serial in demo_rig.SERIALS:
+    for serial in rig.SERIALS:
         image = Image.open(raw / "sequences" / "BACKGROUND" / f"image_{serial}.jpg")
         encoded = np.asarray(image, dtype=np.float64) / 255
         linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)

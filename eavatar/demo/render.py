@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.cameras import Camera
-from eavatar.capture.demo_look import COLUMNS, KEY_LIGHT
+from eavatar.demo.look import COLUMNS, KEY_LIGHT
 
 Float = NDArray[np.float32]
 
@@ -347,7 +347,7 @@ class View:
 def render(
     geometry: Geometry, faces: NDArray[np.int32], looks: Float, camera: Camera, noise: NoiseTables
 ) -> View:
-    """Cast and shade one image; looks are the per-vertex columns of `demo_look`."""
+    """Cast and shade one image; looks are the per-vertex columns of `eavatar.demo.look`."""
     transform = camera.world_to_camera.astype(np.float32)
     points = geometry.vertices @ transform[:3, :3].T + transform[:3, 3]
     k = camera.intrinsics * SAMPLES

@@ -9,9 +9,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture import demo_sculpt
-from eavatar.capture.demo_controls import bump, smooth_step
-from eavatar.capture.demo_sculpt import EYE, HAIR, MOUTH_Y, SHIRT, SKIN, Surface
+from eavatar.demo.controls import bump, smooth_step
+from eavatar.demo.sculpt import (
+    EYE,
+    HAIR,
+    MOUTH_Y,
+    SHIRT,
+    SKIN,
+    Surface,
+    hair_flows,
+    light,
+    occlusion,
+)
 
 Float = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -56,8 +65,8 @@ def paint(look: Float, colour: Array, weight: Array) -> None:
 def add_light(look: Float, part: int, points: NDArray[np.floating], normals: Float) -> None:
     """Ambient occlusion and the key light's soft shadow, in place."""
     start = points.astype(np.float32) + 0.01 * normals
-    look[:, OPENNESS] = demo_sculpt.occlusion(part, start, normals)
-    look[:, LIT] = demo_sculpt.light(start, normals, KEY_LIGHT)
+    look[:, OPENNESS] = occlusion(part, start, normals)
+    look[:, LIT] = light(start, normals, KEY_LIGHT)
 
 
 def brow_weight(points: Array) -> Array:
@@ -140,7 +149,7 @@ def skin_look(points: Array, normals: Float, generator: np.random.Generator) -> 
 def hair_look(points: NDArray[np.floating], normals: Float) -> Float:
     """Hair: dark, glossy, with strands along the flow that also shapes the locks."""
     look = blank(points, HAIR_TONE, gloss=0.30, softness=0.2)
-    around, away = demo_sculpt.hair_flows(points)
+    around, away = hair_flows(points)
     look[:, STRAND] = 1.0
     look[:, STRAND_ACROSS] = around / (2 * np.pi)  # once around the periodic table
     look[:, STRAND_ALONG] = 0.35 * away

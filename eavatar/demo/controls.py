@@ -1,6 +1,6 @@
 """How the demo heads move and differ: expression controls, neck weights and the family's shapes.
 
-All are fields over the points of the sculpture (`demo_sculpt`), so that they apply to any mesh of
+All are fields over the points of the sculpture (`eavatar.demo.sculpt`), so that they apply to any mesh of
 it, fine or coarse. Points are (N, 3) and displacements (…, N, 3), both in decimetres.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture.demo_sculpt import EYE, EYE_RADIUS, LIPS_APART, MOUTH_WIDTH, MOUTH_Y
+from eavatar.demo.sculpt import EYE, EYE_RADIUS, LIPS_APART, MOUTH_WIDTH, MOUTH_Y
 
 Array = NDArray[np.float64]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture import demo_controls
-from eavatar.capture.demo_controls import CONTROLS
-from eavatar.capture.demo_sculpt import MOUTH_Y, SKIN, Surface, axis, mesh
+from eavatar.demo import controls
+from eavatar.demo.controls import CONTROLS
+from eavatar.demo.sculpt import MOUTH_Y, SKIN, Surface, axis, mesh
 from eavatar.io import atomic
 
 Array = NDArray[np.float64]
@@ -87,10 +87,7 @@ def template(landmarks: Array) -> tuple[Surface, NDArray[np.int64]]:
 def identity_components(points: Array, generator: np.random.Generator) -> Components:
     """Principal components of random heads; points (N, 3) on the sculpture, lips closed."""
     heads = np.stack(
-        [
-            demo_controls.warp(points, demo_controls.random_shape(generator)).ravel()
-            for _ in range(HEADS)
-        ]
+        [controls.warp(points, controls.random_shape(generator)).ravel() for _ in range(HEADS)]
     )
     mean = heads.mean(axis=0)
     _, singular, directions = np.linalg.svd(heads - mean, full_matrices=False)
@@ -105,10 +102,10 @@ def expression_components(
     """Orthonormal span of the controls, averaged over other heads; displacements (K, N, 3)."""
     total = np.zeros((len(CONTROLS), points.size))
     for _ in range(EXPRESSIVE_HEADS):
-        shape = demo_controls.random_shape(generator)
-        neutral = demo_controls.warp(points, shape)
+        shape = controls.random_shape(generator)
+        neutral = controls.warp(points, shape)
         for row, displacement in zip(total, displacements, strict=True):
-            row += (demo_controls.warp(points + displacement, shape) - neutral).ravel()
+            row += (controls.warp(points + displacement, shape) - neutral).ravel()
     mean_motion = total / EXPRESSIVE_HEADS
     _, singular, directions = np.linalg.svd(mean_motion, full_matrices=False)
     variance = (MILLIMETRES * STRENGTH * singular) ** 2
@@ -159,14 +156,14 @@ def build_model(path: Path, landmarks: Array, generator: np.random.Generator) ->
     """
     surface, indices = template(landmarks)
     sculpture = surface.vertices.astype(np.float64)
-    neutral = sculpture + demo_controls.lip_closure(sculpture)
+    neutral = sculpture + controls.lip_closure(sculpture)
     groups = {
         "shape": identity_components(neutral, generator),
         "color": Components(
             np.full(neutral.size, 0.6), np.zeros((neutral.size, 1)), np.full(1, 1e-4)
         ),
         "expression": expression_components(
-            neutral, demo_controls.skin_displacements(sculpture), generator
+            neutral, controls.skin_displacements(sculpture), generator
         ),
     }
     write_model(path, groups, surface.faces, indices)

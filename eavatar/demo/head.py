@@ -1,6 +1,6 @@
 """The demo family of heads: one topology, a mesh per head, and its look.
 
-Model frame: that of `demo_sculpt`, in metres: y up, the face towards +z, +x the subject's left.
+Model frame: that of `eavatar.demo.sculpt`, in metres: y up, the face towards +z, +x the subject's left.
 """
 
 from __future__ import annotations
@@ -10,8 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture import demo_controls, demo_look, demo_sculpt
-from eavatar.capture.demo_sculpt import (
+from eavatar.demo.controls import (
+    CONTROLS,
+    head_weight,
+    jaw_displacements,
+    lip_closure,
+    random_shape,
+    skin_displacements,
+    warp,
+)
+from eavatar.demo.look import eye_look, hair_look, shirt_look, skin_look, teeth_look, tongue_look
+from eavatar.demo.sculpt import (
     EYE,
     EYE_RADIUS,
     HAIR,
@@ -20,6 +29,7 @@ from eavatar.capture.demo_sculpt import (
     SKIN,
     Surface,
     axis,
+    distances,
     mesh,
 )
 
@@ -52,7 +62,7 @@ class Part:
         surface: its mesh.
         displacements: (K, V, 3) of the expression controls, or None if it ignores them.
         head: (V,) share of the head's pose.
-        look: (V, A) shading attributes, see `demo_look`.
+        look: (V, A) shading attributes, see `eavatar.demo.look`.
     """
 
     surface: Surface
@@ -168,14 +178,14 @@ def static_part(surface: Surface, look: Float, head: float) -> Part:
 def skin_part(generator: np.random.Generator) -> Part:
     surface = mesh(SKIN, SKIN_AXES)
     points = surface.vertices.astype(np.float64)
-    look = demo_look.skin_look(points, vertex_normals(surface), generator)
-    moves = demo_controls.skin_displacements(points)
-    return Part(surface, moves, demo_controls.head_weight(points), look)
+    look = skin_look(points, vertex_normals(surface), generator)
+    moves = skin_displacements(points)
+    return Part(surface, moves, head_weight(points), look)
 
 
 def jaw_part(surface: Surface, look: Float) -> Part:
     points = surface.vertices.astype(np.float64)
-    return Part(surface, demo_controls.jaw_displacements(points), np.ones(len(points)), look)
+    return Part(surface, jaw_displacements(points), np.ones(len(points)), look)
 
 
 def build_parts(generator: np.random.Generator) -> list[Part]:
@@ -186,12 +196,12 @@ def build_parts(generator: np.random.Generator) -> list[Part]:
     hair, shirt = mesh(HAIR, HAIR_AXES), mesh(SHIRT, SHIRT_AXES)
     return [
         skin_part(generator),
-        *(static_part(eye, demo_look.eye_look(eye, generator), 1.0) for eye in eyes),
-        jaw_part(lower, demo_look.teeth_look(lower.vertices, upper=False)),
-        static_part(upper, demo_look.teeth_look(upper.vertices, upper=True), 1.0),
-        jaw_part(tongue, demo_look.tongue_look(tongue.vertices)),
-        static_part(hair, demo_look.hair_look(hair.vertices, vertex_normals(hair)), 1.0),
-        static_part(shirt, demo_look.shirt_look(shirt.vertices, vertex_normals(shirt)), 0.0),
+        *(static_part(eye, eye_look(eye, generator), 1.0) for eye in eyes),
+        jaw_part(lower, teeth_look(lower.vertices, upper=False)),
+        static_part(upper, teeth_look(upper.vertices, upper=True), 1.0),
+        jaw_part(tongue, tongue_look(tongue.vertices)),
+        static_part(hair, hair_look(hair.vertices, vertex_normals(hair)), 1.0),
+        static_part(shirt, shirt_look(shirt.vertices, vertex_normals(shirt)), 0.0),
     ]
 
 
@@ -199,18 +209,16 @@ def shaped(part: Part, shape: NDArray[np.float64], neutral: bool) -> tuple[Float
     """Neutral vertices (V, 3) and control displacements (K, V, 3) of a part on one head, metres.
 
     Args:
-        shape: the head's coefficients, see `demo_controls.random_shape`.
+        shape: the head's coefficients, see `random_shape`.
         neutral: close the lips of the sculpture.
     """
     points = part.surface.vertices.astype(np.float64)
-    base = points + demo_controls.lip_closure(points) if neutral else points
-    start = demo_controls.warp(base, shape)
+    base = points + lip_closure(points) if neutral else points
+    start = warp(base, shape)
     if part.displacements is None:
-        moves = np.zeros((len(demo_controls.CONTROLS), *points.shape))
+        moves = np.zeros((len(CONTROLS), *points.shape))
     else:
-        moves = np.stack(
-            [demo_controls.warp(base + move, shape) - start for move in part.displacements]
-        )
+        moves = np.stack([warp(base + move, shape) - start for move in part.displacements])
     return (METRES * start).astype(np.float32), (METRES * moves).astype(np.float32)
 
 
@@ -275,13 +283,13 @@ def build_head(seed: int) -> Head:
     """The subject: a random head of the family, deterministic from the seed."""
     generator = np.random.default_rng([seed, 1])
     parts = build_parts(generator)
-    shape = demo_controls.random_shape(generator)
+    shape = random_shape(generator)
     # The shirt is the same for all heads; teeth and tongue keep their place between the lips.
     pieces = [shaped(part, shape, neutral=index == 0) for index, part in enumerate(parts)]
     sizes = [len(neutral) for neutral, _ in pieces]
     starts = np.cumsum([0, *sizes])
     eyes = slice(starts[1], starts[2]), slice(starts[2], starts[3])
-    scalp = demo_sculpt.distances(HAIR, parts[0].surface.vertices) < UNDER_HAIR
+    scalp = distances(HAIR, parts[0].surface.vertices) < UNDER_HAIR
     skin_faces = parts[0].surface.faces
     faces = [part.surface.faces + start for part, start in zip(parts, starts, strict=False)]
     faces[0] = skin_faces[~scalp[skin_faces].all(axis=1)]
@@ -294,7 +302,7 @@ def build_head(seed: int) -> Head:
         head=np.concatenate([part.head for part in parts]).astype(np.float32),
         look=np.concatenate([part.look for part in parts]),
         eyes=eyes,
-        eye_centres=(METRES * demo_controls.warp(centres, shape)).astype(np.float32),
+        eye_centres=(METRES * warp(centres, shape)).astype(np.float32),
         skin=sizes[0],
         landmarks=nearest_vertices(parts[0].surface.vertices, landmark_points()),
     )

@@ -1,0 +1,1 @@
+"""The embedded subject: a generated head, recorded as a raw NeRSemble capture."""

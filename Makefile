@@ -30,9 +30,9 @@ lint: install
 	$(RUN) snakefmt --check Snakefile workflow
 
 benchmark: install
-	$(RUN) python benchmarks/step.py
-	$(RUN) python benchmarks/frame.py
-	$(RUN) python benchmarks/loader.py
+	$(RUN) python -m benchmarks.step
+	$(RUN) python -m benchmarks.frame
+	$(RUN) python -m benchmarks.loader
 
 install: $(VENV)/installed
 

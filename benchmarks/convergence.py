@@ -1,4 +1,4 @@
-"""Quality over training time: ``python benchmarks/convergence.py train …`` once for each profile,
+"""Quality over training time: ``python -m benchmarks.convergence train …`` once for each profile,
 then ``… plot fast.csv paper.csv curves.svg``.
 
 Trains stage II for so many minutes with some cameras held out. The clock runs from the first step
@@ -11,7 +11,6 @@ without the padding of the crop. Without LPIPS unless its weights are there.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
 from eavatar.frames import FrameSet

@@ -1,4 +1,4 @@
-"""Time and peak memory of the landmark fit: ``python benchmarks/fit.py``, some minutes.
+"""Time and peak memory of the landmark fit: ``python -m benchmarks.fit``, some minutes.
 
 2,000 timesteps of 16 cameras in eight sequences, as a NeRSemble subject has them. The morphable
 model is random with the Basel model's numbers of components, and so are motion and expressions;
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from eavatar.cameras import Camera
 from eavatar.face.fit import fit_face
 from eavatar.face.morphable import MorphableModel, read_morphable_model

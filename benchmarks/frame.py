@@ -1,4 +1,4 @@
-"""Time of a frame of an avatar: ``python benchmarks/frame.py [--avatar results/<s>/splat/full]``.
+"""Time of a frame of an avatar: ``python -m benchmarks.frame [--avatar results/<s>/splat/full]``.
 
 Without an avatar, one with random networks of the sizes of ``config/config.yaml`` and Gaussians on
 a head-sized ellipsoid that fills about half of the image, each about as large as their spacing, for
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
 from eavatar.drivers import Drivers
@@ -32,7 +30,7 @@ from eavatar.splat.avatar import Avatar, Sizes, read_avatar
 from eavatar.splat.gaussians import NeutralGaussians
 from eavatar.torso import Torso
 from eavatar.view.render import MARGIN, Player, draw_frame
-from tests.splat.splat_scene import AXES, SCALE, landmarks, sphere
+from tests.scenes.splat_scene import AXES, SCALE, landmarks, sphere
 
 PROFILES = ("fast", "paper")
 COUNTS, SIZE = (50_000, 100_000, 200_000), 2048

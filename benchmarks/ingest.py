@@ -1,4 +1,4 @@
-"""Rate of `ingest` and its share of the codecs' own: ``python benchmarks/ingest.py``, about two
+"""Rate of `ingest` and its share of the codecs' own: ``python -m benchmarks.ingest``, about two
 minutes on 2 cores.
 
 The capture is a NeRSemble v2 one that is made first: moving noise on a smooth picture, 2200×3208,
@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,6 @@ import av
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from eavatar.capture.captures import open_capture
 from eavatar.capture.ingest import ingest
 from eavatar.capture.nersemble import FULL_SIZE

@@ -1,7 +1,7 @@
-"""Rate of the loader alone at full size: ``python benchmarks/loader.py``, about a minute on 16
+"""Rate of the loader alone at full size: ``python -m benchmarks.loader``, about a minute on 16
 cores, after the pictures are made.
 
-The pictures are those of ``tests/head_pictures.py``: a textured blob of head size on a textured
+The pictures are those of `tests.scenes.head_pictures`: a textured blob of head size on a textured
 background, with the noise of a good camera, as JPEGs of quality 95, and masks as PNGs. A step asks
 for one timestep in four cameras, as training does. Images per second are medians over windows of a
 second after a warm-up in which all files come into memory; on CUDA the GPU has the batch when it
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,10 +22,9 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from eavatar.frames import FrameSet, Loader
 from eavatar.images import composite
-from tests.head_pictures import write_pictures
+from tests.scenes.head_pictures import write_pictures
 
 VIEWS = 4
 WINDOW = 1.0  # seconds

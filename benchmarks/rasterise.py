@@ -1,7 +1,7 @@
-"""Time of the rasteriser on CUDA: ``python benchmarks/rasterise.py``, a minute or two on one GPU.
+"""Time of the rasteriser on CUDA: ``python -m benchmarks.rasterise``, a minute or two on one GPU.
 
 gsplat's own `rasterization` beside ours, eager and replayed from a CUDA graph, and the tile lists
-alone beside gsplat's. 512² pixels, 32 channels, the scene of `benchmarks/splat.py`. Median
+alone beside gsplat's. 512² pixels, 32 channels, the scene of `benchmarks.splat`. Median
 milliseconds between CUDA events around single calls, the host's part included, after a warm-up; the
 best possible time of an eager call is therefore that of its launches.
 """
@@ -9,16 +9,13 @@ best possible time of an eager call is therefore that of its launches.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.splat import make_scene
 from eavatar.graphs import Captured
 from eavatar.render import Gaussians, splat
@@ -46,7 +43,7 @@ class Inputs:
 
 
 def make_inputs(count: int, views: int) -> Inputs:
-    """The scene of benchmarks/splat.py on the GPU, with room for its pairs."""
+    """The scene of `benchmarks.splat` on the GPU, with room for its pairs."""
     scene = make_scene(count, CHANNELS, views, SIZE)
     leaves = [tensor.detach().cuda() for tensor in vars(scene.gaussians).values()]
     gaussians = Gaussians(*(leaf.requires_grad_() for leaf in leaves))

@@ -1,6 +1,6 @@
-"""Stage II at full size, killed and resumed: ``python benchmarks/resume.py``, minutes on a GPU.
+"""Stage II at full size, killed and resumed: ``python -m benchmarks.resume``, minutes on a GPU.
 
-Trains the `fast` profile on the pictures of ``tests/head_pictures.py`` by the command that users
+Trains the `fast` profile on the pictures of `tests.scenes.head_pictures` by the command that users
 run, kills it with SIGKILL as soon as the given resume point is there, runs it again to its end, and
 looks at every tenth step's loss before and after. Without LPIPS unless its weights are there.
 """
@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.profiles import read_profile
 from eavatar.settings import merge
-from tests.head_pictures import write_pictures
-from tests.splat.splat_scene import write_stage_one
+from tests.scenes.head_pictures import write_pictures
+from tests.scenes.splat_scene import write_stage_one
 
 ROOT = Path(__file__).parents[1]
 SHOWN = 8  # rows of the log on either side of the kill

@@ -1,4 +1,4 @@
-"""Time of the CPU splatting kernel beside the dense reference: ``python benchmarks/splat.py``,
+"""Time of the CPU splatting kernel beside the dense reference: ``python -m benchmarks.splat``,
 some minutes on two idle cores, nearly all of it the reference's.
 
 The scene is a sphere of head size that fills most of the image, covered with Gaussians about as
@@ -10,17 +10,14 @@ meets both.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from eavatar.render import Gaussians, Rendering, splat
-from tests.dense_splat import dense_splat
+from tests.scenes.dense_splat import dense_splat
 
 RADIUS = 0.12  # metres
 DISTANCE = 1.0  # metres

@@ -1,4 +1,4 @@
-"""Time of stage I's training steps: ``python benchmarks/stage1.py --capture results/demo/capture
+"""Time of stage I's training steps: ``python -m benchmarks.stage1 --capture results/demo/capture
 --face results/demo/face --prior results/demo/prior/aligned.ply [--config config/demo.yaml]``.
 
 Steps are timed in windows, with the device synchronised at both ends, so that what one step leaves
@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.device import longest_kernels, synchronise
 from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare
 from eavatar.settings import read_config

@@ -1,11 +1,11 @@
-"""Time and memory of a training step of stage II: ``python benchmarks/step.py``, about a minute for
+"""Time and memory of a training step of stage II: ``python -m benchmarks.step``, about a minute for
 each size on a GPU; with ``--variants`` also with one setting of the first profile changed at once.
 
-The pictures are those of ``tests/head_pictures.py`` at full size, read, decoded and uploaded as in
-training; the Gaussians lie on a head-sized ellipsoid. LPIPS has random weights, which cost what the
-published ones cost. Steps are timed by the host over windows of ten that end in a synchronisation,
-the parts alone as CUDA graphs of their own; medians after a warm-up. On the CPU it is the demo's
-profile at its size, without LPIPS, and the step alone.
+The pictures are those of `tests.scenes.head_pictures` at full size, read, decoded and uploaded as
+in training; the Gaussians lie on a head-sized ellipsoid. LPIPS has random weights, which cost what
+the published ones cost. Steps are timed by the host over windows of ten that end in a
+synchronisation, the parts alone as CUDA graphs of their own; medians after a warm-up. On the CPU it
+is the demo's profile at its size, without LPIPS, and the step alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.device import longest_kernels, synchronise
 from benchmarks.profiles import PROFILES, read_profile
 from eavatar.frames import FrameSet
@@ -34,8 +33,8 @@ from eavatar.perceptual import Perceptual
 from eavatar.settings import SplatSettings, merge, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
 from eavatar.training import seed_everything
-from tests.head_pictures import write_pictures
-from tests.splat.splat_scene import write_stage_one
+from tests.scenes.head_pictures import write_pictures
+from tests.scenes.splat_scene import write_stage_one
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "one view": {"views_per_step": 1},

@@ -1,4 +1,4 @@
-"""Time and memory of the upsamplers and of LPIPS: ``python benchmarks/upsample.py``, some minutes,
+"""Time and memory of the upsamplers and of LPIPS: ``python -m benchmarks.upsample``, some minutes,
 nearly all of them the compiler's.
 
 On CUDA 512² features of 32 channels become 2048² images, and LPIPS (VGG) compares 512² patches; on
@@ -17,12 +17,10 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from eavatar.perceptual import Perceptual
 from eavatar.splat.upsample import make_upsampler
 

@@ -15,3 +15,13 @@ def fake_cuda() -> Iterator[None]:
     operation that would make the host wait for one raises."""
     with FakeTensorMode(), torch.device("cuda"):
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

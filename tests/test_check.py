@@ -7,13 +7,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from capture.small_capture import SERIALS, grey_frames, write_video
-from small_setup import write_subject
 
 from eavatar.__main__ import main
 from eavatar.settings import read_config
+from tests.scenes import CONFIG
+from tests.scenes.small_capture import SERIALS, grey_frames, write_video
+from tests.scenes.small_setup import write_subject
 
-CONFIG = Path(__file__).parents[1] / "config"
 SERIAL = SERIALS[0]
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from capture.small_capture import SERIALS, grey_frames, write_video
-from small_setup import write_subject
 from test_check import with_a_damaged_last_frame, with_a_truncated_video, without_a_plate
 
 from eavatar.__main__ import main
@@ -19,8 +17,10 @@ from eavatar.doctor import examine
 from eavatar.findings import Examination, Finding
 from eavatar.machine import _examine_named, bytes_to_write, examine_disk
 from eavatar.settings import merge, read_config
+from tests.scenes import CONFIG
+from tests.scenes.small_capture import SERIALS, grey_frames, write_video
+from tests.scenes.small_setup import write_subject
 
-CONFIG = Path(__file__).parents[1] / "config"
 HEADER = "subject,capture,morphable_model,landmarks,mattes,prior,settings"
 
 

@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from head_pictures import BOX, picture, write_pictures
 
 from eavatar.errors import UserError
 from eavatar.frames import Draw, FrameSet, Loader, decode_by_nvjpeg, draw, unpack
 from eavatar.images import composite, read_grey
+from tests.scenes.head_pictures import BOX, picture, write_pictures
 
 SIZE, TIMESTEPS, CAMERAS = 96, 3, 4
 SMALL = 48  # half of SIZE
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +299,6 @@ def test_an_index_of_masks_without_boxes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_nvjpeg_and_libjpeg_agree() -> None:
     """Their inverse transforms round differently, and they interpolate chroma differently."""
     random = np.random.default_rng(0)
@@ -315,7 +312,6 @@ def test_nvjpeg_and_libjpeg_agree() -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("boxed", [False, True])
 @pytest.mark.parametrize("gpu_decoding", [False, True])
 def test_batches_on_the_gpu_are_those_of_the_cpu(

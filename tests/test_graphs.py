@@ -10,7 +10,6 @@ from eavatar.graphs import Captured
 
 gpu = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 on_cuda = pytest.param("cuda", marks=gpu)
 
@@ -85,7 +84,6 @@ def test_another_shape_is_refused(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_outputs_are_static_and_inputs_may_come_from_the_host() -> None:
     captured = Captured(torch.neg, torch.zeros(3, device="cuda"))
     first = captured(torch.ones(3))
@@ -104,7 +102,6 @@ def test_a_released_function_runs_without_a_graph(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_release_gives_memory_back() -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from eavatar.subjects import COLUMNS
-
-ROOT = Path(__file__).parents[1]
+from tests.scenes import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eavatar.graphs import Captured
 from eavatar.render import Gaussians, Rendering, splat
-from tests.dense_splat import dense_splat
+from tests.scenes.dense_splat import dense_splat
 
 IMAGES = ("features", "alpha", "depth")
 INPUTS = ("means", "quaternions", "scales", "opacities", "features", "background")
@@ -312,9 +312,6 @@ def test_scenes_of_gaussians_and_cameras_must_fit():
         replace(stacked([scene]).gaussians, features=scene.gaussians.features)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 def assert_parity(scene: Scene, **options) -> Rendering:
     """The CPU kernel and CUDA, images and gradients of all inputs; figures are printed.
 
@@ -349,7 +346,6 @@ def assert_parity(scene: Scene, **options) -> Rendering:
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("channels", [3, 16, 32, 40, 70])
 @pytest.mark.parametrize("capacity", [None, 100_000])
 def test_kernel_and_gsplat_agree(channels, capacity):
@@ -358,14 +354,12 @@ def test_kernel_and_gsplat_agree(channels, capacity):
 
 
 @pytest.mark.gpu
-@needs_cuda
 def test_kernel_and_gsplat_agree_without_depth_and_in_a_size_of_no_whole_tiles():
     scene = make_scene(count=1000, channels=32, views=3, width=67, height=41)
     assert_parity(scene, capacity=50_000, with_depth=False)
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("count", [1000, 5])  # 5: gsplat would mix up the gradients of scenes
 @pytest.mark.parametrize("capacity", [None, 100_000])
 def test_kernel_and_gsplat_agree_in_scenes(count, capacity):
@@ -374,7 +368,6 @@ def test_kernel_and_gsplat_agree_in_scenes(count, capacity):
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("capacity", [None, 100])
 def test_gsplat_draws_no_gaussians_at_all(capacity):
     scene = make_scene(count=0)
@@ -387,7 +380,6 @@ def test_gsplat_draws_no_gaussians_at_all(capacity):
 
 
 @pytest.mark.gpu
-@needs_cuda
 def test_too_small_a_capacity_leaves_out_the_farthest():
     scene = make_scene(count=1000, views=2, width=64, height=48)
     inputs = leaves(scene, torch.float32, "cuda")
@@ -401,7 +393,6 @@ def test_too_small_a_capacity_leaves_out_the_farthest():
 
 
 @pytest.mark.gpu
-@needs_cuda
 def test_a_cuda_graph_replays_forward_and_backward():
     """Captured on one scene, replayed on another: images to the bit, gradients in any order."""
     scene, other = (

@@ -1,13 +1,10 @@
 """The configuration tree: what the project ships is valid, and each fault is one sentence."""
 
-from pathlib import Path
-
 import pytest
 
 from eavatar.errors import UserError
 from eavatar.settings import Config, GenerateSettings, merge, parse_block, read_config, select
-
-CONFIG = Path(__file__).parents[1] / "config"
+from tests.scenes import CONFIG
 
 
 def test_shipped_configurations_are_valid():

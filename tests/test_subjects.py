@@ -15,8 +15,8 @@ from eavatar.subjects import (
     read_subjects,
     subject_config,
 )
+from tests.scenes import CONFIG
 
-CONFIG = Path(__file__).parents[1] / "config"
 BASE = yaml.safe_load((CONFIG / "config.yaml").read_text())
 
 

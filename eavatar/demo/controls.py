@@ -1,7 +1,7 @@
 """How the demo heads move and differ: expression controls, neck weights and the family's shapes.
 
-All are fields over the points of the sculpture (`eavatar.demo.sculpt`), so that they apply to any mesh of
-it, fine or coarse. Points are (N, 3) and displacements (…, N, 3), both in decimetres.
+All are fields over the points of the sculpture (`eavatar.demo.sculpt`), so that they apply to any
+mesh of it, fine or coarse. Points are (N, 3) and displacements (…, N, 3), both in decimetres.
 """
 
 from __future__ import annotations

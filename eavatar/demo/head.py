@@ -1,6 +1,7 @@
 """The demo family of heads: one topology, a mesh per head, and its look.
 
-Model frame: that of `eavatar.demo.sculpt`, in metres: y up, the face towards +z, +x the subject's left.
+Model frame: that of `eavatar.demo.sculpt`, in metres: y up, the face towards +z, +x the
+subject's left.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Sculpt frame: decimetres, y up, the face looks along +z, +x is the subject's left; the origin lies
 between the ears at the height of the nose tip. Distances are positive outside and approximate
 (ellipsoids are not exact), which marching cubes and ambient occlusion tolerate. The sculpture has
-its lips a little apart, so that they are two surfaces of the mesh; `eavatar.demo.controls` closes them.
+its lips a little apart, so that they are two surfaces of the mesh; `eavatar.demo.controls`
+closes them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_capture import (
+from torch import Tensor, nn
+
+from eavatar.capture.background_matting import load_background_matting
+from eavatar.capture.ingest import calibrate, ingest
+from eavatar.capture.matting import matte, read_image
+from eavatar.errors import UserError
+from tests.scenes.small_capture import (
     HEIGHT,
     SERIALS,
     WIDTH,
@@ -16,15 +22,8 @@ from small_capture import (
     matte_settings,
     write_capture,
 )
-from torch import Tensor, nn
-
-from eavatar.capture.background_matting import load_background_matting
-from eavatar.capture.ingest import calibrate, ingest
-from eavatar.capture.matting import matte, read_image
-from eavatar.errors import UserError
 
 cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 class Matting(nn.Module):
@@ -149,7 +148,6 @@ def test_half_precision_needs_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_half_precision_on_the_gpu(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "torchscript_test_fp16.pth"
     torch.jit.script(Matting().half()).save(str(path))

@@ -14,12 +14,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture, write_video
 
 from eavatar.capture.captures import open_capture
 from eavatar.capture.recording import Capture, check_videos
 from eavatar.capture.video import Clip
 from eavatar.errors import UserError
+from tests.scenes.small_capture import (
+    HEIGHT,
+    SERIALS,
+    WIDTH,
+    grey_frames,
+    write_capture,
+    write_video,
+)
 
 FEW = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

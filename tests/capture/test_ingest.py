@@ -7,7 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_capture import (
+
+from eavatar.cameras import Camera
+from eavatar.capture.ingest import Window, calibrate, ingest
+from eavatar.capture.matting import read_image
+from eavatar.errors import UserError
+from eavatar.io import read_cameras
+from tests.scenes.small_capture import (
     HEIGHT,
     INTRINSICS,
     SERIALS,
@@ -17,12 +23,6 @@ from small_capture import (
     world_to_camera,
     write_capture,
 )
-
-from eavatar.cameras import Camera
-from eavatar.capture.ingest import Window, calibrate, ingest
-from eavatar.capture.matting import read_image
-from eavatar.errors import UserError
-from eavatar.io import read_cameras
 
 
 def draw_dots(points: np.ndarray, width: int, height: int, sigma: float) -> np.ndarray:

@@ -10,7 +10,16 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from small_capture import (
+from test_matting import matte_settings
+
+from eavatar.capture.captures import open_capture, open_mattes
+from eavatar.capture.ingest import calibrate, ingest
+from eavatar.capture.matting import matte
+from eavatar.capture.recording import check_videos
+from eavatar.errors import UserError
+from eavatar.io import read_cameras
+from eavatar.layouts import Layout, list_sequence_names, recognise
+from tests.scenes.small_capture import (
     HEIGHT,
     INTRINSICS,
     SERIALS,
@@ -21,15 +30,6 @@ from small_capture import (
     write_capture,
     write_video,
 )
-from test_matting import matte_settings
-
-from eavatar.capture.captures import open_capture, open_mattes
-from eavatar.capture.ingest import calibrate, ingest
-from eavatar.capture.matting import matte
-from eavatar.capture.recording import check_videos
-from eavatar.errors import UserError
-from eavatar.io import read_cameras
-from eavatar.layouts import Layout, list_sequence_names, recognise
 
 SEQUENCES = ("EXP-1-head", "FREE")
 SWAP = np.eye(3)[[1, 2, 0]]  # channels change places: the same in linear light and encoded

@@ -10,16 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_capture import (
-    HEIGHT,
-    SERIALS,
-    WIDTH,
-    grey_frames,
-    ingest_settings,
-    matte_settings,
-    write_capture,
-    write_video,
-)
 
 from eavatar.capture.ingest import Window, calibrate, ingest
 from eavatar.capture.matting import (
@@ -35,6 +25,17 @@ from eavatar.capture.plate import Plate, alpha_from_plate
 from eavatar.capture.video import decode
 from eavatar.errors import UserError
 from eavatar.settings import read_config
+from tests.scenes import CONFIG
+from tests.scenes.small_capture import (
+    HEIGHT,
+    SERIALS,
+    WIDTH,
+    grey_frames,
+    ingest_settings,
+    matte_settings,
+    write_capture,
+    write_video,
+)
 
 SIZE = 128
 ALL_VISIBLE = np.full((SIZE, SIZE), 255, np.uint8)
@@ -307,7 +308,7 @@ def test_subject_901_masks_match_the_truth(tmp_path: Path, serial: str) -> None:
 
 def test_a_view_of_no_use_has_empty_masks(tmp_path):
     """Nothing of it is visible, so that there is nothing to compare; it is not even read."""
-    config = Path(__file__).parents[2] / "config" / "config.yaml"
+    config = CONFIG / "config.yaml"
     capture = read_config(config).capture
     nothing = np.zeros((32, 32), np.uint8)
     shot = Shot(capture.matte, capture.ingest, tmp_path, None, "FREE", "1", (0, 1), (0, 3), nothing)

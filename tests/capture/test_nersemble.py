@@ -8,7 +8,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from small_capture import (
+
+from eavatar.capture.captures import open_capture
+from eavatar.capture.recording import check_videos
+from eavatar.capture.video import decode, read_header
+from eavatar.errors import UserError
+from tests.scenes.small_capture import (
     HEIGHT,
     INTRINSICS,
     SERIALS,
@@ -17,11 +22,6 @@ from small_capture import (
     write_capture,
     write_video,
 )
-
-from eavatar.capture.captures import open_capture
-from eavatar.capture.recording import check_videos
-from eavatar.capture.video import decode, read_header
-from eavatar.errors import UserError
 
 
 @pytest.fixture

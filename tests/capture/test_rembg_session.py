@@ -9,13 +9,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_capture import SERIALS, grey_frames, ingest_settings, matte_settings, write_capture
 
 from eavatar.capture import rembg_session
 from eavatar.capture.ingest import calibrate, ingest
 from eavatar.capture.matting import matte, read_image
 from eavatar.capture.rembg_session import MODELS, find_model, open_session, segment
 from eavatar.errors import UserError
+from tests.scenes.small_capture import (
+    SERIALS,
+    grey_frames,
+    ingest_settings,
+    matte_settings,
+    write_capture,
+)
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rembg")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from heads import cut, random_head
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -26,6 +25,7 @@ from eavatar.prior.generate import generate_prior
 from eavatar.prior.template import Head
 from eavatar.settings import AlignSettings, GenerateSettings
 from eavatar.transforms import Similarity
+from tests.scenes.heads import cut, random_head
 
 SETTINGS = AlignSettings(samples=8000, inlier_distance=0.1, min_fitness=0.9, max_rmse=0.05)
 

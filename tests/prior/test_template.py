@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from heads import cut, random_head
 
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, read_mesh, write_arrays, write_mesh
@@ -21,6 +20,7 @@ from eavatar.prior.generate import (
 )
 from eavatar.prior.template import generic_head, head_distance
 from eavatar.settings import GenerateSettings
+from tests.scenes.heads import cut, random_head
 
 
 def distance_to(mesh: Mesh, points: np.ndarray) -> np.ndarray:

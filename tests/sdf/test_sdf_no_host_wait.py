@@ -5,8 +5,6 @@ Backward passes and gsplat's kernels cannot be walked through.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -15,8 +13,8 @@ from eavatar.sdf.field import HeadField
 from eavatar.sdf.surface import make_discs, place_discs, to_gaussians
 from eavatar.sdf.tetrahedra import Cut
 from eavatar.settings import read_config
+from tests.scenes import CONFIG
 
-CONFIG = Path(__file__).parents[2] / "config"
 POINTS, VERTICES, FACES, EXPRESSIONS = 900, 1500, 3000, 5
 
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")

@@ -30,8 +30,8 @@ from eavatar.sdf.train import (
 )
 from eavatar.settings import SdfSettings, read_config
 from eavatar.training import seed_everything
+from tests.scenes import ROOT
 
-ROOT = Path(__file__).parents[2]
 SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])
 SERIALS = ("1", "2", "3", "4")
 
@@ -298,7 +298,6 @@ def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_steps_on_cuda_lower_the_loss(subject: Path) -> None:
     seed_everything(0)
     places = (subject / "capture", subject / "face", subject / "prior.ply")
@@ -312,7 +311,6 @@ def test_steps_on_cuda_lower_the_loss(subject: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_captured_steps_are_the_steps(subject: Path) -> None:
     losses = []
     for captures in (False, True):

@@ -138,7 +138,6 @@ def test_hidden_discs_without_opacity_equal_selected_ones() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_draws_what_the_cpu_draws() -> None:
     surface = ball(12)
     generator = torch.Generator().manual_seed(2)

@@ -7,8 +7,6 @@ gsplat's kernels cannot be.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
@@ -22,8 +20,8 @@ from eavatar.splat.gaussians import Arrangement, NeutralGaussians
 from eavatar.splat.train import SplatTraining
 from eavatar.tiles import bin_splats
 from eavatar.torso import Torso
+from tests.scenes import CONFIG
 
-CONFIG = Path(__file__).parents[2] / "config"
 COUNT, NEAR, FAR = 1000, 700, 300
 
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")

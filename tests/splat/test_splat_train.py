@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from splat_scene import write_stage_one, write_subject
 
 from eavatar.errors import UserError
 from eavatar.frames import FrameSet, Loader
@@ -17,8 +16,9 @@ from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.avatar import check_finite, read_avatar, write_avatar
 from eavatar.splat.train import SplatTraining, start_avatar, train_splat
 from eavatar.training import seed_everything
+from tests.scenes import CONFIG
+from tests.scenes.splat_scene import write_stage_one, write_subject
 
-CONFIG = Path(__file__).parents[2] / "config"
 SMALL = {
     "steps": 60, "views_per_step": 2, "image_size": 64, "upsampler_width": 8, "width": 16,
     "mouth_points": 50, "checkpoint_every": 25, "lpips_required": False,

@@ -211,7 +211,6 @@ def compiled_and_eager(
 
 # Tracing shows most faults in seconds; the compiler itself takes a minute, far more than a test.
 slow = pytest.mark.skipif("EAVATAR_SLOW" not in os.environ, reason="EAVATAR_SLOW is not set")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=slow)])
@@ -243,7 +242,6 @@ def test_stretching_compiles_to_one_graph(backend, factor, align_corners):
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("kind", ["gha", "subpixel"])
 def test_gpu_and_cpu_agree(kind):
     """In float32 without TF32, interpolation by shifts there and PyTorch's here."""
@@ -268,7 +266,6 @@ def test_gpu_and_cpu_agree(kind):
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("kind", ["gha", "subpixel"])
 def test_compiles_on_the_gpu(kind, mixed):

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from ball import Subject, make_subject
 
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.evaluate import evaluate
 from eavatar.tables.table import metrics
+from tests.scenes.ball import Subject, make_subject
 
 SETTINGS = EvaluateSettings(lpips_net="alex", lpips_required=False, pictures=4)
 

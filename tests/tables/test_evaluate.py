@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from ball import SIZE, Subject
 
 from eavatar.errors import UserError
 from eavatar.tables.drawing import compare, order_along_arc
 from eavatar.tables.evaluate import _radical_inverse
 from eavatar.tables.table import format_metrics, metrics
+from tests.scenes.ball import SIZE, Subject
 
 
 @pytest.fixture

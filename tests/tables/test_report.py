@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import trimesh
-from ball import Subject
 
 from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.tables.drawing import contact_sheet, draw_contour, draw_meshes, draw_points
 from eavatar.tables.page import curve, stage_graph
 from eavatar.tables.report import report
+from tests.scenes.ball import Subject
 
 
 class Balanced(HTMLParser):

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trimesh
-from ball import LANDMARK_SHIFT, SCALE, Subject, ball_landmarks, ball_mask
 
 from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.tables.score import crop_mask, face_points, overlap, score, surface_distances
+from tests.scenes.ball import LANDMARK_SHIFT, SCALE, Subject, ball_landmarks, ball_mask
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from eavatar.splat.avatar import Avatar, Sizes, read_avatar, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians
 from eavatar.torso import Torso
 from eavatar.view.render import Drive, Player, draw_frame, most_frontal
+from tests.scenes import CONFIG
 
-CONFIG = Path(__file__).parents[2] / "config"
 SIZE, EXPRESSIONS, TIMESTEPS = 64, 3, 3
 
 
@@ -169,7 +169,6 @@ def test_an_output_of_another_kind_is_not_overwritten(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_graph_draws_what_plain_calls_draw_also_when_it_needs_more_room() -> None:
     avatar = make_avatar(4 * SIZE).cuda()
     player = Player(avatar)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from capture.small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture
+
+from tests.scenes.small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture
 
 SEQUENCES = ("EXP-1-head", "EXP-2-eyes", "FREE")
 FRAMES = 4

@@ -31,8 +31,8 @@ from eavatar.splat.avatar import Avatar, Sizes, write_avatar
 from eavatar.splat.gaussians import NeutralGaussians
 from eavatar.torso import Torso
 from eavatar.transforms import Similarity
+from tests.scenes import CONFIG
 
-CONFIG = Path(__file__).parents[2] / "config"
 SIZE, EXPRESSION, SCALE = 64, 3, 0.1
 SEQUENCES = {"EXP-1-head": ("train", 2), "FREE": ("test", 3)}
 FAILED = {("EXP-1-head", 1, "222200032"), ("FREE", 0, "222200031")}  # views without a good mask

@@ -24,12 +24,12 @@ from torch.nn.functional import conv2d
 
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
+from eavatar.avatar.model import Avatar
 from eavatar.frames import FrameSet
-from eavatar.perceptual import load_perceptual
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
-from eavatar.splat.avatar import Avatar
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
-from eavatar.training import seed_everything
+from eavatar.training.loop import seed_everything
+from eavatar.training.perceptual import load_perceptual
 
 SEED = 0
 TIMESTEPS = 8  # of each set that are measured

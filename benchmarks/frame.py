@@ -22,13 +22,13 @@ from torch import Tensor
 
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
-from eavatar.drivers import Drivers
-from eavatar.graphs import Captured
-from eavatar.render import splat
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.gaussians import NeutralGaussians
+from eavatar.avatar.model import Avatar, Sizes, read_avatar
+from eavatar.avatar.torso import Torso
+from eavatar.rendering.splatting import splat
 from eavatar.settings import SplatSettings, merge, validate
-from eavatar.splat.avatar import Avatar, Sizes, read_avatar
-from eavatar.splat.gaussians import NeutralGaussians
-from eavatar.torso import Torso
+from eavatar.training.graphs import Captured
 from eavatar.view.render import MARGIN, Player, draw_frame
 from tests.scenes.splat_scene import AXES, SCALE, landmarks, sphere
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.splat import make_scene
-from eavatar.graphs import Captured
-from eavatar.render import Gaussians, splat
-from eavatar.tiles import TILE, bin_splats
+from eavatar.rendering.splatting import Gaussians, splat
+from eavatar.rendering.tiles import TILE, bin_splats
+from eavatar.training.graphs import Captured
 
 SIZE, CHANNELS = 512, 32
 WARM_UP, REPETITIONS = 10, 50
@@ -55,7 +55,7 @@ def make_inputs(count: int, views: int) -> Inputs:
 
 
 def draw_ours(inputs: Inputs, world_to_camera: Tensor, intrinsics: Tensor) -> Tensor:
-    """Images (C, H, W, D) by `eavatar.render.splat`."""
+    """Images (C, H, W, D) by `eavatar.rendering.splatting.splat`."""
     return splat(
         inputs.gaussians,
         world_to_camera,

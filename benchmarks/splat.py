@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eavatar.render import Gaussians, Rendering, splat
+from eavatar.rendering.splatting import Gaussians, Rendering, splat
 from tests.scenes.dense_splat import dense_splat
 
 RADIUS = 0.12  # metres
@@ -26,7 +26,7 @@ PIXELS_AT_ONCE = 256  # of the dense reference, which checkpoints: about 0.2 GB 
 
 @dataclass(frozen=True)
 class Scene:
-    """Gaussians, background (D,), C cameras as `eavatar.render.splat` takes them, image size."""
+    """What `eavatar.rendering.splatting.splat` takes: Gaussians, background (D,), C cameras, size."""
 
     gaussians: Gaussians
     background: torch.Tensor

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.device import longest_kernels, synchronise
 from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare
 from eavatar.settings import read_config
-from eavatar.training import seed_everything
+from eavatar.training.loop import seed_everything
 
 ROOT = Path(__file__).parents[1]
 SEED = 0

@@ -28,11 +28,11 @@ from torch import Tensor
 from benchmarks.device import longest_kernels, synchronise
 from benchmarks.profiles import PROFILES, read_profile
 from eavatar.frames import FrameSet
-from eavatar.graphs import Captured
-from eavatar.perceptual import Perceptual
 from eavatar.settings import SplatSettings, merge, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
-from eavatar.training import seed_everything
+from eavatar.training.graphs import Captured
+from eavatar.training.loop import seed_everything
+from eavatar.training.perceptual import Perceptual
 from tests.scenes.head_pictures import write_pictures
 from tests.scenes.splat_scene import write_stage_one
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eavatar.perceptual import Perceptual
-from eavatar.splat.upsample import make_upsampler
+from eavatar.avatar.upsample import make_upsampler
+from eavatar.training.perceptual import Perceptual
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIDE = 512 if DEVICE.type == "cuda" else 64  # pixels of features and LPIPS patches

@@ -205,7 +205,7 @@ def _examine_perceptual(
     """The backbones of LPIPS; only where it is required their absence stops a run."""
     if _import_fault("torch"):
         return  # a finding already
-    from eavatar.perceptual import BACKBONES, SITE, Net, weights_path
+    from eavatar.training.perceptual import BACKBONES, SITE, Net, weights_path
 
     required: set[tuple[Net, bool]] = {
         ("vgg", block.lpips_required) for block in splats if block.weights.lpips > 0

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_check import with_a_damaged_last_frame, with_a_truncated_video, without_a_plate
 
 from eavatar.__main__ import main
 from eavatar.doctor import examine
@@ -20,6 +19,7 @@ from eavatar.settings import merge, read_config
 from tests.scenes import CONFIG
 from tests.scenes.small_capture import SERIALS, grey_frames, write_video
 from tests.scenes.small_setup import write_subject
+from tests.test_check import with_a_damaged_last_frame, with_a_truncated_video, without_a_plate
 
 HEADER = "subject,capture,morphable_model,landmarks,mattes,prior,settings"
 

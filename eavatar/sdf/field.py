@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eavatar.drivers import Drivers, expression_weights
+from eavatar.avatar.drivers import Drivers, expression_weights
+from eavatar.avatar.networks import MLP, encode_position, encoded_size
+from eavatar.avatar.torso import Torso
 from eavatar.errors import UserError
 from eavatar.io import LANDMARKS, atomic, require
-from eavatar.networks import MLP, encode_position, encoded_size
 from eavatar.sdf.tetrahedra import Cut, Grid, Surface, body_centred_grid, cut
 from eavatar.settings import SdfSettings, read_yaml, validate
-from eavatar.torso import Torso
 
 # The canonical box: the head with hair, the neck, and the shoulders as far as GHA's crop shows.
 LOWER = (-1.6, -1.8, -2.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eavatar.render import Gaussians, splat
+from eavatar.rendering.splatting import Gaussians, splat
 from eavatar.transforms import rotate
 
 OPACITY = 0.99
@@ -28,7 +28,7 @@ class Pictures:
 
     Attributes:
         features: (B, K, H, W, D) on white. alpha: (B, K, H, W) soft silhouette in [0, 1].
-        pairs: () as of `eavatar.render.Rendering`.
+        pairs: () as of `eavatar.rendering.splatting.Rendering`.
     """
 
     features: Tensor
@@ -85,7 +85,7 @@ def render_surface(
         vertices: (B, S, 3). faces: (M, 3). colours: (B, S, D).
         to_camera: (B, K, 4, 4) rigid, from the space of the vertices.
         intrinsics: (B, K, 3, 3) pixels.
-        capacity: as of `eavatar.render.splat`.
+        capacity: as of `eavatar.rendering.splatting.splat`.
     """
     discs = make_discs(vertices, faces)
     means, seen = place_discs(vertices, discs, to_camera, intrinsics)

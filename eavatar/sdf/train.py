@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from eavatar import losses
+from eavatar.avatar.networks import encode_position
 from eavatar.errors import UserError
 from eavatar.frames import Batch, FrameSet, Loader, unpack
-from eavatar.graphs import Captured, run_aside
 from eavatar.io import Mesh, read_mesh, write_mesh
-from eavatar.networks import encode_position
 from eavatar.sdf.dibr import render_mesh, require_kaolin
 from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut, write_field
 from eavatar.sdf.surface import render_surface
 from eavatar.sdf.tetrahedra import Band, Cut, Surface
 from eavatar.settings import SdfSettings
-from eavatar.training import fingerprint, finish, seed_everything, train
+from eavatar.training import losses
+from eavatar.training.graphs import Captured, run_aside
+from eavatar.training.loop import fingerprint, finish, seed_everything, train
 from eavatar.transforms import axis_angle_to_matrix
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from eavatar.avatar.gaussians import NeutralGaussians
 from eavatar.settings import SplitSettings
-from eavatar.splat.gaussians import NeutralGaussians
 from eavatar.transforms import quaternion_to_matrix
 
 OFFSET = 0.5  # of a child from its parent, in standard deviations along the longest axis

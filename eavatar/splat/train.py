@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from eavatar.drivers import Drivers
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
+from eavatar.avatar.model import Avatar, Sizes, write_avatar
+from eavatar.avatar.torso import Torso
 from eavatar.errors import UserError
 from eavatar.frames import FrameSet, Loader, unpack
-from eavatar.graphs import Captured, run_aside
 from eavatar.io import require
-from eavatar.losses import rgb_loss
-from eavatar.perceptual import Perceptual, load_perceptual
 from eavatar.settings import SplatSettings, read_yaml
-from eavatar.splat.avatar import Avatar, Sizes, write_avatar
-from eavatar.splat.gaussians import NeutralGaussians, merge_points, mouth_interior
-from eavatar.splat.optimiser import AveragingAdam
 from eavatar.splat.splitting import choose_parents, split
-from eavatar.torso import Torso
-from eavatar.training import fingerprint, finish, seed_everything, train
+from eavatar.training.graphs import Captured, run_aside
+from eavatar.training.loop import fingerprint, finish, seed_everything, train
+from eavatar.training.losses import rgb_loss
+from eavatar.training.optimiser import AveragingAdam
+from eavatar.training.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
 

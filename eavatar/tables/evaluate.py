@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.frames import FrameSet
 from eavatar.io import atomic
-from eavatar.perceptual import Perceptual, load_perceptual
 from eavatar.settings import EvaluateSettings
-from eavatar.splat.avatar import Avatar, read_avatar
 from eavatar.tables.drawing import compare, order_along_arc, write_picture
 from eavatar.tables.metrics import psnr, ssim, whiten_padding
+from eavatar.training.perceptual import Perceptual, load_perceptual
 
 EXPRESSION_FACTORS = {"self_reenactment": 1.0, "neutral_expression": 0.0}
 PICTURED = "self_reenactment"

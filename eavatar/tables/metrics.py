@@ -1,4 +1,4 @@
-"""Image metrics: PSNR and SSIM (LPIPS is `eavatar.perceptual`).
+"""Image metrics: PSNR and SSIM (LPIPS is `eavatar.training.perceptual`).
 
 All compare K images (K, H, W, 3) in [0, 1] on white with their truth. The padding of the crop
 (``visible`` = 0) is to be made white in both by `whiten_padding`, and is left out of the means of

@@ -23,13 +23,13 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
+from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.film import write_film
-from eavatar.graphs import Captured
 from eavatar.io import Tracking, atomic, read_arrays, read_cameras
 from eavatar.settings import select
-from eavatar.splat.avatar import Avatar, read_avatar
+from eavatar.training.graphs import Captured
 
 logger = logging.getLogger(__name__)
 

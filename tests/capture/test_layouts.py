@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from test_matting import matte_settings
 
 from eavatar.capture.captures import open_capture, open_mattes
 from eavatar.capture.ingest import calibrate, ingest
@@ -19,6 +18,7 @@ from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
 from eavatar.io import read_cameras
 from eavatar.layouts import Layout, list_sequence_names, recognise
+from tests.capture.test_matting import matte_settings
 from tests.scenes.small_capture import (
     HEIGHT,
     INTRINSICS,

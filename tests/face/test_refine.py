@@ -11,7 +11,6 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import Delaunay
 from scipy.spatial.transform import Rotation
-from test_morphable import random_parts, write_2017
 
 from eavatar.cameras import Camera
 from eavatar.face.morphable import MorphableModel, read_morphable_model
@@ -43,6 +42,7 @@ from eavatar.face.refine import (
 )
 from eavatar.io import Identity, Tracking, read_mesh, write_arrays, write_cameras
 from eavatar.settings import RefineSettings
+from tests.face.test_morphable import random_parts, write_2017
 
 SIDE, SCALE = 200, 0.1
 SETTINGS = RefineSettings(

@@ -14,8 +14,11 @@ import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.gaussians import NeutralGaussians
+from eavatar.avatar.model import Avatar, Sizes, write_avatar
+from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
-from eavatar.drivers import Drivers
 from eavatar.io import (
     Alignment,
     Identity,
@@ -27,9 +30,6 @@ from eavatar.io import (
     write_mesh,
 )
 from eavatar.settings import SplatSettings, read_config
-from eavatar.splat.avatar import Avatar, Sizes, write_avatar
-from eavatar.splat.gaussians import NeutralGaussians
-from eavatar.torso import Torso
 from eavatar.transforms import Similarity
 from tests.scenes import CONFIG
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from eavatar.render import Gaussians, Rendering
+from eavatar.rendering.splatting import Gaussians, Rendering
 from eavatar.transforms import quaternion_to_matrix
 
 
@@ -23,7 +23,7 @@ def dense_splat(
     background: Tensor,
     pixels_at_once: int = 1 << 30,
 ) -> Rendering:
-    """As `eavatar.render.splat`, in the tensors' own precision, in chunks of pixels."""
+    """As `splatting.splat`, in the tensors' own precision, in chunks of pixels."""
     views = [
         _draw_view(gaussians, camera, matrix, width, height, background, pixels_at_once)
         for camera, matrix in zip(world_to_camera, intrinsics, strict=True)

@@ -11,11 +11,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
-from eavatar.drivers import Drivers
 from eavatar.io import Identity, Tracking, write_arrays, write_cameras
-from eavatar.render import Gaussians, splat
-from eavatar.torso import Torso
+from eavatar.rendering.splatting import Gaussians, splat
 from eavatar.transforms import axis_angle_to_matrix
 
 SCALE = 0.1

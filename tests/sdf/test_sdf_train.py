@@ -29,7 +29,7 @@ from eavatar.sdf.train import (
     train_sdf,
 )
 from eavatar.settings import SdfSettings, read_config
-from eavatar.training import seed_everything
+from eavatar.training.loop import seed_everything
 from tests.scenes import ROOT
 
 SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eavatar.avatar.model import check_finite, read_avatar, write_avatar
 from eavatar.errors import UserError
 from eavatar.frames import FrameSet, Loader
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
-from eavatar.splat.avatar import check_finite, read_avatar, write_avatar
 from eavatar.splat.train import SplatTraining, start_avatar, train_splat
-from eavatar.training import seed_everything
+from eavatar.training.loop import seed_everything
 from tests.scenes import CONFIG
 from tests.scenes.splat_scene import write_stage_one, write_subject
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eavatar.render import Gaussians, splat
+from eavatar.avatar.gaussians import NeutralGaussians
+from eavatar.rendering.splatting import Gaussians, splat
 from eavatar.settings import SplitSettings
-from eavatar.splat.gaussians import NeutralGaussians
-from eavatar.splat.optimiser import AveragingAdam
 from eavatar.splat.splitting import child_opacity, choose_parents, split
+from eavatar.training.optimiser import AveragingAdam
 from eavatar.transforms import quaternion_to_matrix
 
 SETTINGS = SplitSettings(enabled=True, threshold=0.2, every=10, start=0, stop=100, cap=1.5)

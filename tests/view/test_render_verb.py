@@ -12,13 +12,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from eavatar.__main__ import main
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.gaussians import NeutralGaussians
+from eavatar.avatar.model import Avatar, Sizes, read_avatar, write_avatar
+from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
-from eavatar.drivers import Drivers
 from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
 from eavatar.settings import read_config
-from eavatar.splat.avatar import Avatar, Sizes, read_avatar, write_avatar
-from eavatar.splat.gaussians import NeutralGaussians
-from eavatar.torso import Torso
 from eavatar.view.render import Drive, Player, draw_frame, most_frontal
 from tests.scenes import CONFIG
 

@@ -16,13 +16,13 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from eavatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
-from eavatar.networks import encode_position, encoded_size
-from eavatar.render import Gaussians
+from eavatar.avatar.control import Neighbours, find_neighbours, propagate
+from eavatar.avatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
+from eavatar.avatar.networks import encode_position, encoded_size
+from eavatar.avatar.torso import Torso
+from eavatar.rendering.splatting import Gaussians
 from eavatar.settings import ControlSettings
-from eavatar.splat.control import Neighbours, find_neighbours, propagate
-from eavatar.splat.optimiser import MEAN, MOMENTS
-from eavatar.torso import Torso
+from eavatar.training.optimiser import MEAN, MOMENTS
 
 MOUTH = slice(48, 68)  # of the iBUG-68 landmarks
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)

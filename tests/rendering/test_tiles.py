@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eavatar.tiles import TILE, Tiles, bin_splats
+from eavatar.rendering.tiles import TILE, Tiles, bin_splats
 
 
 @dataclass(frozen=True)

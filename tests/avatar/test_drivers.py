@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from eavatar.drivers import ConditionedMLP, Drivers, expression_weights
-from eavatar.networks import MLP, encode_position
+from eavatar.avatar.drivers import ConditionedMLP, Drivers, expression_weights
+from eavatar.avatar.networks import MLP, encode_position
 
 
 def test_condition_as_bias_equals_concatenated_copies() -> None:

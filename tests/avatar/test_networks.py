@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from eavatar.networks import MLP, encode_position, encoded_size
+from eavatar.avatar.networks import MLP, encode_position, encoded_size
 
 
 def test_encoding_of_a_known_point() -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.functional import instance_norm, interpolate
 
-from eavatar.settings import SplatSettings, read_config
-from eavatar.splat.upsample import (
+from eavatar.avatar.upsample import (
     PublishedUpsampler,
     SubPixelUpsampler,
     make_upsampler,
     stretch_by_gathering,
     stretch_by_shifts,
 )
+from eavatar.settings import SplatSettings, read_config
 
 STRETCHES = [stretch_by_shifts, stretch_by_gathering]
 MODES = [(1, False), (2, False), (3, False), (4, False), (2, True)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eavatar.graphs import Captured
+from eavatar.training.graphs import Captured
 
 gpu = [
     pytest.mark.gpu,

@@ -5,9 +5,9 @@ touches. Pairs are numbered Gaussian by Gaussian, so that the backward pass can 
 gradients per pair and add up a Gaussian's rows afterwards: no atomics, and the same result for any
 number of threads. Inner loops run over the 64 pixels of a tile, which compilers turn into SIMD.
 
-Conventions and constants are those of gsplat 1.5.3 (`eavatar.render`). Letters: C views,
-N Gaussians, P pairs, D feature channels. A splat is a Gaussian in one view; splat ``v * N + n`` is
-Gaussian ``n`` in view ``v``.
+Conventions and constants are those of gsplat 1.5.3 (`eavatar.rendering.splatting`). Letters: C
+views, N Gaussians, P pairs, D feature channels. A splat is a Gaussian in one view; splat
+``v * N + n`` is Gaussian ``n`` in view ``v``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eavatar.splat.control import MODES, control_weights, find_neighbours, lead, propagate
+from eavatar.avatar.control import MODES, control_weights, find_neighbours, lead, propagate
 
 RADIUS, SIGMA = 0.3, 0.15
 ALL = 1000  # neighbours: more than there are points

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from eavatar.errors import UserError
-from eavatar.tiles import TILE, bin_splats
+from eavatar.rendering.tiles import TILE, bin_splats
 
 logger = logging.getLogger(__name__)
 
@@ -252,19 +252,19 @@ def _compiled() -> bool:
 
 
 class _CpuSplat(torch.autograd.Function):
-    """`eavatar.splat_cpu` as a differentiable function of tensors."""
+    """`eavatar.rendering.cpu` as a differentiable function of tensors."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        from eavatar import splat_cpu
+        from eavatar.rendering import cpu
 
         *tensors, width, height = inputs
         arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
         means, quaternions, scales, opacities, features, poses, intrinsics, background = arrays
-        splats = splat_cpu.prepare(
+        splats = cpu.prepare(
             means, quaternions, scales, opacities, poses, intrinsics, width, height
         )
-        images = splat_cpu.composite(splats, features, background, len(poses), width, height)
+        images = cpu.composite(splats, features, background, len(poses), width, height)
         ctx.save_for_backward(*tensors)
         ctx.splats = splats
         ctx.size = width, height
@@ -273,17 +273,17 @@ class _CpuSplat(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients):
-        from eavatar import splat_cpu
+        from eavatar.rendering import cpu
 
         arrays = [tensor.detach().contiguous().numpy() for tensor in ctx.saved_tensors]
         means, quaternions, scales, _, features, *cameras, background = arrays
-        rows, background_gradient = splat_cpu.composite_gradients(
+        rows, background_gradient = cpu.composite_gradients(
             ctx.splats,
             features,
             background,
             *(gradient.contiguous().numpy() for gradient in gradients),
         )
-        inputs = splat_cpu.project_gradients(
+        inputs = cpu.project_gradients(
             ctx.splats, rows, means, quaternions, scales, *cameras, *ctx.size
         )
         to_gaussians = [torch.from_numpy(array) for array in inputs]

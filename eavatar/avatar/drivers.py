@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from eavatar.networks import LEAKY_SLOPE, MLP, encoded_size
+from eavatar.avatar.networks import LEAKY_SLOPE, MLP, encoded_size
 
 POSE_SIZE = 6
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from eavatar.networks import LEAKY_SLOPE
+from eavatar.avatar.networks import LEAKY_SLOPE
 
 Kind = Literal["gha", "subpixel"]
 NORM_EPSILON = 1e-5

@@ -7,10 +7,8 @@ import math
 import pytest
 import torch
 
-from eavatar.drivers import Drivers, expression_weights
-from eavatar.networks import MLP, encode_position
-from eavatar.settings import ControlSettings
-from eavatar.splat.gaussians import (
+from eavatar.avatar.drivers import Drivers, expression_weights
+from eavatar.avatar.gaussians import (
     MOUTH,
     Arrangement,
     Generator,
@@ -18,7 +16,9 @@ from eavatar.splat.gaussians import (
     merge_points,
     mouth_interior,
 )
-from eavatar.torso import Torso
+from eavatar.avatar.networks import MLP, encode_position
+from eavatar.avatar.torso import Torso
+from eavatar.settings import ControlSettings
 from eavatar.transforms import axis_angle_to_matrix, quaternion_to_matrix
 
 EXPRESSIONS, FEATURES, COLOURS = 3, 5, 4

@@ -12,14 +12,14 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.nn import Module
 
-from eavatar.drivers import Drivers
+from eavatar.avatar.control import Neighbours
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.gaussians import Arrangement, NeutralGaussians
+from eavatar.avatar.model import Avatar, Sizes
+from eavatar.avatar.torso import Torso
+from eavatar.rendering.tiles import bin_splats
 from eavatar.settings import SplatSettings, read_config
-from eavatar.splat.avatar import Avatar, Sizes
-from eavatar.splat.control import Neighbours
-from eavatar.splat.gaussians import Arrangement, NeutralGaussians
 from eavatar.splat.train import SplatTraining
-from eavatar.tiles import bin_splats
-from eavatar.torso import Torso
 from tests.scenes import CONFIG
 
 COUNT, NEAR, FAR = 1000, 700, 300

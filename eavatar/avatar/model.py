@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from eavatar.drivers import Drivers, expression_weights
+from eavatar.avatar.drivers import Drivers, expression_weights
+from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
+from eavatar.avatar.torso import Torso
+from eavatar.avatar.upsample import make_upsampler
 from eavatar.errors import UserError
 from eavatar.io import atomic, require
-from eavatar.render import splat
+from eavatar.rendering.splatting import splat
 from eavatar.settings import SplatSettings, read_yaml, validate
-from eavatar.splat.gaussians import Arrangement, Generated, Generator, NeutralGaussians
-from eavatar.splat.upsample import make_upsampler
-from eavatar.torso import Torso
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Coarse:
     Attributes:
         features: (C, h, w, K) on white, the first three RGB.
         generated: the Gaussians.
-        pairs: () of a Gaussian and a tile, see `eavatar.render.splat`.
+        pairs: () of a Gaussian and a tile, see `eavatar.rendering.splatting.splat`.
     """
 
     features: Tensor
@@ -162,7 +162,7 @@ class Avatar(nn.Module):
             expression: (E,). pose: (6,) axis-angle in radians, translation in metres.
             intrinsics: (C, 3, 3) of the final image, pixels. world_to_camera: (C, 4, 4).
             height, width: of the final image, pixels.
-            capacity: see `eavatar.render.splat`.
+            capacity: see `eavatar.rendering.splatting.splat`.
         """
         factor = self.settings.upsampling
         self.generator.mixed_precision = self.mixed_precision

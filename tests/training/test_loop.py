@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eavatar.errors import UserError
-from eavatar.training import finish, seed_everything, train
+from eavatar.training.loop import finish, seed_everything, train
 
 
 class Regression:

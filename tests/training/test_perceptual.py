@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from eavatar.errors import UserError
-from eavatar.perceptual import Perceptual, load_perceptual, weights_path
+from eavatar.training.perceptual import Perceptual, load_perceptual, weights_path
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eavatar.graphs import Captured
-from eavatar.render import Gaussians, Rendering, splat
+from eavatar.rendering.splatting import Gaussians, Rendering, splat
+from eavatar.training.graphs import Captured
 from tests.scenes.dense_splat import dense_splat
 
 IMAGES = ("features", "alpha", "depth")

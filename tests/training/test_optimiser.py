@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eavatar.splat.optimiser import AveragingAdam
+from eavatar.training.optimiser import AveragingAdam
 
 
 def make(window: float) -> tuple[AveragingAdam, torch.nn.Parameter]:

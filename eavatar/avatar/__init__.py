@@ -1,0 +1,1 @@
+"""The avatar: neutral Gaussians, the networks that drive them, and the upsampler."""

@@ -1,0 +1,1 @@
+"""What both training stages share: loop, losses, optimiser, captured steps."""

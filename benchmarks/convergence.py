@@ -25,7 +25,7 @@ from torch.nn.functional import conv2d
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
 from eavatar.avatar.model import Avatar
-from eavatar.frames import FrameSet
+from eavatar.data.frames import FrameSet
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
 from eavatar.training.loop import seed_everything

@@ -29,7 +29,7 @@ from eavatar.avatar.torso import Torso
 from eavatar.rendering.splatting import splat
 from eavatar.settings import SplatSettings, merge, validate
 from eavatar.training.graphs import Captured
-from eavatar.view.render import MARGIN, Player, draw_frame
+from eavatar.view.player import MARGIN, Player, draw_frame
 from tests.scenes.splat_scene import AXES, SCALE, landmarks, sphere
 
 PROFILES = ("fast", "paper")
@@ -43,7 +43,7 @@ SMALL_FRAMES = 3
 
 @dataclass(frozen=True)
 class View:
-    """Inputs of a frame, as `eavatar.view.render.Player` takes them, and how often to draw it."""
+    """Inputs of a frame, as `eavatar.view.player.Player` takes them, and how often to draw it."""
 
     inputs: list[Tensor]
     frames: int

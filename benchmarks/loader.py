@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 import torch
 
-from eavatar.frames import FrameSet, Loader
-from eavatar.images import composite
+from eavatar.data.frames import FrameSet
+from eavatar.data.images import composite
+from eavatar.data.loader import Loader
 from tests.scenes.head_pictures import write_pictures
 
 VIEWS = 4

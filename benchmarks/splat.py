@@ -26,7 +26,7 @@ PIXELS_AT_ONCE = 256  # of the dense reference, which checkpoints: about 0.2 GB 
 
 @dataclass(frozen=True)
 class Scene:
-    """What `eavatar.rendering.splatting.splat` takes: Gaussians, background (D,), C cameras, size."""
+    """What `splatting.splat` takes: Gaussians, background (D,), C cameras, image size."""
 
     gaussians: Gaussians
     background: torch.Tensor

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.device import longest_kernels, synchronise
 from benchmarks.profiles import PROFILES, read_profile
-from eavatar.frames import FrameSet
+from eavatar.data.frames import FrameSet
 from eavatar.settings import SplatSettings, merge, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
 from eavatar.training.graphs import Captured

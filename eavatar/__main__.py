@@ -27,15 +27,15 @@ def demo_capture(a: Arguments) -> None:
 
 def doctor(a: Arguments) -> None:
     """Check everything that a run will need, of all or some subjects, and list all faults."""
-    from eavatar.doctor import doctor as run
+    from eavatar.preflight.doctor import doctor as run
 
     run(a.config or "config/config.yaml", a.subjects, a.subject)
 
 
 def check(a: Arguments) -> None:
     """Check all inputs of a subject before anything long runs."""
-    from eavatar.check import Inputs, InputSettings
-    from eavatar.check import check as run
+    from eavatar.preflight.check import Inputs, InputSettings
+    from eavatar.preflight.check import check as run
 
     blocks = InputSettings(
         settings.parse_block(settings.IngestSettings, a.settings),
@@ -152,15 +152,15 @@ def report(a: Arguments) -> None:
 
 def score(a: Arguments) -> None:
     """Compare a subject's results with ground truth (the demo has it; no stage reads it)."""
-    from eavatar.tables.score import score as run
+    from eavatar.view.score import score as run
 
     run(a.results, a.truth, a.capture)
 
 
 def render(a: Arguments) -> None:
     """Draw a tracked sequence with a trained avatar: a film or pictures."""
-    from eavatar.view.render import RATE
-    from eavatar.view.render import render as run
+    from eavatar.view.player import RATE
+    from eavatar.view.player import render as run
 
     rate = RATE if a.rate is None else a.rate
     run(a.avatar, a.capture, a.face, a.sequence, a.camera, a.neutral, rate, a.output)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eavatar.subjects import COLUMNS
+from eavatar.preflight.subjects import COLUMNS
 from tests.scenes import ROOT
 
 

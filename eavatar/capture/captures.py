@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eavatar.capture.gha import read_gha
+from eavatar.capture.layouts import Layout, recognise
 from eavatar.capture.nersemble import FULL_SIZE, read_benchmark, read_v1, read_v2
 from eavatar.capture.recording import Capture, Clips
 from eavatar.capture.video import Clip
 from eavatar.errors import UserError
-from eavatar.layouts import Layout, recognise
 
 READERS = {
     Layout.NERSEMBLE_V1: read_v1,
@@ -24,8 +24,8 @@ def open_capture(root: Path) -> Capture:
     """Read the calibration and list the images of a capture; no image is read.
 
     Raises:
-        UserError: the folder has no known layout (see `eavatar.layouts`), a file is missing or
-            malformed, or a camera is not rigid.
+        UserError: the folder has no known layout (see `eavatar.capture.layouts`), a file is missing
+            or malformed, or a camera is not rigid.
     """
     return READERS[recognise(root)](root)
 

@@ -24,11 +24,11 @@ import numpy as np
 
 from eavatar.cameras import Camera
 from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
+from eavatar.capture.layouts import GHA_PARTS
 from eavatar.capture.recording import Capture
 from eavatar.capture.video import Clip, read_picture
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY
-from eavatar.layouts import GHA_PARTS
 
 STILL = 1e-4  # of the camera's matrices over time: metres, and pixels
 

@@ -34,11 +34,11 @@ import numpy as np
 from eavatar.cameras import Camera
 from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
 from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
+from eavatar.capture.layouts import BACKGROUND, v1_folders
 from eavatar.capture.recording import Capture, Clips
 from eavatar.capture.video import Clip
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY, read_json
-from eavatar.layouts import BACKGROUND, v1_folders
 
 FULL_SIZE = (2200, 3208)  # the pixels that NeRSemble's intrinsics refer to
 BENCHMARK_SIZE = (1100, 1604)

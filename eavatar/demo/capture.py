@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar import io
+from eavatar.data.film import write_film
 from eavatar.demo import detections, render
 from eavatar.demo.controls import CONTROLS
 from eavatar.demo.head import Head, build_head, landmark_points
@@ -31,7 +32,6 @@ from eavatar.demo.morphable_model import build_model
 from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, Motion, motion
 from eavatar.demo.render import Geometry, NoiseTables
 from eavatar.demo.rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
-from eavatar.film import write_film
 from eavatar.settings import DemoSettings
 
 Array = NDArray[np.float64]

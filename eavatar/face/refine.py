@@ -30,6 +30,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
+from eavatar.data.images import make_pool
 from eavatar.errors import UserError
 from eavatar.face.fit import skew
 from eavatar.face.morphable import MorphableModel, read_morphable_model
@@ -43,7 +44,6 @@ from eavatar.face.photometric import (
     vertex_normals,
 )
 from eavatar.face.triangulation import project
-from eavatar.images import make_pool
 from eavatar.io import (
     LANDMARKS,
     Identity,

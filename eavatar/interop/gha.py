@@ -41,10 +41,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
+from eavatar.data.frames import read_usable
+from eavatar.data.images import make_pool, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.frames import read_usable
-from eavatar.images import make_pool, read_grey, resize_area
 from eavatar.io import Float, Identity, Tracking, atomic, read_arrays, read_cameras, require
 
 Image = NDArray[Any]

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from eavatar.avatar.networks import encode_position
+from eavatar.data.frames import FrameSet, unpack
+from eavatar.data.loader import Batch, Loader
 from eavatar.errors import UserError
-from eavatar.frames import Batch, FrameSet, Loader, unpack
 from eavatar.io import Mesh, read_mesh, write_mesh
 from eavatar.sdf.dibr import render_mesh, require_kaolin
 from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut, write_field

@@ -19,8 +19,9 @@ from eavatar.avatar.drivers import Drivers
 from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
 from eavatar.avatar.model import Avatar, Sizes, write_avatar
 from eavatar.avatar.torso import Torso
+from eavatar.data.frames import FrameSet, unpack
+from eavatar.data.loader import Loader
 from eavatar.errors import UserError
-from eavatar.frames import FrameSet, Loader, unpack
 from eavatar.io import require
 from eavatar.settings import SplatSettings, read_yaml
 from eavatar.splat.splitting import choose_parents, split

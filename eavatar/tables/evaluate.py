@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eavatar.avatar.model import Avatar, read_avatar
-from eavatar.frames import FrameSet
+from eavatar.data.frames import FrameSet
 from eavatar.io import atomic
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_picture

@@ -12,8 +12,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
+from eavatar.data.frames import read_masks
 from eavatar.errors import UserError
-from eavatar.frames import read_masks
 from eavatar.io import (
     Tracking,
     atomic,

@@ -13,11 +13,11 @@ import pytest
 
 from eavatar.capture.captures import open_capture, open_mattes
 from eavatar.capture.ingest import calibrate, ingest
+from eavatar.capture.layouts import Layout, list_sequence_names, recognise
 from eavatar.capture.matting import matte
 from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
 from eavatar.io import read_cameras
-from eavatar.layouts import Layout, list_sequence_names, recognise
 from tests.capture.test_matting import matte_settings
 from tests.scenes.small_capture import (
     HEIGHT,

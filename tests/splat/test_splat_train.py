@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eavatar.avatar.model import check_finite, read_avatar, write_avatar
+from eavatar.data.frames import FrameSet
+from eavatar.data.loader import Loader
 from eavatar.errors import UserError
-from eavatar.frames import FrameSet, Loader
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.train import SplatTraining, start_avatar, train_splat
 from eavatar.training.loop import seed_everything

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from eavatar.errors import UserError
-from eavatar.subjects import (
+from eavatar.preflight.subjects import (
     check_requested,
     list_sequences,
     read_subjects,

@@ -44,8 +44,8 @@ from tqdm import tqdm
 
 from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
+from eavatar.data.frames import read_grey
 from eavatar.errors import UserError
-from eavatar.frames import read_grey
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
 from eavatar.transforms import Similarity
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from eavatar.errors import UserError
-from eavatar.subjects import (
+from eavatar.preflight.subjects import (
     FILES,
     GENERATED_SEQUENCES,
     check_requested,

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
+from eavatar.data.frames import FrameSet, unpack
+from eavatar.data.images import composite, read_grey
+from eavatar.data.loader import Draw, Loader, decode_by_nvjpeg, draw
 from eavatar.errors import UserError
-from eavatar.frames import Draw, FrameSet, Loader, decode_by_nvjpeg, draw, unpack
-from eavatar.images import composite, read_grey
 from tests.scenes.head_pictures import BOX, picture, write_pictures
 
 SIZE, TIMESTEPS, CAMERAS = 96, 3, 4

@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eavatar.check import Footage, Inputs, InputSettings, examine_inputs, examine_model
 from eavatar.errors import UserError
-from eavatar.findings import Examination
-from eavatar.machine import (
+from eavatar.preflight.check import Footage, Inputs, InputSettings, examine_inputs, examine_model
+from eavatar.preflight.findings import Examination
+from eavatar.preflight.machine import (
     MODEL_BYTES,
     Blocks,
     bytes_kept,
@@ -29,6 +29,7 @@ from eavatar.machine import (
     examine_disk,
     examine_machine,
 )
+from eavatar.preflight.subjects import Subject, config_name, merged_config, read_rows
 from eavatar.settings import (
     Block,
     Config,
@@ -42,7 +43,6 @@ from eavatar.settings import (
     find_faults,
     parse_settings,
 )
-from eavatar.subjects import Subject, config_name, merged_config, read_rows
 
 RESULTS = Path("results")
 

@@ -6,7 +6,7 @@ import trimesh
 
 from eavatar.errors import UserError
 from eavatar.io import Mesh
-from eavatar.tables.score import crop_mask, face_points, overlap, score, surface_distances
+from eavatar.view.score import crop_mask, face_points, overlap, score, surface_distances
 from tests.scenes.ball import LANDMARK_SHIFT, SCALE, Subject, ball_landmarks, ball_mask
 
 

@@ -12,14 +12,18 @@ import pytest
 import yaml
 
 from eavatar.__main__ import main
-from eavatar.doctor import examine
-from eavatar.findings import Examination, Finding
-from eavatar.machine import _examine_named, bytes_to_write, examine_disk
+from eavatar.preflight.doctor import examine
+from eavatar.preflight.findings import Examination, Finding
+from eavatar.preflight.machine import _examine_named, bytes_to_write, examine_disk
 from eavatar.settings import merge, read_config
+from tests.preflight.test_check import (
+    with_a_damaged_last_frame,
+    with_a_truncated_video,
+    without_a_plate,
+)
 from tests.scenes import CONFIG
 from tests.scenes.small_capture import SERIALS, grey_frames, write_video
 from tests.scenes.small_setup import write_subject
-from tests.test_check import with_a_damaged_last_frame, with_a_truncated_video, without_a_plate
 
 HEADER = "subject,capture,morphable_model,landmarks,mattes,prior,settings"
 

@@ -16,14 +16,14 @@ import av
 
 from eavatar.capture.captures import Mattes, open_capture, open_mattes
 from eavatar.capture.ingest import chosen_cameras, in_threads
+from eavatar.capture.layouts import list_sequence_names
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Clip, Header, read_picture
 from eavatar.errors import UserError
 from eavatar.face.landmarks import read_provided
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.findings import Examination
 from eavatar.io import atomic, read_mesh
-from eavatar.layouts import list_sequence_names
+from eavatar.preflight.findings import Examination
 from eavatar.settings import (
     GenerateSettings,
     IngestSettings,

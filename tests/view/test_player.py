@@ -19,7 +19,7 @@ from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
 from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
 from eavatar.settings import read_config
-from eavatar.view.render import Drive, Player, draw_frame, most_frontal
+from eavatar.view.player import Drive, Player, draw_frame, most_frontal
 from tests.scenes import CONFIG
 
 SIZE, EXPRESSIONS, TIMESTEPS = 64, 3, 3

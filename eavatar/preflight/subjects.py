@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eavatar.capture.layouts import list_sequence_names
 from eavatar.errors import UserError
-from eavatar.layouts import list_sequence_names
 from eavatar.settings import Config, merge, read_yaml, select, validate
 
 REQUIRED = ("subject", "capture")

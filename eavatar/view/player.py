@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.cameras import Camera
+from eavatar.data.film import write_film
 from eavatar.errors import UserError
-from eavatar.film import write_film
 from eavatar.io import Tracking, atomic, read_arrays, read_cameras
 from eavatar.settings import select
 from eavatar.training.graphs import Captured

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from os import sysconf
 from pathlib import Path
 
-from eavatar.check import Footage
 from eavatar.errors import UserError
-from eavatar.findings import Examination, Status
+from eavatar.preflight.check import Footage
+from eavatar.preflight.findings import Examination, Status
 from eavatar.settings import (
     EvaluateSettings,
     GenerateSettings,

@@ -1,0 +1,241 @@
+"""Batches of training images, drawn at random and prepared ahead by threads."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from os import sched_getaffinity
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eavatar.data.frames import FrameSet
+from eavatar.data.images import make_pool
+
+Array = NDArray[Any]
+
+logger = logging.getLogger(__name__)
+
+PREFETCH_BYTES = 2**30  # most pixels of coming steps
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a step sees: B timesteps, each in K cameras.
+
+    Attributes:
+        frames: B indices into the frames. cameras: B × K indices into the cameras.
+    """
+
+    frames: tuple[int, ...]
+    cameras: tuple[tuple[int, ...], ...]
+
+
+def draw(seed: int, step: int, usable: NDArray[np.bool_], timesteps: int, views: int) -> Draw:
+    """Timesteps and usable cameras at random, from the seed, the step and what is usable.
+
+    Args:
+        usable: (F, C) of F frames and C cameras; every frame has one.
+        timesteps, views: how many to draw; all different as far as there are enough usable ones,
+            repeated beyond. More views than cameras are never drawn.
+    """
+    random = np.random.default_rng([seed, step])
+    frames, cameras = usable.shape
+    chosen = random.choice(frames, timesteps, replace=timesteps > frames)
+    views = min(views, cameras)
+
+    def pick(frame: int) -> tuple[int, ...]:
+        able = np.flatnonzero(usable[frame])
+        different = random.choice(able, min(views, len(able)), replace=False)
+        return tuple(np.resize(different, views).tolist())
+
+    return Draw(tuple(chosen.tolist()), tuple(pick(frame) for frame in chosen))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pixels of a step, on the training device.
+
+    Attributes:
+        frames: (B,) int64. cameras: (B, K) int64.
+        pixels: (B, K, H, W, 4) uint8: colour on white, and alpha.
+    """
+
+    frames: Tensor
+    cameras: Tensor
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step in preparation.
+
+    Attributes:
+        draw: what it sees.
+        host: what the threads fill: pixels (B, K, H, W, 4) uint8, or alpha (B, K, H, W) alone where
+            the GPU decodes the colours.
+        views: B · K of them; each gives the JPEG in the latter case.
+    """
+
+    draw: Draw
+    host: Tensor
+    views: tuple[Future[Any], ...]
+
+
+class Loader:
+    """Batches of training images, those of the next steps prepared by threads meanwhile.
+
+    On CUDA they are uploaded on a stream of their own. The threads never call CUDA, and `batch`
+    does so only in the thread that calls it, so a graph may be captured between two calls.
+
+    Args:
+        frames: where the images come from; their tracking says on which device they are wanted.
+        seed: of the draws.
+        timesteps, views: per step; fewer views where there are fewer cameras.
+        gpu_decoding: decode JPEGs on the GPU where that works and pixels are not kept in memory.
+    """
+
+    def __init__(
+        self, frames: FrameSet, seed: int, timesteps: int, views: int, gpu_decoding: bool = True
+    ):
+        self.frames, self.seed, self.timesteps, self.views = frames, seed, timesteps, views
+        self.device = frames.expression.device
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.gpu_decoding = gpu_decoding and frames.store.keeps_files and nvjpeg_works(self.device)
+        shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width)
+        self.shape = shape if self.gpu_decoding else (*shape, 4)
+        threads = len(sched_getaffinity(0))
+        affordable = max(1, PREFETCH_BYTES // math.prod(self.shape))
+        self.ahead = min(max(2, math.ceil(2 * threads / math.prod(shape[:2]))), affordable)
+        self.pending: dict[int, Pending] = {}
+        self.pool = make_pool()
+        logger.info(
+            "loader: %d threads, %d steps ahead, JPEGs decoded on the %s",
+            threads, self.ahead, "GPU" if self.gpu_decoding else "CPU",
+        )  # fmt: skip
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: the same whatever was asked for before.
+
+        Raises:
+            UserError: an image is missing or damaged.
+        """
+        wanted = range(step, step + self.ahead + 1)
+        for stale in self.pending.keys() - wanted:
+            for view in self.pending.pop(stale).views:
+                view.cancel()
+        for coming in wanted:
+            if coming not in self.pending:
+                self.pending[coming] = self._prepare(coming)
+        ready = self.pending.pop(step)
+        results = [view.result() for view in ready.views]
+        if self.stream is None:
+            return Batch(
+                torch.tensor(ready.draw.frames), torch.tensor(ready.draw.cameras), ready.host
+            )
+        return self._upload(ready, results, self.stream)
+
+    def _prepare(self, step: int) -> Pending:
+        """Hand the views of a step to the threads."""
+        store = self.frames.store
+        drawn = draw(self.seed, step, self.frames.usable, self.timesteps, self.views)
+        host = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.stream is not None)
+        fill = store.fill_alpha if self.gpu_decoding else store.fill
+        views = tuple(
+            self.pool.submit(fill, frame, camera, image)
+            for frame, cameras, images in zip(
+                drawn.frames, drawn.cameras, host.numpy(), strict=True
+            )
+            for camera, image in zip(cameras, images, strict=True)
+        )
+        return Pending(drawn, host, views)
+
+    def _upload(self, ready: Pending, results: Sequence[Any], stream: torch.cuda.Stream) -> Batch:
+        """The batch on the GPU; the caller's stream waits for it.
+
+        Torch's allocators keep what is pinned until it is copied and, being told of the caller's
+        stream, the batch until that has read it.
+        """
+
+        def send(pinned: Tensor) -> Tensor:
+            return pinned.to(self.device, non_blocking=True)
+
+        with torch.cuda.stream(stream):
+            frames = send(torch.tensor(ready.draw.frames).pin_memory())
+            cameras = send(torch.tensor(ready.draw.cameras).pin_memory())
+            host = send(ready.host)
+            pixels = self._decode(results, host, ready.draw, stream) if self.gpu_decoding else host
+        batch = Batch(frames, cameras, pixels)
+        consumer = torch.cuda.current_stream(self.device)
+        consumer.wait_stream(stream)
+        for tensor in (batch.frames, batch.cameras, batch.pixels):
+            tensor.record_stream(consumer)
+        return batch
+
+    def _decode(
+        self, jpegs: Sequence[Array], alpha: Tensor, drawn: Draw, stream: torch.cuda.Stream
+    ) -> Tensor:
+        """(B, K, H, W, 4) uint8 on the GPU from JPEGs and alpha (B, K, H, W)."""
+        # Torchvision decodes on a stream of its own, which does not wait for this one to have done
+        # with the memory that the colours go to. It makes the host wait for the colours.
+        stream.synchronize()
+        colours = decode_by_nvjpeg(jpegs, self.device)
+        pixels = alpha.new_empty((*alpha.shape, 4))
+        cameras = [camera for row in drawn.cameras for camera in row]
+        # One at a time: their floats take four times the room.
+        views = zip(pixels.flatten(0, 1), colours, alpha.flatten(0, 1), cameras, strict=True)
+        for image, colour, cover, camera in views:
+            rows, columns = self.frames.store.boxes.window(camera)
+            darkness = (255 - colour[:, rows, columns]) * (cover.float() / 255)
+            image[..., :3] = (255 - darkness.round()).permute(1, 2, 0)
+            image[..., 3] = cover
+        return pixels
+
+    def close(self) -> None:
+        """Stop the threads; what they prepared is lost."""
+        self.pool.shutdown(cancel_futures=True)
+        self.pending.clear()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def nvjpeg_works(device: torch.device) -> bool:
+    """Whether torchvision can decode JPEGs on a device, found out by doing so."""
+    if device.type != "cuda":
+        return False
+    _, jpeg = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))
+    try:
+        decode_by_nvjpeg([jpeg], device)
+    except (ImportError, RuntimeError) as error:
+        logger.info("torchvision decodes no JPEGs on the GPU here: %s", error)
+        return False
+    return True
+
+
+def decode_by_nvjpeg(jpegs: Sequence[Array], device: torch.device) -> list[Tensor]:
+    """JPEGs as bytes to (3, H, W) RGB uint8 each, on a GPU; the host waits for it.
+
+    Raises:
+        RuntimeError: torchvision has no nvJPEG, or it cannot decode one of them.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    encoded = [torch.from_numpy(jpeg) for jpeg in jpegs]
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)

@@ -1,0 +1,1 @@
+"""Checks before a run: sample sheet, inputs, machine; all faults at once."""

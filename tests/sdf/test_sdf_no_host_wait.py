@@ -12,7 +12,7 @@ from eavatar.sdf.field import HeadField
 from eavatar.sdf.surface import make_discs, place_discs, to_gaussians
 from eavatar.sdf.tetrahedra import Cut
 from eavatar.settings import read_config
-from eavatar.training.loop import losses
+from eavatar.training import losses
 from tests.scenes import CONFIG
 
 POINTS, VERTICES, FACES, EXPRESSIONS = 900, 1500, 3000, 5

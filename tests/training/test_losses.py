@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from eavatar.training.loop import losses
+from eavatar.training import losses
 
 
 def tetrahedron() -> tuple[torch.Tensor, torch.Tensor]:

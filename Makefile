@@ -28,6 +28,7 @@ lint: install
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) snakefmt --check Snakefile workflow
+	$(RUN) snakemake --lint
 
 benchmark: install
 	$(RUN) python -m benchmarks.step

@@ -30,7 +30,7 @@ rule demo_capture:
     params:
         settings=block("capture.demo"),
         seed=block("seed"),
-        raw="results/{subject}/raw",
+        raw=output_folder("morphable_model"),
     shell:
         "python -m eavatar demo-capture --settings {params.settings:q} --seed {params.seed}"
         " --raw {params.raw:q} --truth {output.truth:q} 2>&1 | tee {log:q}"
@@ -41,8 +41,10 @@ rule doctor:
         "results/logs/doctor.log",
     params:
         settings=json.dumps(config),
-    shell:
-        "python -m eavatar doctor --config {params.settings:q} 2>&1 | tee {log:q}"
+    run:  # no environment of its own: it looks at the one that Snakemake was called from
+        shell(
+            "python -m eavatar doctor --config {params.settings:q} 2>&1 | tee {log:q}"
+        )
 
 
 rule check:
@@ -95,7 +97,7 @@ rule calibrate:
     params:
         settings=block("capture.ingest"),
         capture=raw,
-        folder="results/{subject}/capture",
+        folder=output_folder("cameras"),
     shell:
         "python -m eavatar calibrate --settings {params.settings:q}"
         " --capture {params.capture:q} --output {params.folder:q} 2>&1 | tee {log:q}"
@@ -120,7 +122,7 @@ rule ingest:
     params:
         settings=block("capture.ingest"),
         capture=raw,
-        folder="results/{subject}/capture",
+        folder=output_folder("index"),
     shell:
         "python -m eavatar ingest --settings {params.settings:q}"
         " --capture {params.capture:q} --sequence {wildcards.sequence:q}"
@@ -151,8 +153,8 @@ rule matte:
         settings=block("capture.matte"),
         ingest=block("capture.ingest"),
         mattes=optional("mattes"),
-        capture="results/{subject}/capture",
-        folder="results/{subject}/capture/masks",
+        capture=input_folder("index"),
+        folder=output_folder("index"),
     shell:
         "python -m eavatar matte --settings {params.settings:q}"
         " --ingest-settings {params.ingest:q} --capture {params.capture:q}"

@@ -1,4 +1,4 @@
-"""What all rule files share: the sample sheet, settings of a subject, paths that depend on both.
+"""What all stages share: the sample sheet, settings of a subject, paths that depend on both.
 
 Everything is checked here, when the workflow is parsed, before any job runs.
 """
@@ -111,6 +111,29 @@ def matting_gpus(wildcards):
     """GPUs that the backend of the mattes needs."""
     backend = CONFIGS[wildcards.subject].capture.matte.backend
     return int(backend == "background_matting_v2")
+
+
+def input_folder(name):
+    """A function of a job: the folder that holds the named input."""
+
+    def folder(wildcards, input):
+        return _parent(getattr(input, name))
+
+    return folder
+
+
+def output_folder(name):
+    """A function of a job: the folder that holds the named output."""
+
+    def folder(wildcards, output):
+        return _parent(getattr(output, name))
+
+    return folder
+
+
+def _parent(paths):
+    """The folder of a path, or of the first of several."""
+    return str(Path(paths if isinstance(paths, str) else paths[0]).parent)
 
 
 def every_sequence(pattern):

@@ -32,7 +32,7 @@ rule detect_landmarks:
         settings=block("face.landmarks"),
         ingest=block("capture.ingest"),
         landmarks=optional("landmarks"),
-        capture="results/{subject}/capture",
+        capture=input_folder("cameras"),
     shell:
         "python -m eavatar detect-landmarks --settings {params.settings:q}"
         " --ingest-settings {params.ingest:q} --capture {params.capture:q}"
@@ -61,9 +61,9 @@ rule fit_face:
         runtime=120,
     params:
         settings=block("face.fit"),
-        capture="results/{subject}/capture",
-        landmarks="results/{subject}/face/landmarks",
-        folder="results/{subject}/face/fit",
+        capture=input_folder("cameras"),
+        landmarks=input_folder("landmarks"),
+        folder=output_folder("identity"),
     shell:
         "python -m eavatar fit-face --settings {params.settings:q}"
         " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
@@ -95,9 +95,9 @@ rule refine_face:
         runtime=120,
     params:
         settings=block("face.refine"),
-        capture="results/{subject}/capture",
-        fit="results/{subject}/face/fit",
-        folder="results/{subject}/face",
+        capture=input_folder("cameras"),
+        fit=input_folder("identity"),
+        folder=output_folder("identity"),
     shell:  # one thread of BLAS for each of the timesteps that are solved side by side
         "OMP_NUM_THREADS=1 python -m eavatar refine-face --settings {params.settings:q}"
         " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"

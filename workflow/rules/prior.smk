@@ -53,7 +53,7 @@ rule align_prior:
     params:
         settings=block("prior.align"),
         seed=block("seed"),
-        folder="results/{subject}/prior",
+        folder=output_folder("mesh"),
     shell:
         "python -m eavatar align-prior --settings {params.settings:q} --seed {params.seed}"
         " --raw {input.raw:q} --identity {input.identity:q} --neutral {input.neutral:q}"

@@ -34,9 +34,9 @@ rule train_sdf:
     params:
         settings=block("sdf"),
         seed=block("seed"),
-        capture="results/{subject}/capture",
-        face="results/{subject}/face",
-        folder="results/{subject}/sdf/{variant}",
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        folder=output_folder("model"),
     shell:
         "python -m eavatar train-sdf --settings {params.settings:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --prior {input.prior:q}"

@@ -33,10 +33,10 @@ rule train_splat:
     params:
         settings=block("splat"),
         seed=block("seed"),
-        capture="results/{subject}/capture",
-        face="results/{subject}/face",
-        sdf="results/{subject}/sdf/{variant}",
-        folder="results/{subject}/splat/{variant}",
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        sdf=input_folder("sdf"),
+        folder=output_folder("model"),
     shell:
         "python -m eavatar train-splat --settings {params.settings:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --sdf {params.sdf:q}"

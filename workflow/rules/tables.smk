@@ -31,10 +31,10 @@ rule evaluate:
         gpu=1,
     params:
         settings=block("tables.evaluate"),
-        capture="results/{subject}/capture",
-        face="results/{subject}/face",
-        avatar="results/{subject}/splat/{variant}",
-        folder="results/{subject}/tables/{variant}",
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        avatar=input_folder("avatar"),
+        folder=output_folder("images"),
     shell:
         "python -m eavatar evaluate --settings {params.settings:q}"
         " --capture {params.capture:q} --face {params.face:q} --avatar {params.avatar:q}"
@@ -83,7 +83,7 @@ rule report:
         mem_mb=4000,
         runtime=10,
     params:
-        results="results/{subject}",
+        results=input_folder("metrics"),
     shell:
         "python -m eavatar report --subject {wildcards.subject:q} --variant full"
         " --results {params.results:q} --output {output:q} 2>&1 | tee {log:q}"

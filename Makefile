@@ -1,6 +1,7 @@
 # make demo   set up, then run the embedded subject from raw video to metrics and report
 # make test   set up, then run the tests
 # make lint   set up, then run the linters and the type checker
+# make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
 # make clean  remove the environment (results stay)
 
@@ -10,10 +11,10 @@ PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 CORES ?= all
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 EXTRAS := capture,face,prior,train,tables,workflow,develop
-OPENCV := $(shell grep -o 'opencv-python-headless==[0-9.]*' pyproject.toml | head -n 1)
 
-.PHONY: demo test lint benchmark install clean
+.PHONY: demo test lint wheel benchmark install clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
@@ -30,6 +31,9 @@ lint: install
 	$(RUN) snakefmt --check Snakefile workflow
 	$(RUN) snakemake --lint
 
+wheel: install
+	$(RUN) python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 benchmark: install
 	$(RUN) python -m benchmarks.step
 	$(RUN) python -m benchmarks.frame
@@ -39,12 +43,12 @@ install: $(VENV)/installed
 
 # face-alignment asks for opencv-python, whose files would replace those of the headless build and
 # need a system OpenGL; the headless build is put back on top.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" $(FITS) || \
 		{ echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
-	$(VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(OPENCV)
+	$(PIP) --editable '.[$(EXTRAS)]'
+	$(PIP) --no-deps --force-reinstall opencv-python-headless
 	@touch $@
 
 clean:

@@ -1,24 +1,53 @@
-"""The conda environments and the extras of the package hold the same pins."""
+"""Ranges of the package, tested versions in constraints.txt and envs/: they agree."""
 
 import tomllib
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from tests.scenes import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CONSTRAINTS = [
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+]
+ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_environment_has_the_pins_of_its_extra(path):
+def names(requirements: list[str]) -> set[str]:
+    return {Requirement(text).name for text in requirements}
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_environment_has_the_tested_versions_of_its_extra(path):
     pip = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
-    extra = PROJECT["optional-dependencies"][path.stem]
-    assert sorted(pip) == sorted(PROJECT["dependencies"] + extra)
-    assert all("==" in pin for pin in pip)
+    assert set(pip) <= set(CONSTRAINTS)
+    assert names(pip) == names(PROJECT["dependencies"] + EXTRAS[path.stem])
+
+
+def test_a_tested_version_is_within_each_range_that_names_it():
+    pins = dict(line.split("==") for line in CONSTRAINTS)
+    ranges = [Requirement(text) for text in sum(EXTRAS.values(), PROJECT["dependencies"])]
+    assert {wanted.name for wanted in ranges} == set(pins)
+    assert [str(wanted) for wanted in ranges if pins[wanted.name] not in wanted.specifier] == []
+
+
+@pytest.mark.parametrize(("package", "version"), [("torch", "2.11.0"), ("numpy", "2.2.0")])
+def test_the_package_installs_beside_the_oldest_supported(package, version):
+    for text in sum(EXTRAS.values(), PROJECT["dependencies"]):
+        wanted = Requirement(text)
+        assert wanted.name != package or Version(version) in wanted.specifier
+
+
+def test_the_same_package_has_the_same_range_in_all_extras():
+    ranges = set(sum(EXTRAS.values(), PROJECT["dependencies"]))
+    assert len(ranges) == len(names(list(ranges)))
 
 
 def test_every_rule_names_an_environment_that_exists():
     rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     named = {line.split("/")[-1] for line in rules.splitlines() if "/envs/" in line}
-    assert {name.rstrip('"') for name in named} == {p.name for p in (ROOT / "envs").glob("*.yaml")}
+    assert {name.rstrip('"') for name in named} == {path.name for path in ENVIRONMENTS}

@@ -1,1 +1,1 @@
-"""What a capture became on disk, read back: frames, masks, batches of pixels, films."""
+"""What a capture became on disk, read back: frames, masks, batches of pixels; videos written."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from eavatar.arrays import Bool, Image
 from eavatar.data.images import Boxes, ImageStore, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.io import Identity, Tracking, read_arrays, read_cameras, require
-
-Array = NDArray[Any]
 
 GIB = 2**30
 MARGIN = 0.02  # of the image around the masks, for soft edges and what moves beyond them
@@ -30,7 +27,7 @@ class Views:
 
     Attributes:
         images: (K, H, W, 3) in [0, 1], composited on white by the mask.
-        masks: (K, H, W) alpha in [0, 1].
+        masks: (K, H, W) in [0, 1].
         visible: (K, H, W) 1 inside the sensor, 0 in the padding of the crop.
     """
 
@@ -41,19 +38,23 @@ class Views:
 
 @dataclass(frozen=True)
 class FrameSet:
-    """All timesteps of some sequences on one axis of F frames, for C cameras.
+    """All timesteps of some sequences on one axis of T timesteps, for C cameras.
 
     Attributes:
-        sequences: F names; timesteps: F indices within the sequence.
-        expression: (F, E); rotation: (F, 3) axis-angle; translation: (F, 3) metres.
-        landmarks: (F, 68, 3) world, metres.
+        sequences: T names.
+        timesteps: T indices within the sequence.
+        expression: (T, E).
+        rotation: (T, 3) axis-angle.
+        translation: (T, 3) metres.
+        landmarks: (T, 68, 3) world, metres.
         scale: canonical units to metres.
         neutral_landmarks: (68, 3) canonical.
         serials: C camera serial numbers.
-        intrinsics: (C, 3, 3) pixels of the images held here; world_to_camera: (C, 4, 4).
+        intrinsics: (C, 3, 3) pixels of the images held here.
+        world_to_camera: (C, 4, 4).
         visible: (C, H, W) 1 inside the sensor, 0 in the padding of the crop.
-        usable: (F, C) bool, on the host: whether the mask of a view has not failed; each frame has
-            a usable view.
+        usable: (T, C) bool, on the host: whether the mask of a frame has not failed; each timestep
+            has a usable frame.
         store: the images.
     """
 
@@ -69,7 +70,7 @@ class FrameSet:
     intrinsics: Tensor
     world_to_camera: Tensor
     visible: Tensor
-    usable: NDArray[np.bool_]
+    usable: Bool
     store: ImageStore
 
     def __len__(self) -> int:
@@ -83,15 +84,25 @@ class FrameSet:
     def width(self) -> int:
         return self.store.boxes.width
 
-    def views(self, frame: int, cameras: Sequence[int]) -> Views:
-        """The views of one frame, on the device of the tracking."""
+    @property
+    def device(self) -> torch.device:
+        """Where tracking and cameras are, and images go to."""
+        return self.expression.device
+
+    @property
+    def poses(self) -> Tensor:
+        """(T, 6) rotation, axis-angle, then translation, metres."""
+        return torch.cat([self.rotation, self.translation], dim=1)
+
+    def views(self, timestep: int, cameras: Sequence[int]) -> Views:
+        """Some cameras' frames of one of the T timesteps, on the device of the tracking."""
         chosen = list(cameras)
-        packed = torch.from_numpy(self.store.read(frame, chosen)).to(self.expression.device)
+        packed = torch.from_numpy(self.store.read(timestep, chosen)).to(self.device)
         return Views(*unpack(packed), self.visible[chosen])
 
-    def usable_cameras(self, frame: int) -> list[int]:
-        """The cameras whose view of a frame is usable, at least one."""
-        return np.flatnonzero(self.usable[frame]).tolist()
+    def usable_cameras(self, timestep: int) -> list[int]:
+        """The cameras whose frame at one of the T timesteps is usable, at least one."""
+        return np.flatnonzero(self.usable[timestep]).tolist()
 
     def boxed(self, multiple: int) -> FrameSet:
         """The same frames, cropped in each camera to a box around the person in all of them.
@@ -130,10 +141,11 @@ class FrameSet:
     ) -> FrameSet:
         """Read a split's frames at a size (area averaging), with the tracking of their sequences.
 
-        Frames whose masks have failed in all cameras are left out.
+        Timesteps at which the masks of all cameras have failed are left out.
 
         Args:
-            capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
+            capture: ``results/<subject>/capture``.
+            face: ``results/<subject>/face``.
             split: ``train`` or ``test``.
             image_size: side of the square images, pixels; at most the ingested size.
             memory_gb: host memory for images, 2^30 bytes.
@@ -159,7 +171,7 @@ class FrameSet:
             rows = [getattr(tracks[sequence], field)[timestep] for sequence, timestep in keys]
             return torch.from_numpy(np.stack(rows))
 
-        def stack(arrays: Sequence[Array]) -> Tensor:
+        def stack(arrays: Sequence[Image]) -> Tensor:
             return torch.from_numpy(np.stack(arrays)).float()
 
         return cls(
@@ -195,15 +207,15 @@ def read_index(capture: Path, split: str) -> pd.DataFrame:
 
 def read_usable(
     capture: Path, split: str, serials: Sequence[str]
-) -> tuple[list[tuple[str, int]], NDArray[np.bool_]]:
-    """The (sequence, timestep) of a split's F frames, and which of C cameras are usable (F, C).
+) -> tuple[list[tuple[str, int]], Bool]:
+    """The (sequence, timestep) of a split's T timesteps, and which of C cameras are usable (T, C).
 
-    Left out are frames without any usable view.
+    Left out are timesteps without any usable frame.
     """
     index = read_index(capture, split)
     masks = pd.concat([read_masks(capture, name) for name in sorted(set(index["sequence"]))])
-    views = index.merge(masks, on=["sequence", "timestep", "camera"])
-    good = views[views["failed"] == 0].pivot_table(
+    frames = index.merge(masks, on=["sequence", "timestep", "camera"])
+    good = frames[frames["failed"] == 0].pivot_table(
         index=["sequence", "timestep"], columns="camera", values="failed", aggfunc="size"
     )
     usable = good.reindex(columns=list(serials)).notna()
@@ -246,6 +258,6 @@ def find_boxes(store: ImageStore, multiple: int) -> Boxes:
 
 
 def unpack(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., H, W, 4) uint8 to images (..., H, W, 3) and alpha (..., H, W), both in [0, 1]."""
+    """(..., H, W, 4) uint8 to images (..., H, W, 3) and masks (..., H, W), both in [0, 1]."""
     values = pixels.float() / 255
     return values[..., :3], values[..., 3]

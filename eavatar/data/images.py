@@ -6,18 +6,16 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from os import sched_getaffinity
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from eavatar.arrays import Image, Uint8
 from eavatar.errors import UserError
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,8 @@ class Boxes:
 
     Attributes:
         corners: (left, top) for each of C cameras, pixels.
-        height, width: of all of them, pixels.
+        height: of all of them, pixels.
+        width: likewise.
     """
 
     corners: tuple[tuple[int, int], ...]
@@ -41,38 +40,39 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Files:
-    """The bytes of a frame's JPEG and of its mask's PNG, and where they are from."""
+    """The bytes of a frame's JPEG and of its mask's PNG, and the files they are from."""
 
-    colour: Array
-    alpha: Array
+    colour: Uint8
+    mask: Uint8
     colour_path: Path
-    alpha_path: Path
+    mask_path: Path
 
     @property
     def nbytes(self) -> int:
-        return self.colour.nbytes + self.alpha.nbytes
+        return self.colour.nbytes + self.mask.nbytes
 
-    def decode_colour(self) -> Array:
+    def decode_colour(self) -> Image:
         """(H, W, 3) RGB uint8."""
         return _decode(self.colour, cv2.IMREAD_COLOR_RGB, self.colour_path, "ingest")
 
-    def decode_alpha(self) -> Array:
+    def decode_mask(self) -> Image:
         """(H, W) uint8."""
-        return _decode(self.alpha, cv2.IMREAD_GRAYSCALE, self.alpha_path, "matte")
+        return _decode(self.mask, cv2.IMREAD_GRAYSCALE, self.mask_path, "matte")
 
 
 class ImageStore:
     """Frames composited on white and their masks, kept in memory up to a budget.
 
-    Kept are the files, or the pixels where these take no more room: if the pixels of all frames
+    Kept are the files, or the pixels where these take no more memory: if the pixels of all frames
     fit, or those of one are fewer bytes than its files. What is beyond the budget is read anew.
     Threads may share a store.
 
     Args:
         capture: ``results/<subject>/capture``.
-        keys: (sequence, timestep) of each of F frames.
+        keys: (sequence, timestep) of each of T timesteps.
         serials: C camera serial numbers.
-        ingested: side of the square images on disk, pixels. size: side after downsizing.
+        ingested: side of the square images on disk, pixels.
+        size: side after downsizing.
         boxes: what is used of the downsized images.
         memory: budget, bytes.
     """
@@ -91,7 +91,7 @@ class ImageStore:
         self.ingested, self.size, self.boxes, self.memory = ingested, size, boxes, memory
         pixels = 4 * boxes.height * boxes.width
         self.keeps_pixels = pixels * len(keys) * len(serials) <= memory
-        self.kept: dict[tuple[int, int], Files | Array] = {}
+        self.kept: dict[tuple[int, int], Files | Image] = {}
         self.used = 0
         self._lock = threading.Lock()
 
@@ -106,62 +106,58 @@ class ImageStore:
             self.capture, self.keys, self.serials, self.ingested, self.size, boxes, self.memory
         )
 
-    def read(self, frame: int, cameras: Sequence[int]) -> Array:
-        """(K, H, W, 4) uint8: colour on white, and alpha."""
+    def read(self, timestep: int, cameras: Sequence[int]) -> Uint8:
+        """(K, H, W, 4) uint8: colour on white, and mask."""
         images = np.empty((len(cameras), self.boxes.height, self.boxes.width, 4), np.uint8)
         with make_pool() as pool:
-            list(pool.map(lambda camera, image: self.fill(frame, camera, image), cameras, images))
+            list(pool.map(partial(self.fill, timestep), cameras, images))
         return images
 
-    def fill(self, frame: int, camera: int, image: Array) -> None:
-        """Write colour on white and alpha of one view to ``image`` (H, W, 4) uint8."""
-        kept = self.kept.get((frame, camera))
+    def fill(self, timestep: int, camera: int, image: Uint8) -> None:
+        """Write colour on white and mask of one frame to ``image`` (H, W, 4) uint8."""
+        kept = self.kept.get((timestep, camera))
         if isinstance(kept, np.ndarray):
             image[:] = kept
             return
-        files = kept or self._read(frame, camera)
+        files = kept or self._read(timestep, camera)
         self._decode(files, camera, image)
         if kept is None:
             smaller = self.keeps_pixels or image.nbytes <= files.nbytes
-            self._keep(frame, camera, image.copy() if smaller else files)
+            self._keep(timestep, camera, image.copy() if smaller else files)
 
-    def fill_alpha(self, frame: int, camera: int, alpha: Array) -> Array:
-        """Write only the alpha of one view to ``alpha`` (H, W) uint8; return the frame's JPEG.
+    def fill_mask(self, timestep: int, camera: int, mask: Uint8) -> Uint8:
+        """Write only the mask of one frame to ``mask`` (H, W) uint8; return the frame's JPEG.
 
         Only for images at the ingested size.
         """
-        kept = self.kept.get((frame, camera))
-        files = kept if isinstance(kept, Files) else self._read(frame, camera)
-        alpha[:] = files.decode_alpha()[self.boxes.window(camera)]
+        kept = self.kept.get((timestep, camera))
+        files = kept if isinstance(kept, Files) else self._read(timestep, camera)
+        mask[:] = files.decode_mask()[self.boxes.window(camera)]
         if kept is None:
-            self._keep(frame, camera, files)
+            self._keep(timestep, camera, files)
         return files.colour
 
-    def _read(self, frame: int, camera: int) -> Files:
-        sequence, timestep = self.keys[frame]
-        place = Path(sequence, self.serials[camera], f"{timestep:05d}")
+    def _read(self, timestep: int, camera: int) -> Files:
+        sequence, number = self.keys[timestep]
+        place = Path(sequence, self.serials[camera], f"{number:05d}")
         colour = (self.capture / place).with_suffix(".jpg")
-        alpha = (self.capture / "masks" / place).with_suffix(".png")
-        return Files(_read_bytes(colour, "ingest"), _read_bytes(alpha, "matte"), colour, alpha)
+        mask = (self.capture / "masks" / place).with_suffix(".png")
+        return Files(_read_bytes(colour, "ingest"), _read_bytes(mask, "matte"), colour, mask)
 
-    def _decode(self, files: Files, camera: int, image: Array) -> None:
-        colour, alpha, window = (
-            files.decode_colour(),
-            files.decode_alpha(),
-            self.boxes.window(camera),
-        )
+    def _decode(self, files: Files, camera: int, image: Uint8) -> None:
+        colour, mask, window = files.decode_colour(), files.decode_mask(), self.boxes.window(camera)
         if self.size == self.ingested:
-            composite(colour[window], alpha[window], image)
+            composite(colour[window], mask[window], image)
             return
         # On white first: averaging would mix the background into the edge of the person.
-        whole = np.empty((*alpha.shape, 4), np.uint8)
-        composite(colour, alpha, whole)
+        whole = np.empty((*mask.shape, 4), np.uint8)
+        composite(colour, mask, whole)
         image[:] = resize_area(whole, self.size)[window]
 
-    def _keep(self, frame: int, camera: int, content: Files | Array) -> None:
+    def _keep(self, timestep: int, camera: int, content: Files | Image) -> None:
         with self._lock:
-            if self.used + content.nbytes <= self.memory and (frame, camera) not in self.kept:
-                self.kept[frame, camera] = content
+            if self.used + content.nbytes <= self.memory and (timestep, camera) not in self.kept:
+                self.kept[timestep, camera] = content
                 self.used += content.nbytes
 
 
@@ -176,16 +172,17 @@ def make_pool() -> ThreadPoolExecutor:
 
 
 @njit(cache=True, nogil=True)
-def composite(colour: Array, alpha: Array, image: Array) -> None:
-    """Write colour on white, to the nearest level, and alpha to an image.
+def composite(colour: Image, mask: Image, image: Uint8) -> None:
+    """Write colour on white, to the nearest level, and mask to an image.
 
     Args:
-        colour: (H, W, 3) RGB uint8. alpha: (H, W) uint8.
+        colour: (H, W, 3) RGB uint8.
+        mask: (H, W) uint8.
         image: (H, W, 4) uint8, written to.
     """
-    for row in range(alpha.shape[0]):
-        for column in range(alpha.shape[1]):
-            weight = np.int32(alpha[row, column])
+    for row in range(mask.shape[0]):
+        for column in range(mask.shape[1]):
+            weight = np.int32(mask[row, column])
             image[row, column, 3] = weight
             for channel in range(3):
                 # Most pixels are wholly inside or outside, which needs no arithmetic.
@@ -198,26 +195,26 @@ def composite(colour: Array, alpha: Array, image: Array) -> None:
                     image[row, column, channel] = 255 - (darkness + 127) // 255
 
 
-def resize_area(image: Array, size: int) -> Array:
+def resize_area(image: Image, size: int) -> Image:
     """(H, W, ...) uint8 to (size, size, ...) uint8, each pixel the mean of what it covers."""
     if image.shape[0] == size:
         return image
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def read_grey(path: Path) -> Array:
+def read_grey(path: Path) -> Image:
     """A mask (H, W), uint8."""
     return _decode(_read_bytes(path, "matte"), cv2.IMREAD_GRAYSCALE, path, "matte")
 
 
-def _read_bytes(path: Path, stage: str) -> Array:
+def _read_bytes(path: Path, stage: str) -> Uint8:
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"the image {path} is missing; run `{stage}` again.") from error
 
 
-def _decode(content: Array, flags: int, path: Path, stage: str) -> Array:
+def _decode(content: Uint8, flags: int, path: Path, stage: str) -> Image:
     image = cv2.imdecode(content, flags) if content.size else None
     if image is None:
         raise UserError(f"the image {path} is damaged; run `{stage}` again.")

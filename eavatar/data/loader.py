@@ -1,4 +1,4 @@
-"""Batches of training images, drawn at random and prepared ahead by threads."""
+"""Batches of training images, selected at random and prepared ahead by threads."""
 
 from __future__ import annotations
 
@@ -14,50 +14,51 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from eavatar.arrays import Bool, Uint8
 from eavatar.data.frames import FrameSet
 from eavatar.data.images import make_pool
 
-Array = NDArray[Any]
-
 logger = logging.getLogger(__name__)
 
-PREFETCH_BYTES = 2**30  # most pixels of coming steps
+MAX_PREFETCH = 2**30  # bytes of the pixels of coming steps
 
 
 @dataclass(frozen=True)
-class Draw:
+class Selection:
     """What a step sees: B timesteps, each in K cameras.
 
     Attributes:
-        frames: B indices into the frames. cameras: B × K indices into the cameras.
+        timesteps: B indices into the timesteps.
+        cameras: B × K indices into the cameras.
     """
 
-    frames: tuple[int, ...]
+    timesteps: tuple[int, ...]
     cameras: tuple[tuple[int, ...], ...]
 
 
-def draw(seed: int, step: int, usable: NDArray[np.bool_], timesteps: int, views: int) -> Draw:
+def select(seed: int, step: int, usable: Bool, timesteps: int, views: int) -> Selection:
     """Timesteps and usable cameras at random, from the seed, the step and what is usable.
 
     Args:
-        usable: (F, C) of F frames and C cameras; every frame has one.
-        timesteps, views: how many to draw; all different as far as there are enough usable ones,
-            repeated beyond. More views than cameras are never drawn.
+        seed: of the training.
+        step: of the training.
+        usable: (T, C) of T timesteps and C cameras; every timestep has one.
+        timesteps: how many; all different as far as there are enough, repeated beyond.
+        views: likewise, of each timestep's usable cameras; never more than there are cameras.
     """
     random = np.random.default_rng([seed, step])
-    frames, cameras = usable.shape
-    chosen = random.choice(frames, timesteps, replace=timesteps > frames)
+    total, cameras = usable.shape
+    chosen = random.choice(total, timesteps, replace=timesteps > total)
     views = min(views, cameras)
 
-    def pick(frame: int) -> tuple[int, ...]:
-        able = np.flatnonzero(usable[frame])
+    def select_cameras(timestep: int) -> tuple[int, ...]:
+        able = np.flatnonzero(usable[timestep])
         different = random.choice(able, min(views, len(able)), replace=False)
         return tuple(np.resize(different, views).tolist())
 
-    return Draw(tuple(chosen.tolist()), tuple(pick(frame) for frame in chosen))
+    return Selection(tuple(chosen.tolist()), tuple(map(select_cameras, chosen)))
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ class Batch:
     """The pixels of a step, on the training device.
 
     Attributes:
-        frames: (B,) int64. cameras: (B, K) int64.
-        pixels: (B, K, H, W, 4) uint8: colour on white, and alpha.
+        timesteps: (B,) int64 indices into the timesteps.
+        cameras: (B, K) int64 indices into the cameras.
+        pixels: (B, K, H, W, 4) uint8: colour on white, and mask.
     """
 
-    frames: Tensor
+    timesteps: Tensor
     cameras: Tensor
     pixels: Tensor
 
@@ -79,13 +81,13 @@ class Pending:
     """A step in preparation.
 
     Attributes:
-        draw: what it sees.
-        host: what the threads fill: pixels (B, K, H, W, 4) uint8, or alpha (B, K, H, W) alone where
+        selection: what it sees.
+        host: what the threads fill: pixels (B, K, H, W, 4) uint8, or masks (B, K, H, W) alone where
             the GPU decodes the colours.
         views: B · K of them; each gives the JPEG in the latter case.
     """
 
-    draw: Draw
+    selection: Selection
     host: Tensor
     views: tuple[Future[Any], ...]
 
@@ -98,8 +100,9 @@ class Loader:
 
     Args:
         frames: where the images come from; their tracking says on which device they are wanted.
-        seed: of the draws.
-        timesteps, views: per step; fewer views where there are fewer cameras.
+        seed: of the selections.
+        timesteps: per step.
+        views: per timestep; fewer where there are fewer cameras.
         gpu_decoding: decode JPEGs on the GPU where that works and pixels are not kept in memory.
     """
 
@@ -107,13 +110,13 @@ class Loader:
         self, frames: FrameSet, seed: int, timesteps: int, views: int, gpu_decoding: bool = True
     ):
         self.frames, self.seed, self.timesteps, self.views = frames, seed, timesteps, views
-        self.device = frames.expression.device
+        self.device = frames.device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.gpu_decoding = gpu_decoding and frames.store.keeps_files and nvjpeg_works(self.device)
         shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width)
         self.shape = shape if self.gpu_decoding else (*shape, 4)
         threads = len(sched_getaffinity(0))
-        affordable = max(1, PREFETCH_BYTES // math.prod(self.shape))
+        affordable = max(1, MAX_PREFETCH // math.prod(self.shape))
         self.ahead = min(max(2, math.ceil(2 * threads / math.prod(shape[:2]))), affordable)
         self.pending: dict[int, Pending] = {}
         self.pool = make_pool()
@@ -139,24 +142,26 @@ class Loader:
         results = [view.result() for view in ready.views]
         if self.stream is None:
             return Batch(
-                torch.tensor(ready.draw.frames), torch.tensor(ready.draw.cameras), ready.host
+                torch.tensor(ready.selection.timesteps),
+                torch.tensor(ready.selection.cameras),
+                ready.host,
             )
         return self._upload(ready, results, self.stream)
 
     def _prepare(self, step: int) -> Pending:
         """Hand the views of a step to the threads."""
         store = self.frames.store
-        drawn = draw(self.seed, step, self.frames.usable, self.timesteps, self.views)
+        chosen = select(self.seed, step, self.frames.usable, self.timesteps, self.views)
         host = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.stream is not None)
-        fill = store.fill_alpha if self.gpu_decoding else store.fill
+        fill = store.fill_mask if self.gpu_decoding else store.fill
         views = tuple(
-            self.pool.submit(fill, frame, camera, image)
-            for frame, cameras, images in zip(
-                drawn.frames, drawn.cameras, host.numpy(), strict=True
+            self.pool.submit(fill, timestep, camera, image)
+            for timestep, cameras, images in zip(
+                chosen.timesteps, chosen.cameras, host.numpy(), strict=True
             )
             for camera, image in zip(cameras, images, strict=True)
         )
-        return Pending(drawn, host, views)
+        return Pending(chosen, host, views)
 
     def _upload(self, ready: Pending, results: Sequence[Any], stream: torch.cuda.Stream) -> Batch:
         """The batch on the GPU; the caller's stream waits for it.
@@ -169,34 +174,37 @@ class Loader:
             return pinned.to(self.device, non_blocking=True)
 
         with torch.cuda.stream(stream):
-            frames = send(torch.tensor(ready.draw.frames).pin_memory())
-            cameras = send(torch.tensor(ready.draw.cameras).pin_memory())
+            timesteps = send(torch.tensor(ready.selection.timesteps).pin_memory())
+            cameras = send(torch.tensor(ready.selection.cameras).pin_memory())
             host = send(ready.host)
-            pixels = self._decode(results, host, ready.draw, stream) if self.gpu_decoding else host
-        batch = Batch(frames, cameras, pixels)
+            if self.gpu_decoding:
+                pixels = self._decode(results, host, ready.selection, stream)
+            else:
+                pixels = host
+        batch = Batch(timesteps, cameras, pixels)
         consumer = torch.cuda.current_stream(self.device)
         consumer.wait_stream(stream)
-        for tensor in (batch.frames, batch.cameras, batch.pixels):
+        for tensor in (batch.timesteps, batch.cameras, batch.pixels):
             tensor.record_stream(consumer)
         return batch
 
     def _decode(
-        self, jpegs: Sequence[Array], alpha: Tensor, drawn: Draw, stream: torch.cuda.Stream
+        self, jpegs: Sequence[Uint8], masks: Tensor, chosen: Selection, stream: torch.cuda.Stream
     ) -> Tensor:
-        """(B, K, H, W, 4) uint8 on the GPU from JPEGs and alpha (B, K, H, W)."""
+        """(B, K, H, W, 4) uint8 on the GPU from JPEGs and masks (B, K, H, W)."""
         # Torchvision decodes on a stream of its own, which does not wait for this one to have done
-        # with the memory that the colours go to. It makes the host wait for the colours.
+        # with the memory that the colours go to. It synchronises the host with the decoding.
         stream.synchronize()
         colours = decode_by_nvjpeg(jpegs, self.device)
-        pixels = alpha.new_empty((*alpha.shape, 4))
-        cameras = [camera for row in drawn.cameras for camera in row]
-        # One at a time: their floats take four times the room.
-        views = zip(pixels.flatten(0, 1), colours, alpha.flatten(0, 1), cameras, strict=True)
-        for image, colour, cover, camera in views:
+        pixels = masks.new_empty((*masks.shape, 4))
+        cameras = [camera for row in chosen.cameras for camera in row]
+        # One at a time: as floats they take four times the memory.
+        views = zip(pixels.flatten(0, 1), colours, masks.flatten(0, 1), cameras, strict=True)
+        for image, colour, mask, camera in views:
             rows, columns = self.frames.store.boxes.window(camera)
-            darkness = (255 - colour[:, rows, columns]) * (cover.float() / 255)
+            darkness = (255 - colour[:, rows, columns]) * (mask.float() / 255)
             image[..., :3] = (255 - darkness.round()).permute(1, 2, 0)
-            image[..., 3] = cover
+            image[..., 3] = mask
         return pixels
 
     def close(self) -> None:
@@ -229,8 +237,8 @@ def nvjpeg_works(device: torch.device) -> bool:
     return True
 
 
-def decode_by_nvjpeg(jpegs: Sequence[Array], device: torch.device) -> list[Tensor]:
-    """JPEGs as bytes to (3, H, W) RGB uint8 each, on a GPU; the host waits for it.
+def decode_by_nvjpeg(jpegs: Sequence[Uint8], device: torch.device) -> list[Tensor]:
+    """JPEGs as bytes to (3, H, W) RGB uint8 each, on a GPU, synchronising the host.
 
     Raises:
         RuntimeError: torchvision has no nvJPEG, or it cannot decode one of them.

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar import io
-from eavatar.data.film import write_film
+from eavatar.data.video import write_video
 from eavatar.demo import detections, render
 from eavatar.demo.controls import CONTROLS
 from eavatar.demo.head import Head, build_head, landmark_points
@@ -169,9 +169,9 @@ def film(scene: Scene, take: Take, serial: str, raw: Path, truth: Path) -> Foota
     # Planar 4:4:4 stores odd image sizes, which 4:2:0 cannot. One thread each: the videos are
     # written in parallel.
     video = raw / "sequences" / take.name / "images" / f"cam_{serial}.mp4"
-    write_film(video, images, FRAME_RATE, "yuv444p", QUALITY, threads=1)
+    write_video(video, images, FRAME_RATE, "yuv444p", QUALITY, threads=1)
     mask = truth / f"{take.name}_mask" / f"cam_{serial}.mp4"
-    write_film(mask, masks, FRAME_RATE, "gray", MASK_QUALITY, threads=1)
+    write_video(mask, masks, FRAME_RATE, "gray", MASK_QUALITY, threads=1)
     return Footage(take.name, serial, np.stack(points), np.stack(confidence))
 
 

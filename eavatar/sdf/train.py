@@ -220,7 +220,7 @@ class Room:
 def gather_inputs(points: Tensor, crossings: Cut, batch: Batch) -> list[Tensor]:
     """What `SdfTraining.update` takes: grid vertices (U, 3), their cut, and a step's pixels."""
     parts = [points, crossings.edges, crossings.faces, crossings.present]
-    return [*parts, batch.frames, batch.cameras, batch.pixels]
+    return [*parts, batch.timesteps, batch.cameras, batch.pixels]
 
 
 class SdfTraining:
@@ -369,8 +369,8 @@ class SdfTraining:
         near, far, pairs = (room.near, room.far, room.pairs) if room else (None, None, None)
         driven = self.field.drive(
             surface,
-            frames.expression[batch.frames],
-            self.poses[batch.frames],
+            frames.expression[batch.timesteps],
+            self.poses[batch.timesteps],
             near,
             far,
         )
@@ -396,7 +396,9 @@ class SdfTraining:
             "offset": losses.offset_loss(driven.raw_expression, driven.expressed)
             + losses.offset_loss(driven.raw_pose, driven.posed),
             "laplacian": losses.laplacian_loss(driven.vertices * frames.scale, surface.faces),
-            "deformation": losses.deformation_loss(driven.landmarks, self.landmarks[batch.frames]),
+            "deformation": losses.deformation_loss(
+                driven.landmarks, self.landmarks[batch.timesteps]
+            ),
         }
 
     def canonical_to_camera(self, batch: Batch) -> Tensor:
@@ -404,7 +406,7 @@ class SdfTraining:
 
         Projection does not see a common scale, so the head stays and the cameras move about it.
         """
-        to_world = self.to_world[batch.frames, None].double()  # never TF32
+        to_world = self.to_world[batch.timesteps, None].double()  # never TF32
         matrices = (self.frames.world_to_camera[batch.cameras].double() @ to_world).float()
         matrices[..., :3, 3] /= self.frames.scale
         return matrices

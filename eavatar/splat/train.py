@@ -200,7 +200,9 @@ class SplatTraining:
         batch = self.loader.batch(step)
         if step % ROOM_EVERY == 0:
             self._make_room()
-        values = self._advance(batch.frames, batch.cameras[0], batch.pixels[0], self._corner(step))
+        values = self._advance(
+            batch.timesteps, batch.cameras[0], batch.pixels[0], self._corner(step)
+        )
         self._split(step)
         return values
 

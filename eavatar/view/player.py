@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.cameras import Camera
-from eavatar.data.film import write_film
+from eavatar.data.video import write_video
 from eavatar.errors import UserError
 from eavatar.io import Tracking, atomic, read_arrays, read_cameras
 from eavatar.settings import select
@@ -169,7 +169,7 @@ def render(
     progress = tqdm(frames, desc="render", unit="frame", total=len(drive) * len(cameras))
     if output.suffix:
         images = (_even(frame.image) for frame in progress)
-        write_film(output, images, rate, "yuv420p", QUALITY)
+        write_video(output, images, rate, "yuv420p", QUALITY)
     else:
         for frame in progress:
             _write_picture(output / frame.camera / f"{frame.timestep:05d}.png", frame.image)

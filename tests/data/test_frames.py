@@ -12,7 +12,7 @@ import torch
 
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.images import composite, read_grey
-from eavatar.data.loader import Draw, Loader, decode_by_nvjpeg, draw
+from eavatar.data.loader import Loader, Selection, decode_by_nvjpeg, select
 from eavatar.errors import UserError
 from tests.scenes.head_pictures import BOX, picture, write_pictures
 
@@ -29,56 +29,56 @@ def read(subject: Path, size: int = SIZE, memory_gb: float = 1, split: str = "tr
     return FrameSet.read(subject / "capture", subject / "face", split, size, memory_gb)
 
 
-# --- draws ------------------------------------------------------------------------------------
+# --- selections-------------------------------------------------------------------------------
 
 
-def all_usable(frames: int, cameras: int) -> np.ndarray:
-    return np.ones((frames, cameras), dtype=bool)
+def all_usable(timesteps: int, cameras: int) -> np.ndarray:
+    return np.ones((timesteps, cameras), dtype=bool)
 
 
-def test_a_draw_follows_from_seed_and_step_alone() -> None:
+def test_a_selection_follows_from_seed_and_step_alone() -> None:
     usable = all_usable(20, 8)
-    first = [draw(7, step, usable, 2, 3) for step in range(50)]
-    backwards = [draw(7, step, usable, 2, 3) for step in reversed(range(50))]
+    first = [select(7, step, usable, 2, 3) for step in range(50)]
+    backwards = [select(7, step, usable, 2, 3) for step in reversed(range(50))]
     assert first == backwards[::-1]
     assert len(set(first)) == 50
-    assert first != [draw(8, step, usable, 2, 3) for step in range(50)]
+    assert first != [select(8, step, usable, 2, 3) for step in range(50)]
 
 
-def test_draws_are_even_and_without_duplicates() -> None:
-    draws = [draw(0, step, all_usable(5, 6), 2, 4) for step in range(3000)]
-    assert all(len(set(drawn.frames)) == 2 for drawn in draws)
-    assert all(len(set(row)) == 4 for drawn in draws for row in drawn.cameras)
-    pairs = count_pairs(draws)
+def test_selections_are_even_and_without_duplicates() -> None:
+    selections = [select(0, step, all_usable(5, 6), 2, 4) for step in range(3000)]
+    assert all(len(set(chosen.timesteps)) == 2 for chosen in selections)
+    assert all(len(set(row)) == 4 for chosen in selections for row in chosen.cameras)
+    pairs = count_pairs(selections)
     assert len(pairs) == 30
-    # Each is drawn 800 times, with a deviation of at most √800; the worst of 30 stays within 5.
+    # Each is selected 800 times, with a deviation of at most √800; the worst of 30 stays within 5.
     assert max(abs(count - 800) for count in pairs.values()) < 5 * 800**0.5
 
 
-def count_pairs(draws: list[Draw]) -> Counter[tuple[int, int]]:
-    """How often each camera of each frame is drawn."""
+def count_pairs(selections: list[Selection]) -> Counter[tuple[int, int]]:
+    """How often each camera of each timestep is selected."""
     return Counter(
-        (frame, camera)
-        for drawn in draws
-        for frame, row in zip(drawn.frames, drawn.cameras, strict=True)
+        (timestep, camera)
+        for chosen in selections
+        for timestep, row in zip(chosen.timesteps, chosen.cameras, strict=True)
         for camera in row
     )
 
 
 def test_more_than_there_is() -> None:
-    drawn = draw(0, 0, all_usable(2, 3), timesteps=5, views=4)
-    assert len(drawn.frames) == 5
-    assert all(sorted(row) == [0, 1, 2] for row in drawn.cameras)
+    chosen = select(0, 0, all_usable(2, 3), timesteps=5, views=4)
+    assert len(chosen.timesteps) == 5
+    assert all(sorted(row) == [0, 1, 2] for row in chosen.cameras)
 
 
-def test_failed_views_are_never_drawn_and_few_good_ones_are_repeated() -> None:
+def test_failed_views_are_never_selected_and_few_good_ones_are_repeated() -> None:
     usable = all_usable(3, 6)
     usable[1, :4] = False  # two are left
     usable[2, [0, 5]] = False
-    draws = [draw(0, step, usable, 3, 4) for step in range(500)]
+    selections = [select(0, step, usable, 3, 4) for step in range(500)]
     rows = [
-        dict(zip(drawn.frames, (sorted(row) for row in drawn.cameras), strict=True))
-        for drawn in draws
+        dict(zip(chosen.timesteps, (sorted(row) for row in chosen.cameras), strict=True))
+        for chosen in selections
     ]
     assert all(len(row[0]) == len(set(row[0])) == 4 for row in rows)
     assert all(row[1] == [4, 4, 5, 5] for row in rows)
@@ -88,18 +88,18 @@ def test_failed_views_are_never_drawn_and_few_good_ones_are_repeated() -> None:
 # --- batches ----------------------------------------------------------------------------------
 
 
-def test_batches_are_the_drawn_views(subject: Path) -> None:
+def test_batches_are_the_selected_views(subject: Path) -> None:
     frames = read(subject)
     with Loader(frames, seed=3, timesteps=2, views=3) as loader:
         for step in range(4):
             batch = loader.batch(step)
-            drawn = draw(3, step, all_usable(TIMESTEPS, CAMERAS), 2, 3)
-            assert batch.frames.tolist() == list(drawn.frames)
-            assert batch.cameras.tolist() == [list(row) for row in drawn.cameras]
+            chosen = select(3, step, all_usable(TIMESTEPS, CAMERAS), 2, 3)
+            assert batch.timesteps.tolist() == list(chosen.timesteps)
+            assert batch.cameras.tolist() == [list(row) for row in chosen.cameras]
             assert batch.pixels.shape == (2, 3, SIZE, SIZE, 4)
             images, alpha = unpack(batch.pixels)
-            for i, frame in enumerate(drawn.frames):
-                views = frames.views(frame, drawn.cameras[i])
+            for i, timestep in enumerate(chosen.timesteps):
+                views = frames.views(timestep, chosen.cameras[i])
                 assert torch.equal(images[i], views.images)
                 assert torch.equal(alpha[i], views.masks)
 
@@ -154,15 +154,15 @@ def test_failed_views_are_left_out(tmp_path: Path) -> None:
     mark_failed(subject, [(0, 2), *((1, camera) for camera in range(CAMERAS))])
     frames = read(subject, 32)
     assert frames.timesteps == (0, 2)  # none is left of 1
-    assert [frames.usable_cameras(frame) for frame in (0, 1)] == [[0, 1, 3], [0, 1, 2, 3]]
+    assert [frames.usable_cameras(timestep) for timestep in (0, 1)] == [[0, 1, 3], [0, 1, 2, 3]]
     assert len(frames.expression) == len(frames.store.keys) == 2
     with Loader(frames, 0, 2, 4) as loader:
         batches = [loader.batch(step) for step in range(20)]
     rows = [
         sorted(row)
         for batch in batches
-        for frame, row in zip(batch.frames.tolist(), batch.cameras.tolist(), strict=True)
-        if frame == 0
+        for timestep, row in zip(batch.timesteps.tolist(), batch.cameras.tolist(), strict=True)
+        if timestep == 0
     ]
     assert len(rows) == 20 and all({*row} == {0, 1, 3} and len(row) == 4 for row in rows)
 
@@ -183,6 +183,22 @@ def test_failed_masks_do_not_widen_the_boxes(tmp_path: Path) -> None:
     assert read(subject).boxed(8).width == SIZE
     mark_failed(subject, [(0, 1)])
     assert read(subject).boxed(8).width < SIZE
+
+
+# --- poses and devices ------------------------------------------------------------------------
+
+
+def test_a_pose_is_rotation_then_translation_of_its_timestep(subject: Path) -> None:
+    frames = read(subject)
+    assert frames.poses.shape == (TIMESTEPS, 6)
+    assert torch.equal(frames.poses[:, :3], frames.rotation)
+    assert torch.equal(frames.poses[:, 3:], frames.translation)
+
+
+def test_a_set_of_frames_is_where_its_tracking_is(subject: Path) -> None:
+    frames = read(subject)
+    assert frames.device == torch.device("cpu")
+    assert frames.to(torch.device("meta")).device == torch.device("meta")
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -217,8 +233,8 @@ def test_files_and_pixels_in_memory_give_the_same(subject: Path) -> None:
     budgets = {"nothing": 0.0, "files": 5e4 / 2**30, "pixels": 1.0}
     sets = {name: read(subject, memory_gb=budget) for name, budget in budgets.items()}
     for _ in range(2):  # as read, then as kept
-        for frame in range(TIMESTEPS):
-            images = [frames.store.read(frame, range(CAMERAS)) for frames in sets.values()]
+        for timestep in range(TIMESTEPS):
+            images = [frames.store.read(timestep, range(CAMERAS)) for frames in sets.values()]
             assert all(np.array_equal(image, images[0]) for image in images)
     assert not sets["nothing"].store.kept
     assert 0 < sets["files"].store.used <= 5e4
@@ -230,8 +246,8 @@ def test_files_and_pixels_in_memory_give_the_same(subject: Path) -> None:
 def test_small_pixels_are_kept_instead_of_large_files(subject: Path) -> None:
     store = read(subject, 24, memory_gb=2.5e4 / 2**30).store
     assert not store.keeps_pixels
-    for frame in range(TIMESTEPS):
-        store.read(frame, range(CAMERAS))
+    for timestep in range(TIMESTEPS):
+        store.read(timestep, range(CAMERAS))
     assert len(store.kept) == 2.5e4 // (24 * 24 * 4)
     assert all(isinstance(kept, np.ndarray) for kept in store.kept.values())
 
@@ -246,7 +262,7 @@ def test_boxes_hold_the_person_with_a_margin(subject: Path, size: int) -> None:
     assert boxed.width < boxed.height <= size  # the blob is taller than wide
     boxes = boxed.store.boxes
     for camera, (left, top) in enumerate(boxes.corners):
-        masks = np.stack([whole.store.read(frame, [camera])[0, ..., 3] for frame in range(3)])
+        masks = np.stack([whole.store.read(timestep, [camera])[0, ..., 3] for timestep in range(3)])
         rows, columns = np.nonzero(masks.max(axis=0))
         assert 0 <= top <= max(rows.min() - 0.02 * size, 0)
         assert 0 <= left <= max(columns.min() - 0.02 * size, 0)

@@ -1,4 +1,4 @@
-"""Writing films: H.264 in MP4 files with PyAV."""
+"""Writing videos: H.264 in MP4 files with PyAV."""
 
 from __future__ import annotations
 
@@ -6,35 +6,33 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
+from eavatar.arrays import Image
 from eavatar.io import atomic
 
-Image = NDArray[Any]  # uint8; OpenCV annotates no narrower type
 BT_601, BT_709 = 6, 1  # numbers of ITU-T H.273
 
 
-def write_film(
+def write_video(
     path: Path,
-    frames: Iterable[Image],
+    images: Iterable[Image],
     rate: float,
     pixel_format: str,
     quality: str,
     threads: int = 0,
 ) -> None:
-    """Write uint8 frames, (H, W, 3) RGB or (H, W), at least one and all of one size, as they come.
+    """Write uint8 images, (H, W, 3) RGB or (H, W), at least one and all of one size, as they come.
 
     Args:
-        rate: frames per second. pixel_format: FFmpeg's name; yuv420p, which all players show, takes
-            even sizes only.
-        quality: x264's constant rate factor, "0" lossless. threads: of the encoder, 0 for all.
+        rate: images per second.
+        pixel_format: FFmpeg's name; yuv420p, which all players show, takes even sizes only.
+        quality: x264's constant rate factor, "0" lossless.
+        threads: of the encoder, 0 for all.
     """
     import av
 
-    frames = iter(frames)
-    first = next(frames)
+    images = iter(images)
+    first = next(images)
     with atomic(path) as temporary, av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
         stream.height, stream.width = first.shape[:2]
@@ -44,7 +42,7 @@ def write_film(
         # What the conversion does; players guess by the size of the image else.
         stream.codec_context.colorspace = BT_601
         stream.codec_context.color_primaries = stream.codec_context.color_trc = BT_709
-        for image in chain([first], frames):
+        for image in chain([first], images):
             source = "rgb24" if image.ndim == 3 else "gray"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=source)))
         container.mux(stream.encode())

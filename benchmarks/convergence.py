@@ -26,6 +26,7 @@ from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
 from eavatar.avatar.model import Avatar
 from eavatar.data.frames import FrameSet
+from eavatar.device import choose_device
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
 from eavatar.training.loop import seed_everything
@@ -144,7 +145,7 @@ def read_frames(
 
 def train(options: argparse.Namespace) -> None:
     """Train a profile and write two rows per measurement."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     settings, seconds, elapsed = read_settings(options), 60 * options.minutes, 0.0
     frames, held_out = read_frames(options, settings, device)
     if settings.learning_rates.final < 1:

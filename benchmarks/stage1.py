@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.device import longest_kernels, synchronise
+from eavatar.device import choose_device
 from eavatar.sdf.train import REFRESH_EVERY, SdfTraining, prepare
 from eavatar.settings import read_config
 from eavatar.training.loop import seed_everything
@@ -73,7 +74,7 @@ def main() -> None:
     arguments = parse()
     settings = read_config(ROOT / "config" / "config.yaml", *arguments.config).sdf
     seed_everything(SEED)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     places = (arguments.capture, arguments.face, arguments.prior)
     task = prepare(settings, SEED, *places, device)
     with task.loader:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from eavatar.avatar.upsample import make_upsampler
+from eavatar.device import choose_device
 from eavatar.training.perceptual import Perceptual
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = choose_device()
 SIDE = 512 if DEVICE.type == "cuda" else 64  # pixels of features and LPIPS patches
 WARM_UPS = 5
 REPETITIONS = 30 if DEVICE.type == "cuda" else 3

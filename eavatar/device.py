@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose_device() -> torch.device:
     """The first GPU that torch may use, otherwise the CPU."""
+    import torch  # late: some stages load it for one of their backends only
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from eavatar.capture.video import Image
+from eavatar.device import choose_device
 from eavatar.errors import UserError
 
 RELEASE = "https://github.com/PeterL1n/BackgroundMattingV2/releases"
@@ -90,7 +91,7 @@ def _load(path: Path, image_size: int) -> BackgroundMatting:
             f"the weights of BackgroundMattingV2 are missing: get {path.name} from {RELEASE} and "
             f"put it at {path} (capture.matte.background_matting_weights), {avoid}."
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from eavatar.device import choose_device
 from eavatar.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +108,6 @@ def load_network(detector: str) -> FaceAlignment:
             f"face-alignment's weights are missing: put {listed} into {folder}, or set "
             "face.landmarks.backend: provided and give landmarks in the sample sheet."
         )
-    import torch
     from face_alignment import FaceAlignment, LandmarksType
 
     chosen = DETECTORS[detector]
@@ -116,7 +116,7 @@ def load_network(detector: str) -> FaceAlignment:
     try:
         return FaceAlignment(
             LandmarksType.TWO_HALF_D,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=choose_device().type,
             flip_input=False,
             face_detector=chosen.module,
             face_detector_kwargs={

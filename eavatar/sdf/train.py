@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from eavatar.avatar.networks import encode_position
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.loader import Batch, Loader
+from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.io import Mesh, read_mesh, write_mesh
 from eavatar.sdf.dibr import render_mesh, require_kaolin
@@ -63,7 +64,7 @@ def train_sdf(
             not finite; the renderer cannot be had.
     """
     seed_everything(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     task = prepare(settings, seed, capture, face, prior, device)
     frames, shape = task.frames, task.shape
     logger.info(

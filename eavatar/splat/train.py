@@ -21,6 +21,7 @@ from eavatar.avatar.model import Avatar, Sizes, write_avatar
 from eavatar.avatar.torso import Torso
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.loader import Loader
+from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.io import require
 from eavatar.settings import SplatSettings, read_yaml
@@ -54,7 +55,7 @@ def train_splat(
             training diverges.
     """
     seed_everything(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     perceptual = None
     if settings.weights.lpips > 0:
         perceptual = load_perceptual("vgg", device, settings.lpips_required)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.data.frames import FrameSet
+from eavatar.device import choose_device
 from eavatar.io import atomic
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_picture
@@ -44,7 +45,7 @@ def evaluate(
         capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
         avatar: the folder of a trained avatar, ``results/<subject>/splat/<variant>``.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     perceptual = load_perceptual(settings.lpips_net, device, settings.lpips_required)
     model = read_avatar(avatar).to(device)
     frames = FrameSet.read(capture, face, "test", model.settings.image_size).to(device)

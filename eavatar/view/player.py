@@ -26,6 +26,7 @@ from tqdm import tqdm
 from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.cameras import Camera
 from eavatar.data.video import write_video
+from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.io import Tracking, atomic, read_arrays, read_cameras
 from eavatar.settings import select
@@ -155,7 +156,7 @@ def render(
         UserError: a file is missing, sequence or camera are unknown, the output cannot be written.
     """
     _check_output(output, rate)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     model = read_avatar(avatar).to(device)
     drive = read_drive(face / "tracking", sequence, model.sizes.expression, neutral)
     cameras = choose_cameras(capture / "cameras.json", patterns, drive)

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar import landmark_indices
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.transforms import Similarity
@@ -35,7 +34,7 @@ DAMAGED_ARRAY = (
     MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
-LANDMARKS = landmark_indices.COUNT
+LANDMARKS = 68
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
     batch = training.loader.batch(0)
     cameras, pixels = batch.cameras[0], batch.pixels[0].clone()
     views = frames.intrinsics[cameras], frames.world_to_camera[cameras]
-    pose = torch.cat([frames.rotation[0], frames.translation[0]])
+    pose = frames.poses[0]
     corner = torch.zeros(2, dtype=torch.int64, device=task.device)
     size = frames.height, frames.width
 

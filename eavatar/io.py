@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eavatar import landmark_indices
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.transforms import Similarity
@@ -34,7 +35,7 @@ DAMAGED_ARRAY = (
     MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
-LANDMARKS = 68
+LANDMARKS = landmark_indices.COUNT
 
 
 @contextmanager

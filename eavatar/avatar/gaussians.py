@@ -20,11 +20,11 @@ from eavatar.avatar.control import Neighbours, find_neighbours, propagate
 from eavatar.avatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
 from eavatar.avatar.networks import encode_position, encoded_size
 from eavatar.avatar.torso import Torso
+from eavatar.landmark_indices import MOUTH
 from eavatar.rendering.splatting import Gaussians
 from eavatar.settings import ControlSettings
 from eavatar.training.optimiser import MEAN, MOMENTS
 
-MOUTH = slice(48, 68)  # of the iBUG-68 landmarks
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
 CELL_HALVINGS = 20  # of the logarithm of the size of the cells: to 1e-5 of it

@@ -15,6 +15,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from eavatar.landmark_indices import CHIN
 from eavatar.settings import TorsoSettings
 from eavatar.transforms import (
     axis_angle_to_matrix,
@@ -23,7 +24,6 @@ from eavatar.transforms import (
     rotate,
 )
 
-CHIN = 8  # of the iBUG-68 landmarks
 FAR_BELOW = -1e6  # canonical units: no point belongs to the torso
 THINNEST = 0.05  # canonical units, of the step between torso and head
 

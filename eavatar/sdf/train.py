@@ -19,6 +19,7 @@ from eavatar.data.loader import Batch, Loader
 from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.io import Mesh, read_mesh, write_mesh
+from eavatar.landmark_indices import CHIN
 from eavatar.sdf.dibr import render_mesh, require_kaolin
 from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut, write_field
 from eavatar.sdf.surface import render_surface
@@ -42,7 +43,6 @@ SPARE = 1.2  # room in the captured step / what the surface needs
 LOOSE = 1.6  # the same, beyond which the room is made smaller
 LEAST = 256  # more room than that, whatever the size
 LAYERS = 2  # of tetrahedra on either side of the surface, evaluated in between
-CHIN = 8  # index of the landmark
 
 RENDERERS = {"splats": render_surface, "dibr": render_mesh}
 
@@ -98,8 +98,7 @@ def prepare(
     shape = _shape_of_prior(read_mesh(prior), frames.neutral_landmarks)
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
-    poses = torch.cat([frames.rotation, frames.translation], dim=1)
-    field.torso.place(settings.torso, frames.neutral_landmarks, poses, frames.scale)
+    field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
     start_as_sphere(field)
     return SdfTraining(settings, seed, frames, field, shape)
 
@@ -250,7 +249,7 @@ class SdfTraining:
         self.render = RENDERERS[settings.renderer]
         self.grid = field.grid()
         self.region: Region | None = None
-        self.poses = torch.cat([frames.rotation, frames.translation], dim=1)
+        self.poses = frames.poses
         rotations = axis_angle_to_matrix(frames.rotation)
         self.landmarks = (frames.landmarks - frames.translation[:, None]) @ rotations / frames.scale
         self.to_world = torch.eye(4, device=rotations.device).repeat(len(frames), 1, 1)

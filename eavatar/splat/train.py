@@ -233,7 +233,7 @@ class SplatTraining:
             frame: (1,). cameras: (V,). pixels: (V, H, W, 4) uint8. corner: (2,).
         """
         frames, settings = self.frames, self.settings
-        pose = torch.cat([frames.rotation, frames.translation], dim=1) + self.pose_deltas
+        pose = frames.poses + self.pose_deltas
         coarse = self.avatar.draw(
             frames.expression.index_select(0, frame)[0],
             pose.index_select(0, frame)[0],
@@ -313,7 +313,7 @@ class SplatTraining:
     def _most_pairs(self) -> int:
         """Most pairs of a few timesteps in all cameras, each time in as many as a step has."""
         frames, views = self.frames, self.settings.views_per_step
-        poses = torch.cat([frames.rotation, frames.translation], dim=1)
+        poses = frames.poses
         counts = [
             self.avatar.draw(
                 frames.expression[frame],

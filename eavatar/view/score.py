@@ -47,12 +47,12 @@ from eavatar.capture.captures import open_capture
 from eavatar.data.frames import read_grey
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
+from eavatar.landmark_indices import CHIN, JAW_ENDS
 from eavatar.transforms import Similarity
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-CHIN, JAW_ENDS = 8, (0, 16)
 SURFACE_SAMPLES = 400_000  # dozens in each cell of the front view, so that none falls through
 CELL = 0.004  # metres; side of the cells in which the face is looked at from the front
 CANDIDATES = 8  # nearest samples whose triangles are tried for the nearest point

@@ -9,7 +9,6 @@ import torch
 
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.gaussians import (
-    MOUTH,
     Arrangement,
     Generator,
     NeutralGaussians,
@@ -18,6 +17,7 @@ from eavatar.avatar.gaussians import (
 )
 from eavatar.avatar.networks import MLP, encode_position
 from eavatar.avatar.torso import Torso
+from eavatar.landmark_indices import MOUTH
 from eavatar.settings import ControlSettings
 from eavatar.transforms import axis_angle_to_matrix, quaternion_to_matrix
 

@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 from scipy.spatial.transform import Rotation
 
-from eavatar.avatar.torso import CHIN, Torso
+from eavatar.avatar.torso import Torso
+from eavatar.landmark_indices import CHIN
 from eavatar.settings import TorsoSettings
 from eavatar.transforms import axis_angle_to_matrix, quaternion_to_matrix
 

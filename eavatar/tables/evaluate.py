@@ -1,13 +1,14 @@
-"""Render the held-out frames and measure every image.
+"""Draw the held-out timesteps with a method, and measure every image.
 
-Self-reenactment: the avatar of a subject, driven by the tracked expression and pose of sequences
-it was not trained on, against what the cameras recorded, for all cameras. A second protocol
-renders the same poses with the expression frozen at neutral: the difference is what the
+Self-reenactment: a method that was trained on a subject, driven by the tracked expression and pose
+of sequences it was not trained on, against what the cameras recorded, for all cameras. A second
+protocol draws the same poses with the expression frozen at neutral: the difference is what the
 expression adds.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,111 +17,175 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eavatar.avatar.model import Avatar, read_avatar
 from eavatar.data.frames import FrameSet
+from eavatar.data.shots import Method, Shot
 from eavatar.device import choose_device
 from eavatar.io import atomic
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_picture
+from eavatar.tables.methods import open_method
 from eavatar.tables.metrics import psnr, ssim, whiten_padding
 from eavatar.training.perceptual import Perceptual, load_perceptual
 
-EXPRESSION_FACTORS = {"self_reenactment": 1.0, "neutral_expression": 0.0}
-PICTURED = "self_reenactment"
+RECORDED = "self_reenactment"
+EXPRESSION_FACTORS = {RECORDED: 1.0, "neutral_expression": 0.0}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the usable cameras recorded at a timestep.
+
+    Attributes:
+        cameras: K indices into those of the frames.
+        images: (K, H, W, 3) in [0, 1], on white, the padding white too.
+        visible: (K, H, W) 1 inside the sensor, 0 in the padding of the crop.
+    """
+
+    cameras: list[int]
+    images: Tensor
+    visible: Tensor
+
+    @classmethod
+    def read(cls, frames: FrameSet, index: int) -> Truth:
+        cameras = frames.usable_cameras(index)
+        views = frames.views(index, cameras)
+        return cls(cameras, whiten_padding(views.images, views.visible), views.visible)
 
 
 def evaluate(
-    settings: EvaluateSettings, capture: Path, face: Path, avatar: Path, output: Path
+    settings: EvaluateSettings, method: str, source: Path, capture: Path, face: Path, output: Path
 ) -> Path:
-    """Measure an avatar on the test split: the whole head with shoulders, on white, all cameras.
+    """Measure a method on the test split: the whole head with shoulders, on white, all cameras.
 
     Writes ``output/images.csv``, a row per protocol, timestep and camera in that order: protocol,
     sequence, timestep, camera, psnr_db, ssim, lpips (empty without LPIPS' weights); and
     ``output/pictures/<sequence>_<timestep>_<camera>.png``: truth, render and error side by side.
-    Images have the size that the avatar was trained for. The render is never masked by the
-    truth's matte, which would hide what is drawn outside it. Views whose mask has failed are left
-    out.
+    Images have the method's size. The render is never masked by the truth's mask, which would hide
+    what is drawn outside it. Views whose mask has failed are left out.
 
     Args:
-        capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
-        avatar: the folder of a trained avatar, ``results/<subject>/splat/<variant>``.
+        settings: of the rule.
+        method: its name, see `eavatar.tables.methods`.
+        source: what the method draws from: ``results/<subject>/splat/<variant>`` for an avatar,
+            for images see `eavatar.tables.image_folder`.
+        capture: ``results/<subject>/capture``.
+        face: ``results/<subject>/face``.
+        output: ``results/<subject>/tables/<variant>``.
+    Returns:
+        ``output``.
+    Raises:
+        UserError: the source or a contract file is missing or not of its form.
     """
     device = choose_device()
     perceptual = load_perceptual(settings.lpips_net, device, settings.lpips_required)
-    model = read_avatar(avatar).to(device)
-    frames = FrameSet.read(capture, face, "test", model.settings.image_size).to(device)
-    pictures = choose_pictures(frames, settings.pictures)
+    drawing = open_method(method, source, capture, device)
+    frames = FrameSet.read(capture, face, "test", drawing.image_size).to(device)
+    shown = choose_pictures(frames, settings.pictures)
     folder = output / "pictures"
     for stale in folder.glob("*.png"):
         stale.unlink()
     rows: dict[str, list[pd.DataFrame]] = {protocol: [] for protocol in EXPRESSION_FACTORS}
-    for frame in tqdm(range(len(frames)), desc="evaluate", unit="timestep"):
-        cameras = frames.usable_cameras(frame)
-        views = frames.views(frame, cameras)
-        truths = whiten_padding(views.images, views.visible)
-        for protocol, factor in EXPRESSION_FACTORS.items():
-            renders = whiten_padding(_render(model, frames, frame, cameras, factor), views.visible)
-            figures = _measure(perceptual, renders, truths, views.visible)
-            figures.insert(0, "camera", [frames.serials[camera] for camera in cameras])
-            figures.insert(0, "timestep", frames.timesteps[frame])
-            figures.insert(0, "sequence", frames.sequences[frame])
-            figures.insert(0, "protocol", protocol)
-            rows[protocol].append(figures)
-            if protocol == PICTURED:
-                for camera in pictures.get(frame, []):
-                    name = f"{frames.sequences[frame]}_{frames.timesteps[frame]:05d}"
-                    place = cameras.index(camera)
-                    strip = compare(truths[place].cpu().numpy(), renders[place].cpu().numpy())
-                    write_picture(folder / f"{name}_{frames.serials[camera]}.png", strip)
+    for index in tqdm(range(len(frames)), desc="evaluate", unit="timestep"):
+        truth = Truth.read(frames, index)
+        for protocol, images in predict(drawing, frames, index, truth).items():
+            measured = measure(images, truth, perceptual)
+            measured.insert(0, "camera", [frames.serials[camera] for camera in truth.cameras])
+            measured.insert(0, "timestep", frames.timesteps[index])
+            measured.insert(0, "sequence", frames.sequences[index])
+            measured.insert(0, "protocol", protocol)
+            rows[protocol].append(measured)
+            if protocol == RECORDED:
+                _write_pictures(folder, frames, index, shown.get(index, []), truth, images)
     table = pd.concat([part for parts in rows.values() for part in parts])
     with atomic(output / "images.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
     return output
 
 
-def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
-    """Which cameras to keep a picture of, per frame: strong expressions, spread over time and view.
+def predict(method: Method, frames: FrameSet, index: int, truth: Truth) -> dict[str, Tensor]:
+    """What a method draws of a timestep in the cameras of the truth, the padding white.
 
-    The frames are cut into as many runs as there are pictures, and each run gives the frame whose
+    Returns:
+        images (K, H, W, 3) by protocol; only self-reenactment if the method is not drivable.
+    """
+    factors = EXPRESSION_FACTORS if method.drivable else {RECORDED: 1.0}
+    return {
+        protocol: whiten_padding(
+            method.render(_shot(frames, index, truth.cameras, factor)), truth.visible
+        )
+        for protocol, factor in factors.items()
+    }
+
+
+def measure(images: Tensor, truth: Truth, perceptual: Perceptual | None) -> pd.DataFrame:
+    """The metrics of K images against the truth: columns psnr_db, ssim, lpips.
+
+    Args:
+        images: (K, H, W, 3) in [0, 1], the padding white.
+        truth: what the same cameras recorded.
+        perceptual: None leaves LPIPS empty.
+    """
+    with torch.no_grad():
+        lpips = perceptual(images, truth.images).cpu().numpy() if perceptual else np.nan
+    arrays = [tensor.cpu().numpy() for tensor in (images, truth.images, truth.visible)]
+    return pd.DataFrame({"psnr_db": psnr(*arrays), "ssim": ssim(*arrays), "lpips": lpips})
+
+
+def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
+    """Which cameras are shown of which timesteps: strong expressions, spread over time and view.
+
+    The timesteps are cut into as many runs as there are pictures, and each run gives the one whose
     expression coefficients have the largest norm. The strongest of them is seen from the middle of
     the arc around the head, the next from half-way to its sides, and so on.
+
+    Args:
+        frames: the test split.
+        count: pictures wanted; fewer come where two would be of the same view.
     """
     centres = np.linalg.inv(frames.world_to_camera.cpu().numpy())[:, :3, 3]
     strength = frames.expression.norm(dim=1).cpu().numpy()
     runs = np.array_split(np.arange(len(frames)), min(count, len(frames)))
     strongest = [int(run[strength[run].argmax()]) for run in runs]
-    strongest.sort(key=lambda frame: -strength[frame])
+    strongest.sort(key=lambda index: -strength[index])
     chosen: dict[int, list[int]] = {}
     for picture in range(count):
-        frame = strongest[picture % len(strongest)]
-        rotation, translation = frames.rotation[frame].cpu(), frames.translation[frame].cpu()
+        index = strongest[picture % len(strongest)]
+        rotation, translation = frames.rotation[index].cpu(), frames.translation[index].cpu()
         order = order_along_arc(centres, rotation.numpy(), translation.numpy())
-        arc = [camera for camera in order if frames.usable[frame, camera]]
+        arc = [camera for camera in order if frames.usable[index, camera]]
         camera = arc[int(_radical_inverse(picture + 1) * len(arc))]
-        if camera not in chosen.setdefault(frame, []):
-            chosen[frame].append(camera)
+        if camera not in chosen.setdefault(index, []):
+            chosen[index].append(camera)
     return chosen
 
 
-def _render(
-    model: Avatar, frames: FrameSet, frame: int, cameras: list[int], factor: float
-) -> Tensor:
-    return model.render(
-        factor * frames.expression[frame],
-        frames.rotation[frame],
-        frames.translation[frame],
-        frames.intrinsics[cameras],
-        frames.world_to_camera[cameras],
+def _shot(frames: FrameSet, index: int, cameras: list[int], factor: float) -> Shot:
+    return Shot(
+        sequence=frames.sequences[index],
+        timestep=frames.timesteps[index],
+        expression=factor * frames.expression[index],
+        rotation=frames.rotation[index],
+        translation=frames.translation[index],
+        serials=tuple(frames.serials[camera] for camera in cameras),
+        intrinsics=frames.intrinsics[cameras],
+        world_to_camera=frames.world_to_camera[cameras],
     )
 
 
-def _measure(
-    perceptual: Perceptual | None, renders: Tensor, truths: Tensor, visible: Tensor
-) -> pd.DataFrame:
-    with torch.no_grad():
-        lpips = perceptual(renders, truths).cpu().numpy() if perceptual else np.nan
-    arrays = [tensor.cpu().numpy() for tensor in (renders, truths, visible)]
-    return pd.DataFrame({"psnr_db": psnr(*arrays), "ssim": ssim(*arrays), "lpips": lpips})
+def _write_pictures(
+    folder: Path,
+    frames: FrameSet,
+    index: int,
+    cameras: list[int],
+    truth: Truth,
+    images: Tensor,
+) -> None:
+    """Truth, render and error of some of a timestep's cameras."""
+    for camera in cameras:
+        place = truth.cameras.index(camera)
+        strip = compare(truth.images[place].cpu().numpy(), images[place].cpu().numpy())
+        name = f"{frames.sequences[index]}_{frames.timesteps[index]:05d}_{frames.serials[camera]}"
+        write_picture(folder / f"{name}.png", strip)
 
 
 def _radical_inverse(number: int) -> float:

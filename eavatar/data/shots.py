@@ -1,0 +1,48 @@
+"""What a method is asked to draw, and the interface of every method that is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One timestep of a sequence in C cameras.
+
+    Attributes:
+        sequence: its name.
+        timestep: index within the sequence.
+        expression: (E,) coefficients, in standard deviations.
+        rotation: (3,) axis-angle, radians.
+        translation: (3,) metres.
+        serials: C serial numbers of the cameras.
+        intrinsics: (C, 3, 3) pixels of an image of the method's size.
+        world_to_camera: (C, 4, 4).
+    """
+
+    sequence: str
+    timestep: int
+    expression: Tensor
+    rotation: Tensor
+    translation: Tensor
+    serials: tuple[str, ...]
+    intrinsics: Tensor
+    world_to_camera: Tensor
+
+
+class Method(Protocol):
+    """Anything that draws a person's timesteps in given cameras."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of its square images, pixels."""
+
+    @property
+    def drivable(self) -> bool:
+        """Whether it follows a shot's expression; else it draws only what was tracked."""
+
+    def render(self, shot: Shot) -> Tensor:
+        """Images (C, H, W, 3) in [0, 1] on white, on the device of the shot."""

@@ -129,18 +129,20 @@ def train_splat(a: Arguments) -> None:
 
 
 def evaluate(a: Arguments) -> None:
-    """Render the held-out frames and measure each image."""
+    """Draw the held-out frames with a method and measure each image."""
     from eavatar.tables.evaluate import evaluate as run
 
     block = settings.parse_block(settings.EvaluateSettings, a.settings)
-    run(block, a.capture, a.face, a.avatar, a.output)
+    run(block, a.method, a.source, a.capture, a.face, a.output)
 
 
 def metrics(a: Arguments) -> None:
-    """Average the per-image metrics into the subject's table."""
+    """Average the per-image metrics of some variants into the subject's table."""
     from eavatar.tables.table import metrics as run
 
-    run(a.subject, a.variant, a.images, a.output)
+    if len(a.variant) != len(a.images):
+        raise UserError("--variant and --images need as many words; each table is of one variant.")
+    run(a.subject, dict(zip(a.variant, map(Path, a.images), strict=True)), a.output)
 
 
 def report(a: Arguments) -> None:
@@ -283,13 +285,14 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         SETTINGS,
         CAPTURE,
         FACE,
-        ("avatar", Path, "splat/<variant>", True),
+        ("method", str, "avatar, or images that another code rendered", True),
+        ("source", Path, "splat/<variant> of an avatar, or the folder of images", True),
         output("tables/<variant>"),
     ],
     metrics: [
         SUBJECT,
-        VARIANT,
-        ("images", Path, "tables/<variant>/images.csv", True),
+        ("variant", list, "names of the variants", True),
+        ("images", list, "tables/<variant>/images.csv of each of them", True),
         output("metrics.csv"),
     ],
     report: [

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from eavatar.data.frames import FrameSet
 from eavatar.data.shots import Method, Shot
 from eavatar.device import choose_device
-from eavatar.io import atomic
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_picture
 from eavatar.tables.methods import open_method
 from eavatar.tables.metrics import psnr, ssim, whiten_padding
+from eavatar.tables.table import write_table
 from eavatar.training.perceptual import Perceptual, load_perceptual
 
 RECORDED = "self_reenactment"
@@ -96,9 +96,9 @@ def evaluate(
             rows[protocol].append(measured)
             if protocol == RECORDED:
                 _write_pictures(folder, frames, index, shown.get(index, []), truth, images)
-    table = pd.concat([part for parts in rows.values() for part in parts])
-    with atomic(output / "images.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")
+    write_table(
+        output / "images.csv", pd.concat([part for parts in rows.values() for part in parts])
+    )
     return output
 
 

@@ -70,7 +70,9 @@ class ImageFolder:
         return cls(folder, side)
 
     def render(self, shot: Shot) -> Tensor:
-        paths = [self.folder / _name(shot.sequence, camera, shot.timestep) for camera in shot.serials]
+        paths = [
+            self.folder / _name(shot.sequence, camera, shot.timestep) for camera in shot.serials
+        ]
         images = np.stack([_read_image(path) for path in paths])
         return torch.from_numpy(images).to(shot.intrinsics.device).float() / 255
 
@@ -80,14 +82,14 @@ def _list_names(capture: Path) -> list[str]:
     serials = tuple(read_cameras(capture / "cameras.json"))
     keys, usable = read_usable(capture, "test", serials)
     return [
-        _name(*key, serial)
-        for key, cameras in zip(keys, usable, strict=True)
+        _name(sequence, serial, timestep)
+        for (sequence, timestep), cameras in zip(keys, usable, strict=True)
         for serial, used in zip(serials, cameras, strict=True)
         if used
     ]
 
 
-def _name(sequence: str, timestep: int, serial: str) -> str:
+def _name(sequence: str, serial: str, timestep: int) -> str:
     return f"{sequence}/{serial}/{timestep:05d}.png"
 
 

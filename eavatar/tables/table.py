@@ -1,9 +1,12 @@
-"""``metrics.csv``: the means of ``images.csv``, a row per protocol; names and formats."""
+"""``metrics.csv``: the means of ``images.csv`` by variant and protocol; names and formats."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -30,25 +33,41 @@ METRICS = (
 COLUMNS = [metric.column for metric in METRICS]
 
 
-def metrics(subject: str, variant: str, images: Path, output: Path) -> Path:
-    """Write ``metrics.csv`` of one subject and variant, and print it.
+def metrics(subject: str, images: Mapping[str, Path], output: Path) -> Path:
+    """Write ``metrics.csv`` of a subject, and print it.
 
-    A figure is the unweighted mean over all images of a protocol (cameras × timesteps at once).
+    A metric is the unweighted mean over all images of a protocol (cameras × timesteps at once).
     Columns: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips (empty where LPIPS'
     weights could not be had).
 
+    Args:
+        subject: its name.
+        images: ``images.csv`` by variant, in the order of the rows.
+        output: ``metrics.csv``.
     Raises:
-        UserError: ``images`` is missing, lacks a column or holds no row.
+        UserError: a table is missing, lacks a column or holds no row.
     """
+    means = pd.DataFrame(
+        [
+            {"subject": subject, "variant": variant, **row}
+            for variant, path in images.items()
+            for row in _average(path)
+        ]
+    )
+    write_table(output, means)
+    print(format_metrics(means))
+    return output
+
+
+def _average(images: Path) -> list[dict[str, Any]]:
+    """The rows of one ``images.csv``, one for each protocol."""
     table = pd.read_csv(require(images, "the table of images"), dtype={"camera": str})
     missing = [name for name in ("protocol", "camera", *COLUMNS) if name not in table]
     if missing or table.empty:
         fault = f"lacks the column '{missing[0]}'" if missing else "holds no row"
         raise UserError(f"{images} {fault}; run `evaluate` again.")
-    rows = [
+    return [
         {
-            "subject": subject,
-            "variant": variant,
             "protocol": protocol,
             "cameras": group["camera"].nunique(),
             "images": len(group),
@@ -56,11 +75,12 @@ def metrics(subject: str, variant: str, images: Path, output: Path) -> Path:
         }
         for protocol, group in table.groupby("protocol", sort=False)
     ]
-    means = pd.DataFrame(rows)
-    with atomic(output) as temporary:
-        means.to_csv(temporary, index=False, float_format="%.6f")
-    print(format_metrics(means))
-    return output
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a ``.csv``, numbers with six digits behind the point."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6f")
 
 
 def format_metrics(means: pd.DataFrame) -> str:
@@ -73,5 +93,7 @@ def format_metrics(means: pd.DataFrame) -> str:
 
 
 def format_value(value: float, digits: int) -> str:
-    """A figure with fixed digits; a dash where there is none."""
-    return "–" if pd.isna(value) else f"{value:.{digits}f}"
+    """A metric with fixed digits; a dash where there is none, ∞ where the images are equal."""
+    if pd.isna(value):
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:.{digits}f}"

@@ -20,6 +20,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     stale.touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
-        evaluate(SETTINGS, results / "capture", results / "face", results / "splat/full", output)
-    metrics("ball", "full", output / "images.csv", results / "metrics.csv")
+        avatar = results / "splat" / "full"
+        evaluate(SETTINGS, "avatar", avatar, results / "capture", results / "face", output)
+    metrics("ball", {"full": output / "images.csv"}, results / "metrics.csv")
     return made

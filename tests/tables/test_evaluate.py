@@ -61,7 +61,7 @@ def test_table_of_another_form_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "images.csv"
     path.write_text("protocol,camera,psnr_db,ssim\na,1,20,0.9\n")
     with pytest.raises(UserError, match="lpips"):
-        metrics("ball", "full", path, tmp_path / "metrics.csv")
+        metrics("ball", {"full": path}, tmp_path / "metrics.csv")
 
 
 def test_comparison_colours() -> None:

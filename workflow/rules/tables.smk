@@ -33,11 +33,12 @@ rule evaluate:
         settings=block("tables.evaluate"),
         capture=input_folder("cameras"),
         face=input_folder("identity"),
-        avatar=input_folder("avatar"),
+        source=input_folder("avatar"),
         folder=output_folder("images"),
     shell:
         "python -m eavatar evaluate --settings {params.settings:q}"
-        " --capture {params.capture:q} --face {params.face:q} --avatar {params.avatar:q}"
+        " --method avatar --source {params.source:q}"
+        " --capture {params.capture:q} --face {params.face:q}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"
 
 

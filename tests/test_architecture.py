@@ -48,6 +48,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "capture/video": "capture/test_corrupt.py",
     "data/images": "data/test_frames.py",
     "data/loader": "data/test_frames.py",
+    "data/shots": "tables/test_evaluate.py",  # types
     "demo/capture": "demo/test_demo.py",  # the ten files of the embedded subject, as a whole
     "demo/controls": "demo/test_demo.py",
     "demo/detections": "demo/test_demo.py",
@@ -68,7 +69,9 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "prior/generate": "prior/test_template.py",
     "rendering/cpu": "rendering/test_splatting.py",
     "sdf/field": "sdf/test_sdf_train.py",
+    "tables/avatar_method": "tables/test_evaluate.py",
     "tables/drawing": "tables/test_report.py",
+    "tables/methods": "tables/test_image_folder.py",
     "tables/page": "tables/test_report.py",
     "tables/table": "tables/test_evaluate.py",
 }

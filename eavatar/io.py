@@ -8,15 +8,16 @@ V vertices, F faces.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,6 +178,26 @@ def read_arrays(kind: type[Record], path: Path) -> Record:
     record = kind(**{field.name: arrays[field.name] for field in fields(kind)})
     check_shapes(record, str(path))
     return record
+
+
+# --- CSV --------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> Path:
+    """Write a ``.csv`` whose columns are the fields of a dataclass.
+
+    Args:
+        path: the file.
+        rows: instances of one dataclass, at least one.
+
+    Returns:
+        ``path``.
+    """
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(rows[0])])
+        writer.writerows(astuple(row) for row in rows)
+    return path
 
 
 # --- JSON -------------------------------------------------------------------------------------

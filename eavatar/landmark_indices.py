@@ -3,4 +3,5 @@
 COUNT = 68
 JAW_ENDS = (0, 16)  # right, left
 CHIN = 8
+OUTER_LIP_CORNERS = (48, 54)  # right, left
 MOUTH = slice(48, 68)

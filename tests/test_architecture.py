@@ -26,6 +26,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "cameras",
         "io",
         "settings",
+        "meshes",
     },
     "data and drawing": {"data", "rendering"},
     "training and model": {"training", "avatar"},

@@ -7,16 +7,15 @@ and the calibration agree exactly.
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -29,7 +28,7 @@ from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Header, Image, read_picture
 from eavatar.errors import UserError
-from eavatar.io import atomic, write_cameras
+from eavatar.io import atomic, write_cameras, write_rows
 from eavatar.settings import IngestSettings, select
 
 logger = logging.getLogger(__name__)
@@ -226,14 +225,6 @@ def write_image(path: Path, image: Image, parameters: Sequence[int] = ()) -> Non
     _, encoded = cv2.imencode(path.suffix, image, parameters)
     with atomic(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
-
-
-def write_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Write dataclass instances of one type as the rows of a ``.csv``."""
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(rows[0])])
-        writer.writerows(astuple(row) for row in rows)
 
 
 def _ingest_camera(

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.capture.captures import open_mattes
-from eavatar.capture.ingest import Window, in_threads, write_image, write_rows
+from eavatar.capture.ingest import Window, in_threads, write_image
 from eavatar.capture.plate import Plate, alpha_from_plate
 from eavatar.capture.recording import check_size
 from eavatar.capture.video import Image
 from eavatar.errors import UserError
-from eavatar.io import require
+from eavatar.io import require, write_rows
 from eavatar.settings import IngestSettings, MatteSettings
 
 logger = logging.getLogger(__name__)

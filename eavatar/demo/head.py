@@ -33,6 +33,7 @@ from eavatar.demo.sculpt import (
     distances,
     mesh,
 )
+from eavatar.meshes import vertex_normals
 
 Float = NDArray[np.float32]
 METRES = 0.1  # per decimetre
@@ -156,19 +157,9 @@ def dental_arch(upper: bool) -> Surface:
     return Surface(vertices.astype(np.float32), np.ascontiguousarray(faces))
 
 
-def vertex_normals(surface: Surface) -> Float:
-    """(V, 3) unit normals, weighted by area."""
-    corner = surface.vertices[surface.faces]
-    normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    total = np.stack(
-        [
-            np.bincount(surface.faces.ravel(), np.repeat(normal[:, i], 3), len(surface.vertices))
-            for i in range(3)
-        ],
-        axis=1,
-    )
-    length = np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-    return (total / length).astype(np.float32)
+def _normals(surface: Surface) -> Float:
+    """(V, 3) unit normals."""
+    return vertex_normals(surface.vertices, surface.faces).astype(np.float32)
 
 
 def static_part(surface: Surface, look: Float, head: float) -> Part:
@@ -179,7 +170,7 @@ def static_part(surface: Surface, look: Float, head: float) -> Part:
 def skin_part(generator: np.random.Generator) -> Part:
     surface = mesh(SKIN, SKIN_AXES)
     points = surface.vertices.astype(np.float64)
-    look = skin_look(points, vertex_normals(surface), generator)
+    look = skin_look(points, _normals(surface), generator)
     moves = skin_displacements(points)
     return Part(surface, moves, head_weight(points), look)
 
@@ -201,8 +192,8 @@ def build_parts(generator: np.random.Generator) -> list[Part]:
         jaw_part(lower, teeth_look(lower.vertices, upper=False)),
         static_part(upper, teeth_look(upper.vertices, upper=True), 1.0),
         jaw_part(tongue, tongue_look(tongue.vertices)),
-        static_part(hair, hair_look(hair.vertices, vertex_normals(hair)), 1.0),
-        static_part(shirt, shirt_look(shirt.vertices, vertex_normals(shirt)), 0.0),
+        static_part(hair, hair_look(hair.vertices, _normals(hair)), 1.0),
+        static_part(shirt, shirt_look(shirt.vertices, _normals(shirt)), 0.0),
     ]
 
 

@@ -43,25 +43,6 @@ def band_pass(image: Array, mask: Array, blur: float, band: float) -> Array:
     return fine - cv2.resize(mean, image.shape[1::-1])
 
 
-def vertex_normals(vertices: Array, faces: Array) -> Array:
-    """(V, 3) unit normals, means of the faces around weighted by area."""
-    corners = vertices[faces]
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.stack(
-        [np.bincount(faces.ravel(), np.repeat(side, 3), len(vertices)) for side in across.T], axis=1
-    )
-    return normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
-
-
-def vertex_areas(vertices: Array, faces: Array) -> Array:
-    """(V,) a third of the areas of the faces around."""
-    corners = vertices[faces]
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    return np.bincount(
-        faces.ravel(), np.repeat(np.linalg.norm(across, axis=1) / 6, 3), len(vertices)
-    )
-
-
 @njit(cache=True, nogil=True)
 def fill_depth(pixels: Array, depth: Array, faces: Array, buffer: Array) -> None:
     """Write the nearest depth of a mesh in each cell to ``buffer`` (n, n).

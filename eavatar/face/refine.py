@@ -40,8 +40,6 @@ from eavatar.face.photometric import (
     compare,
     fill_depth,
     unhidden,
-    vertex_areas,
-    vertex_normals,
 )
 from eavatar.face.triangulation import project
 from eavatar.io import (
@@ -54,6 +52,7 @@ from eavatar.io import (
     write_arrays,
     write_mesh,
 )
+from eavatar.meshes import vertex_areas, vertex_normals
 from eavatar.settings import RefineSettings
 from eavatar.transforms import fit_similarity
 

@@ -29,9 +29,8 @@ go on where those of the training frames end. What differs between the two codes
 
 from __future__ import annotations
 
-import csv
 import shutil
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,21 @@ from eavatar.data.frames import read_usable
 from eavatar.data.images import make_pool, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.io import Float, Identity, Tracking, atomic, read_arrays, read_cameras, require
+from eavatar.io import (
+    Float,
+    Identity,
+    Tracking,
+    atomic,
+    read_arrays,
+    read_cameras,
+    require,
+    write_rows,
+)
+from eavatar.landmark_indices import OUTER_LIP_CORNERS
 
 Image = NDArray[Any]
 
 LOWRES = 256  # stage I of GHA
-LEFT_OUT = (48, 54)  # of the 68 landmarks
 HELD_OUT = "held_out"
 QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
@@ -120,10 +128,7 @@ def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: 
     with make_pool() as pool:
         work = pool.map(lambda frame: _write_frame(source, frame, output), frames)
         list(tqdm(work, "export", total=len(frames), unit="frame"))
-    with atomic(output / "frames.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(ExportedFrame)])
-        writer.writerows(astuple(frame) for frame in frames)
+    write_rows(output / "frames.csv", frames)
 
 
 def list_frames(
@@ -219,7 +224,9 @@ def _write_frame(source: Source, frame: ExportedFrame, output: Path) -> None:
         scale=source.identity.scale.reshape(1),
         pose=pose[None],
     )
-    np.save(params / "lmk_3d.npy", np.delete(tracking.landmarks[timestep], LEFT_OUT, axis=0))
+    np.save(
+        params / "lmk_3d.npy", np.delete(tracking.landmarks[timestep], OUTER_LIP_CORNERS, axis=0)
+    )
     if source.model is not None:
         expression = tracking.expression[timestep]
         world = fitted_vertices(source.model, source.identity, expression, pose)

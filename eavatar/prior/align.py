@@ -28,6 +28,7 @@ from eavatar.io import (
     write_alignment,
     write_mesh,
 )
+from eavatar.meshes import sample_surface
 from eavatar.prior.generate import fit_head
 from eavatar.prior.open3d_loader import import_open3d
 from eavatar.settings import AlignSettings
@@ -82,7 +83,7 @@ def align_prior(
     face = check_extent(read_mesh(neutral), neutral)
     landmarks = read_arrays(Identity, identity).landmarks.astype(np.float64)
     target = build_target(face, landmarks, settings.samples, seed)
-    samples = sample_surface(prior, settings.samples, seed)
+    samples, _ = sample_surface(prior, settings.samples, seed)
     transform = search(samples, target)
     alignment = judge(transform, samples, target, settings.inlier_distance)
     logger.info(
@@ -117,7 +118,7 @@ def check_quality(alignment: Alignment, settings: AlignSettings, raw: Path) -> N
 
 
 def build_target(face: Mesh, landmarks: Array, samples: int, seed: int) -> Target:
-    points = sample_surface(face, samples, seed)
+    points, _ = sample_surface(face, samples, seed)
     near = cKDTree(landmarks).query(points)[0] < FACE_RADIUS
     if not near.any():
         raise UserError(
@@ -125,15 +126,7 @@ def build_target(face: Mesh, landmarks: Array, samples: int, seed: int) -> Targe
             f"within {FACE_RADIUS} dm of a landmark; run fit_face again."
         )
     head = fit_head(landmarks, face).mesh
-    return Target(points[near][:FINE_SAMPLES], sample_surface(head, FINE_SAMPLES, seed))
-
-
-def sample_surface(mesh: Mesh, count: int, seed: int) -> Array:
-    """(count, 3) points spread evenly over the area of a mesh."""
-    import trimesh
-
-    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    return np.asarray(trimesh.sample.sample_surface(shape, count, seed=seed)[0], dtype=np.float64)
+    return Target(points[near][:FINE_SAMPLES], sample_surface(head, FINE_SAMPLES, seed)[0])
 
 
 def search(prior: Array, target: Target) -> Similarity:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, read_arrays, read_mesh, write_mesh
+from eavatar.meshes import vertex_normals
 from eavatar.prior.template import Head, generic_head
 from eavatar.settings import GenerateSettings
 from eavatar.transforms import Array, fit_similarity
@@ -132,7 +133,7 @@ def surface_pulls(
     from scipy.spatial import cKDTree
 
     normals = vertex_normals(vertices, faces)
-    face_normals = vertex_normals(neutral.vertices, neutral.faces)
+    face_normals = vertex_normals(neutral.vertices.astype(np.float64), neutral.faces)
     distance, nearest = cKDTree(neutral.vertices).query(vertices, distance_upper_bound=reach)
     near = np.flatnonzero(np.isfinite(distance))
     nearest = nearest[near]
@@ -144,16 +145,6 @@ def surface_pulls(
     # along the normal only: sliding along the surface is for the landmarks to decide
     offset = ((neutral.vertices[nearest] - vertices[near]) * face_normals[nearest]).sum(1)
     return vertices[near], vertices[near] + offset[:, None] * face_normals[nearest]
-
-
-def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.int64]) -> Array:
-    """(V, 3) unit normals, averaged over the faces of a vertex by area; zero where it has none."""
-    a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
-    areas = np.repeat(np.cross(b - a, c - a), 3, axis=0)
-    normals = np.stack(
-        [np.bincount(faces.ravel(), areas[:, axis], len(vertices)) for axis in range(3)], axis=1
-    )
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
 def on_border(mesh: Mesh) -> NDArray[np.bool_]:

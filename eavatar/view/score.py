@@ -48,6 +48,7 @@ from eavatar.data.frames import read_grey
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
 from eavatar.landmark_indices import CHIN, JAW_ENDS
+from eavatar.meshes import sample_surface
 from eavatar.transforms import Similarity
 
 Array = NDArray[np.float64]
@@ -212,7 +213,7 @@ def face_points(mesh: Mesh, landmarks: Array) -> Array:
     Args:
         mesh: y up, z out of the face, metres. landmarks: (68, 3).
     """
-    samples, _ = _sample(mesh)
+    samples, _ = sample_surface(mesh, SURFACE_SAMPLES, seed=0)
     samples = samples[samples[:, 2].argsort()[::-1]]
     cells = np.floor(samples[:, :2] / CELL).astype(np.int64)
     _, first = np.unique(cells, axis=0, return_index=True)
@@ -226,7 +227,7 @@ def surface_distances(points: Array, mesh: Mesh) -> Array:
 
     Exact for the triangles tried: those of the nearest of many samples of the surface.
     """
-    samples, owners = _sample(mesh)
+    samples, owners = sample_surface(mesh, SURFACE_SAMPLES, seed=0)
     _, nearest = cKDTree(samples).query(points, CANDIDATES, workers=-1)
     triangles = mesh.vertices[mesh.faces][owners[nearest]].reshape(-1, 3, 3)
     repeated = np.repeat(points, CANDIDATES, axis=0)
@@ -353,10 +354,3 @@ def _surface_rows(results: Path, truth: Path, sequences: list[Sequence], variant
         error = 100 * float(surface_distances(points, placed).mean()) / size
         rows.append(Row(name, "% of head size", np.nan, error))
     return rows
-
-
-def _sample(mesh: Mesh) -> tuple[Array, NDArray[np.int64]]:
-    """Even samples of a surface (N, 3) and the faces (N,) that they lie on."""
-    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    points, faces = trimesh.sample.sample_surface(shape, SURFACE_SAMPLES, seed=0)
-    return np.asarray(points), np.asarray(faces)

@@ -10,12 +10,12 @@ import trimesh
 
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, read_mesh, write_arrays, write_mesh
+from eavatar.meshes import vertex_normals
 from eavatar.prior.generate import (
     fit_head,
     generate_prior,
     on_border,
     surface_pulls,
-    vertex_normals,
     warp,
 )
 from eavatar.prior.template import generic_head, head_distance

@@ -7,7 +7,19 @@ import trimesh
 from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.view.score import crop_mask, face_points, overlap, score, surface_distances
-from tests.scenes.ball import LANDMARK_SHIFT, SCALE, Subject, ball_landmarks, ball_mask
+from tests.scenes.ball import (
+    LANDMARK_SHIFT,
+    SCALE,
+    Subject,
+    ball_landmarks,
+    ball_mask,
+    make_subject,
+)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return make_subject(tmp_path_factory.mktemp("ball"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 # make demo   set up, then run the embedded subject from raw video to metrics and report
 # make test   set up, then run the tests
+# make test-oldest  the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 # make lint   set up, then run the linters and the type checker
 # make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
@@ -14,7 +15,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 EXTRAS := capture,face,prior,train,tables,workflow,develop
 
-.PHONY: demo test lint wheel benchmark install clean
+.PHONY: demo test test-oldest lint wheel benchmark install clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
@@ -23,6 +24,15 @@ demo: install
 
 test: install
 	$(RUN) python -m pytest -q
+
+# uv finds the oldest versions; the override leaves out opencv-python, see below.
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet uv
+	echo 'opencv-python; python_version < "3"' | $(VENV)-oldest/bin/uv pip install --quiet \
+		--python $(VENV)-oldest/bin/python --resolution lowest-direct --override - \
+		--editable '.[$(EXTRAS)]'
+	$(VENV)-oldest/bin/python -m pytest -q
 
 lint: install
 	$(RUN) ruff check .
@@ -52,4 +62,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-oldest

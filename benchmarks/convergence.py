@@ -128,7 +128,7 @@ def read_frames(
     """What is trained on, and what is measured."""
     places = (options.capture, options.face)
     whole, test = (
-        FrameSet.read(*places, part, options.size, settings.image_memory_gb).to(device)
+        FrameSet.read(*places, part, options.size, settings.run.image_memory_gb).to(device)
         for part in ("train", "test")
     )
     hidden = [index for index, serial in enumerate(whole.serials) if serial in options.held_out]

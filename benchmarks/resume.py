@@ -38,7 +38,7 @@ def make_command(root: Path, options: argparse.Namespace) -> list[str]:
         "image_size": options.size,
         "surface_points": options.count,
         "lpips_required": False,
-        "checkpoint_every": options.kill // 2,
+        "run": {"checkpoint_every": options.kill // 2},
         "split": split,
     }
     settings, sdf = merge(content["splat"], changes), content["sdf"]

@@ -84,7 +84,7 @@ def main() -> None:
     median = statistics.median(times)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
-        f"{name}: {settings.frames_per_step} timesteps × {settings.views_per_frame} views at "
+        f"{name}: {settings.timesteps_per_step} timesteps × {settings.views_per_timestep} views at "
         f"{settings.image_size}², grid {settings.grid_resolution}, width {settings.width}"
     )
     print(f"step, median of {len(times)} windows  {median:8.1f} ms")

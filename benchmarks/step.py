@@ -39,8 +39,8 @@ from tests.scenes.splat_scene import write_stage_one
 VARIANTS: dict[str, dict[str, Any]] = {
     "one view": {"views_per_step": 1},
     "whole images": {"boxes": False},
-    "float32": {"mixed_precision": False},
-    "not compiled": {"compile": False},
+    "float32": {"run": {"mixed_precision": False}},
+    "not compiled": {"run": {"compile": False}},
     "gha upsampler": {"upsampler": "gha", "upsampler_width": 32, "upsampling": 4},
 }
 WARM_UP, WINDOWS, STEPS = 12, 5, 10  # steps, windows, steps of a window

@@ -116,7 +116,7 @@ def train_sdf(a: Arguments) -> None:
     """Stage I: train the signed distance field, deformation and colour."""
     from eavatar.sdf.train import train_sdf as run
 
-    block = settings.parse_block(settings.SdfSettings, a.settings)
+    block = settings.parse_training(settings.SdfSettings, a.settings, a.run_settings)
     run(block, a.seed, a.capture, a.face, a.prior, a.output)
 
 
@@ -124,7 +124,7 @@ def train_splat(a: Arguments) -> None:
     """Stage II: train the dynamic Gaussians."""
     from eavatar.splat.train import train_splat as run
 
-    block = settings.parse_block(settings.SplatSettings, a.settings)
+    block = settings.parse_training(settings.SplatSettings, a.settings, a.run_settings)
     run(block, a.seed, a.capture, a.face, a.sdf, a.output)
 
 
@@ -178,6 +178,7 @@ def export_gha(a: Arguments) -> None:
 Flag = tuple[str, type, str, bool]
 """Name, type, help and whether it is required; a tuple is any number of words without a flag."""
 SETTINGS: Flag = ("settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
+RUN_SETTINGS: Flag = ("run-settings", str, "its sub-block run, where that is apart", False)
 INGEST: Flag = ("ingest-settings", str, "the block capture.ingest, for the crop", True)
 SEED: Flag = ("seed", int, "random seed", True)
 RAW: Flag = ("capture", Path, "raw capture: the folder with calibration/ and sequences/", True)
@@ -267,6 +268,7 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
     ],
     train_sdf: [
         SETTINGS,
+        RUN_SETTINGS,
         SEED,
         CAPTURE,
         FACE,
@@ -275,6 +277,7 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
     ],
     train_splat: [
         SETTINGS,
+        RUN_SETTINGS,
         SEED,
         CAPTURE,
         FACE,

@@ -25,6 +25,17 @@ from pydantic_core import ErrorDetails
 
 from eavatar.errors import UserError
 
+MOVED = {  # earlier names
+    "sdf.frames_per_step": "sdf.timesteps_per_step",
+    "sdf.views_per_frame": "sdf.views_per_timestep",
+    "sdf.image_memory_gb": "sdf.run.image_memory_gb",
+    "sdf.checkpoint_every": "sdf.run.checkpoint_every",
+    "splat.image_memory_gb": "splat.run.image_memory_gb",
+    "splat.checkpoint_every": "splat.run.checkpoint_every",
+    "splat.mixed_precision": "splat.run.mixed_precision",
+    "splat.compile": "splat.run.compile",
+}
+
 
 class Settings(BaseModel):
     """Frozen, and a key that it does not know is an error."""
@@ -169,14 +180,27 @@ class TorsoSettings(Settings):
         return value
 
 
+class RunSettings(Settings):
+    """How a training is carried out, not what it learns: a change restarts and reruns nothing."""
+
+    image_memory_gb: float = Field(ge=0, description="host memory for frames, 2^30 bytes")
+    checkpoint_every: int = Field(ge=1, description="steps between resume points")
+
+
+class SplatRunSettings(RunSettings):
+    """Of stage II; the networks' precision moves its numbers by rounding only."""
+
+    mixed_precision: bool = Field(description="networks in bfloat16 where the device is CUDA")
+    compile: bool = Field(description="compile upsampler and losses where the device is CUDA")
+
+
 class SdfSettings(Settings):
     """`train_sdf`: stage I."""
 
     steps: int = Field(ge=1, description="optimiser steps")
-    frames_per_step: int = Field(ge=1, description="timesteps per step")
-    views_per_frame: int = Field(ge=1, description="cameras per timestep")
+    timesteps_per_step: int = Field(ge=1)
+    views_per_timestep: int = Field(ge=1, description="cameras per timestep of a step")
     image_size: int = Field(ge=16, description="side of the rendered images, pixels")
-    image_memory_gb: float = Field(ge=0, description="host memory for frames, 2^30 bytes")
     renderer: Literal["splats", "dibr"] = Field(description="dibr needs kaolin and CUDA")
     grid_resolution: int = Field(ge=8, description="cubic cells along the box's longest side")
     subdivisions: int = Field(ge=0, description="halvings of the cells for the final surface")
@@ -192,7 +216,7 @@ class SdfSettings(Settings):
     learning_rate: float = Field(gt=0, description="of all networks")
     landmark_learning_rate: float = Field(gt=0, description="of the neutral landmarks")
     weights: SdfLossWeights
-    checkpoint_every: int = Field(ge=1, description="steps between resume points")
+    run: RunSettings
 
 
 class ControlSettings(Settings):
@@ -245,10 +269,7 @@ class SplatSettings(Settings):
     steps: int = Field(ge=1, description="optimiser steps")
     views_per_step: int = Field(ge=1, description="cameras of the one timestep of a step")
     image_size: int = Field(ge=32, description="side of the final image, pixels")
-    image_memory_gb: float = Field(ge=0, description="host memory for frames, 2^30 bytes")
     boxes: bool = Field(description="train on a box around the person in each camera")
-    mixed_precision: bool = Field(description="networks in bfloat16 where the device is CUDA")
-    compile: bool = Field(description="compile upsampler and losses where the device is CUDA")
     upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
     upsampler: Literal["gha", "subpixel"] = Field(description="gha needs an upsampling of 4")
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
@@ -266,7 +287,7 @@ class SplatSettings(Settings):
         ge=0, lt=1, description="share of the steps so far over which the saved avatar is a mean"
     )
     weights: SplatLossWeights
-    checkpoint_every: int = Field(ge=1, description="steps between resume points")
+    run: SplatRunSettings
 
     @field_validator("upsampling")
     @classmethod
@@ -362,11 +383,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(kind: type[Block], content: Mapping[str, Any], where: str) -> Block:
-    """Check a block; the first fault becomes one sentence with its dotted name."""
+    """Check a block; the first fault, unknown settings before others, becomes one sentence."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error.errors()[0])}") from error
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        raise UserError(f"{where}: {_sentence(faults[0])}") from error
 
 
 def find_faults(kind: type[Block], content: Mapping[str, Any]) -> list[str]:
@@ -380,12 +402,22 @@ def find_faults(kind: type[Block], content: Mapping[str, Any]) -> list[str]:
 
 def _sentence(fault: ErrorDetails) -> str:
     name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden" and (place := _moved(name)):
+        return f"the setting '{name}' has moved to '{place}'; change its name."
     if fault["type"] == "extra_forbidden":
         return f"unknown setting '{name}'; check its spelling."
     if fault["type"] == "missing":
         return f"the setting '{name}' is missing."
     message = fault["msg"][0].lower() + fault["msg"][1:]
     return f"setting '{name}': {message}, not {fault['input']!r}."
+
+
+def _moved(name: str) -> str | None:
+    """The present name of a setting that had this one, in the whole tree or in its block."""
+    if name in MOVED:
+        return MOVED[name]
+    within = {old.partition(".")[2]: new.partition(".")[2] for old, new in MOVED.items()}
+    return within.get(name)
 
 
 def parse_settings(text: str) -> dict[str, Any]:
@@ -402,6 +434,14 @@ def parse_block(kind: type[Block], text: str) -> Block:
     """A block from the command line, as `parse_settings` reads it."""
     where = "--settings" if text.lstrip().startswith("{") else text
     return validate(kind, parse_settings(text), where)
+
+
+def parse_training(kind: type[Block], text: str, run_text: str | None) -> Block:
+    """A training's block from the command line, its sub-block ``run`` there or given apart."""
+    if run_text is None:
+        return parse_block(kind, text)
+    content = merge(parse_settings(text), {"run": parse_settings(run_text)})
+    return validate(kind, content, "--settings with --run-settings")
 
 
 def read_config(*paths: Path) -> Config:

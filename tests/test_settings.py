@@ -12,7 +12,7 @@ def test_shipped_configurations_are_valid():
     demo = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
     assert demo.splat.steps < real.splat.steps
     # Sec. 4.3 of the paper
-    assert (real.sdf.steps, real.sdf.frames_per_step, real.splat.steps) == (10_000, 4, 40_000)
+    assert (real.sdf.steps, real.sdf.timesteps_per_step, real.splat.steps) == (10_000, 4, 40_000)
     paper = read_config(CONFIG / "config.yaml", CONFIG / "paper.yaml")
     assert (paper.splat.steps, paper.splat.upsampler) == (500_000, "gha")
     assert (real.splat.control.threshold, real.splat.split.threshold) == (0.3, 0.2)
@@ -24,6 +24,8 @@ def test_shipped_configurations_are_valid():
         ("sdf: {stepps: 3}", "unknown setting 'sdf.stepps'"),
         ("splat: {steps: -1}", "setting 'splat.steps': input should be greater"),
         ("capture: {matte: {backend: magic}}", "setting 'capture.matte.backend'"),
+        ("splat: {compile: true}", "'splat.compile' has moved to 'splat.run.compile'"),
+        ("sdf: {steps: 0, frames_per_step: 1}", "moved to 'sdf.timesteps_per_step'"),
         ("- 1", "must hold a mapping"),
         ("a: [", "is not valid YAML"),
     ],

@@ -118,7 +118,7 @@ class Avatar(nn.Module):
     @property
     def mixed_precision(self) -> bool:
         """Whether the networks run in bfloat16."""
-        return self.settings.mixed_precision and self.landmarks.is_cuda
+        return self.settings.run.mixed_precision and self.landmarks.is_cuda
 
     @property
     def arrangement(self) -> Arrangement:

@@ -306,7 +306,10 @@ def _examine_memory(found: Examination, kept: int) -> None:
         f"about {MEMORY_BESIDE_FRAMES / GIB:.0f} GiB beside them"
     )
     if has < need:
-        text += "; lower image_memory_gb of sdf and splat: frames are then read again."
+        text += (
+            "; lower sdf.run.image_memory_gb and splat.run.image_memory_gb: frames are then read "
+            "again, and a training that has begun goes on."
+        )
     found.add("memory", "ok" if has >= need else "wrong", text)
 
 
@@ -329,7 +332,7 @@ def bytes_kept(blocks: Blocks, frames: int) -> int:
     """Host memory for a subject's frames: `image_memory_gb`, or all of them if they take less."""
     stages = [stage for stage in (blocks.sdf, blocks.splat) if stage]
     budgets = [
-        min(stage.image_memory_gb * GIB, PIXEL_BYTES * stage.image_size**2 * frames)
+        min(stage.run.image_memory_gb * GIB, PIXEL_BYTES * stage.image_size**2 * frames)
         for stage in stages
     ]
     return round(max(budgets, default=0))

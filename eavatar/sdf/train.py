@@ -77,7 +77,7 @@ def train_sdf(
     tracking = frames.expression.sum().item()
     run = fingerprint(settings, seed, frames.sequences, frames.serials, centre, size, tracking)
     with task.loader:
-        train(task, settings.steps, settings.checkpoint_every, output, "sdf", run)
+        train(task, settings.steps, settings.run.checkpoint_every, output, "sdf", run)
     save(task, output)
     finish(output)
 
@@ -93,7 +93,7 @@ def prepare(
     if settings.renderer == "dibr":
         require_kaolin(device)
     frames = FrameSet.read(
-        capture, face, "train", settings.image_size, settings.image_memory_gb
+        capture, face, "train", settings.image_size, settings.run.image_memory_gb
     ).to(device)
     shape = _shape_of_prior(read_mesh(prior), frames.neutral_landmarks)
     field = HeadField(settings, frames.expression.shape[1]).to(device)
@@ -245,7 +245,7 @@ class SdfTraining:
         shape: Shape,
     ):
         self.settings, self.frames, self.field, self.shape = settings, frames, field, shape
-        self.loader = Loader(frames, seed, settings.frames_per_step, settings.views_per_frame)
+        self.loader = Loader(frames, seed, settings.timesteps_per_step, settings.views_per_timestep)
         self.render = RENDERERS[settings.renderer]
         self.grid = field.grid()
         self.region: Region | None = None

@@ -60,7 +60,7 @@ def train_splat(
     if settings.weights.lpips > 0:
         perceptual = load_perceptual("vgg", device, settings.lpips_required)
     frames = FrameSet.read(
-        capture, face, "train", settings.image_size, settings.image_memory_gb
+        capture, face, "train", settings.image_size, settings.run.image_memory_gb
     ).to(device)
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
@@ -74,7 +74,7 @@ def train_splat(
         avatar.neutral.positions.sum().item(),
     )
     with SplatTraining(settings, seed, frames, avatar, perceptual) as task:
-        train(task, settings.steps, settings.checkpoint_every, output, "splat", run)
+        train(task, settings.steps, settings.run.checkpoint_every, output, "splat", run)
     with task.optimiser.averaged():
         path = write_avatar(output, avatar)
     finish(output)
@@ -140,7 +140,7 @@ class SplatTraining:
         self.pose_deltas = nn.Parameter(frames.expression.new_zeros(len(frames), 6))
         self.optimiser = self._make_optimiser()
         self.image_losses = self._image_losses
-        if settings.compile and frames.expression.is_cuda:
+        if settings.run.compile and frames.expression.is_cuda:
             logger.info("the first step compiles; that takes up to a minute and is kept on disk")
             self.image_losses = torch.compile(self._image_losses, dynamic=False)
         self.peaks = frames.expression.new_zeros(self.first_count)

@@ -55,7 +55,7 @@ class Player:
 
     def __init__(self, avatar: Avatar):
         self.avatar = avatar
-        if avatar.settings.compile and avatar.landmarks.is_cuda:
+        if avatar.settings.run.compile and avatar.landmarks.is_cuda:
             logger.info("compiling the networks; that takes up to a minute and is kept on disk")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)

@@ -28,7 +28,7 @@ from eavatar.sdf.train import (
     start_as_sphere,
     train_sdf,
 )
-from eavatar.settings import SdfSettings, read_config
+from eavatar.settings import RunSettings, SdfSettings, read_config
 from eavatar.training.loop import seed_everything
 from tests.scenes import ROOT
 
@@ -38,9 +38,9 @@ SERIALS = ("1", "2", "3", "4")
 
 def settings(**changes: object) -> SdfSettings:
     small = {
-        "steps": 60, "frames_per_step": 1, "views_per_frame": 3, "image_size": SIZE,
+        "steps": 60, "timesteps_per_step": 1, "views_per_timestep": 3, "image_size": SIZE,
         "grid_resolution": 16, "width": 32, "feature_size": 8, "learning_rate": 5e-3,
-        "checkpoint_every": 1000,
+        "run": RunSettings(image_memory_gb=1, checkpoint_every=1000),
     }  # fmt: skip
     base = read_config(ROOT / "config/config.yaml", ROOT / "config/demo.yaml").sdf
     return base.model_copy(update={**small, **changes})
@@ -201,7 +201,7 @@ def make_task(subject: Path, chosen: SdfSettings) -> SdfTraining:
 
 def test_resuming_between_two_looks_at_the_whole_grid_changes_nothing(subject: Path) -> None:
     assert REFRESH_EVERY > 8
-    task = make_task(subject, settings(frames_per_step=2))
+    task = make_task(subject, settings(timesteps_per_step=2))
     with task.loader:
         for step in range(4):
             task.step(step)
@@ -210,7 +210,7 @@ def test_resuming_between_two_looks_at_the_whole_grid_changes_nothing(subject: P
         for step in range(4, 8):
             expected = task.step(step)
     file.seek(0)
-    other = make_task(subject, settings(frames_per_step=2))
+    other = make_task(subject, settings(timesteps_per_step=2))
     other.restore(torch.load(file, weights_only=True))
     torch.manual_seed(1)  # no draw comes from the global state
     with other.loader:
@@ -236,7 +236,7 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> None:
-    task = make_task(subject, settings(frames_per_step=2))
+    task = make_task(subject, settings(timesteps_per_step=2))
     with task.loader:
         task.step(0)
         sides = task.region
@@ -253,7 +253,7 @@ def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> N
 
 def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
     """What CUDA captures: all tensors larger than the surface needs."""
-    exact, roomy = (make_task(subject, settings(frames_per_step=2)) for _ in range(2))
+    exact, roomy = (make_task(subject, settings(timesteps_per_step=2)) for _ in range(2))
     with exact.loader, roomy.loader:
         for step in range(6):
             batch = exact.loader.batch(step)
@@ -301,7 +301,7 @@ def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:
 def test_steps_on_cuda_lower_the_loss(subject: Path) -> None:
     seed_everything(0)
     places = (subject / "capture", subject / "face", subject / "prior.ply")
-    task = prepare(settings(frames_per_step=2), 0, *places, torch.device("cuda"))
+    task = prepare(settings(timesteps_per_step=2), 0, *places, torch.device("cuda"))
     with task.loader:
         values = task.step(0)
         assert all(value.is_cuda for value in values.values())
@@ -316,7 +316,7 @@ def test_captured_steps_are_the_steps(subject: Path) -> None:
     for captures in (False, True):
         seed_everything(0)
         places = (subject / "capture", subject / "face", subject / "prior.ply")
-        task = prepare(settings(frames_per_step=2), 0, *places, torch.device("cuda"))
+        task = prepare(settings(timesteps_per_step=2), 0, *places, torch.device("cuda"))
         task.captures = captures
         with task.loader:
             losses.append([float(task.step(step)["loss"]) for step in range(8)])

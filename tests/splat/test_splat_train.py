@@ -22,7 +22,7 @@ from tests.scenes.splat_scene import write_stage_one, write_subject
 
 SMALL = {
     "steps": 60, "views_per_step": 2, "image_size": 64, "upsampler_width": 8, "width": 16,
-    "mouth_points": 50, "checkpoint_every": 25, "lpips_required": False,
+    "mouth_points": 50, "run": {"checkpoint_every": 25}, "lpips_required": False,
     "split": {"start": 10, "every": 20, "stop": 50},
     "learning_rates": {"networks": 0.005, "features": 0.02, "opacities": 0.05, "scales": 0.01},
 }  # fmt: skip

@@ -51,7 +51,12 @@ def make_avatar(size: int = SIZE) -> Avatar:
     """A small ball with random networks, so that expression changes what one sees."""
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(update={"image_size": size, "mixed_precision": False})
+    settings = settings.model_copy(
+        update={
+            "image_size": size,
+            "run": settings.run.model_copy(update={"mixed_precision": False}),
+        }
+    )
     sizes = Sizes(EXPRESSIONS, 8, 8, 16, near=0.1, far=0.25, deform_scale=0.3, scale=0.1)
     points = 0.5 * torch.nn.functional.normalize(torch.randn(600, 3), dim=1)
     neutral = NeutralGaussians.from_surface(

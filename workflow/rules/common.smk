@@ -45,17 +45,33 @@ wildcard_constraints:
 
 
 def block(path):
-    """A function of wildcards: the settings at a dotted path, for the subject, as JSON."""
+    """A function of wildcards: the settings at a dotted path, for the subject, as JSON.
+
+    How a training is carried out is left out: `run_settings` passes it on.
+    """
 
     def settings(wildcards):
         part = CONFIGS[wildcards.subject]
         for name in path.split("."):
             part = getattr(part, name)
         return (
-            part.model_dump_json()
+            part.model_dump_json(exclude={"run"})
             if hasattr(part, "model_dump_json")
             else json.dumps(part)
         )
+
+    return settings
+
+
+def run_settings(stage):
+    """A function of wildcards: how a training is carried out, as JSON.
+
+    It asks for the threads, of which Snakemake takes no note in deciding what to run again: so a
+    change of these settings reruns nothing (tests/test_pipeline.py holds it to that).
+    """
+
+    def settings(wildcards, threads):
+        return getattr(CONFIGS[wildcards.subject], stage).run.model_dump_json()
 
     return settings
 

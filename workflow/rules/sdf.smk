@@ -33,11 +33,13 @@ rule train_sdf:
         gpu=1,
     params:
         settings=block("sdf"),
+        run=run_settings("sdf"),
         seed=block("seed"),
         capture=input_folder("cameras"),
         face=input_folder("identity"),
         folder=output_folder("model"),
     shell:
-        "python -m eavatar train-sdf --settings {params.settings:q} --seed {params.seed}"
+        "python -m eavatar train-sdf --settings {params.settings:q}"
+        " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --prior {input.prior:q}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -32,12 +32,14 @@ rule train_splat:
         gpu=1,
     params:
         settings=block("splat"),
+        run=run_settings("splat"),
         seed=block("seed"),
         capture=input_folder("cameras"),
         face=input_folder("identity"),
         sdf=input_folder("sdf"),
         folder=output_folder("model"),
     shell:
-        "python -m eavatar train-splat --settings {params.settings:q} --seed {params.seed}"
+        "python -m eavatar train-splat --settings {params.settings:q}"
+        " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --sdf {params.sdf:q}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -24,7 +24,7 @@ from torch.nn.functional import conv2d
 
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
-from eavatar.avatar.model import Avatar
+from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.data.frames import FrameSet
 from eavatar.device import choose_device
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
@@ -77,13 +77,11 @@ def measure(avatar: Avatar, held_out: HeldOut) -> tuple[float, float]:
     """Mean PSNR in dB and mean SSIM."""
     frames, figures = held_out.frames, []
     for timestep, cameras in held_out.batches():
-        picture = avatar.render(
-            frames.expression[timestep],
-            frames.rotation[timestep],
-            frames.translation[timestep],
-            frames.intrinsics[cameras],
-            frames.world_to_camera[cameras],
-        )
+        pose = torch.cat([frames.rotation[timestep], frames.translation[timestep]])
+        size = frames.height, frames.width
+        batch = CameraBatch(frames.intrinsics[cameras], frames.world_to_camera[cameras], *size)
+        with torch.no_grad():
+            picture = avatar(frames.expression[timestep], pose, batch).fine.clamp(0, 1)
         views = frames.views(timestep, cameras)
         error = (picture - views.images).square().mean(dim=-1) * views.visible
         area = views.visible.sum(dim=(1, 2))

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
-from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.files import read_avatar
 from eavatar.avatar.gaussians import NeutralGaussians
-from eavatar.avatar.model import Avatar, Sizes, read_avatar
+from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch, HeadSettings
 from eavatar.avatar.torso import Torso
 from eavatar.rendering.splatting import splat
-from eavatar.settings import SplatSettings, merge, validate
+from eavatar.settings import SdfSettings, SplatSettings, merge, validate
 from eavatar.training.graphs import Captured
 from eavatar.view.player import MARGIN, Player, draw_frame
 from tests.scenes.splat_scene import AXES, SCALE, landmarks, sphere
@@ -54,14 +54,13 @@ def random_avatar(profile: str, count: int, size: int) -> Avatar:
     torch.manual_seed(0)
     content = read_profile(profile)
     settings = validate(SplatSettings, merge(content["splat"], {"image_size": size}), profile)
-    sdf = content["sdf"]
-    expressions = content["face"]["fit"]["expression_components"]
-    shared = (sdf["feature_size"], sdf["colour_size"], sdf["width"])
-    sizes = Sizes(expressions, *shared, sdf["near"], sdf["far"], sdf["deform_scale"], SCALE)
+    sdf = validate(SdfSettings, content["sdf"], profile)
+    head = HeadSettings.of(sdf, content["face"]["fit"]["expression_components"])
     points = AXES * sphere(count)
-    features = torch.rand(count, sizes.feature) - 0.5
+    features = torch.rand(count, head.feature_size) - 0.5
     neutral = NeutralGaussians.from_surface(points, features, torch.zeros(0, 3), OPACITY)
-    avatar = Avatar(settings, sizes, Drivers(expressions, *shared), Torso(), neutral, landmarks())
+    drawn = AvatarSettings.of(settings, head, SCALE)
+    avatar = Avatar(drawn, head.make_drivers(), Torso(), neutral, landmarks())
     avatar.set_changed()
     return avatar.eval()
 
@@ -70,7 +69,7 @@ def make_view(avatar: Avatar, frames: int) -> View:
     """The head at rest with some expression, from 1 m in front."""
     side, device = avatar.settings.image_size, avatar.landmarks.device
     generator = torch.Generator().manual_seed(0)
-    expression = torch.randn(avatar.sizes.expression, generator=generator)
+    expression = torch.randn(avatar.settings.head.expression_size, generator=generator)
     focal = FOCAL * side
     intrinsics = torch.tensor([[[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]]])
     camera = torch.diag(torch.tensor([1.0, -1, -1, 1]))[None]
@@ -103,18 +102,18 @@ def alone_ms(part: Callable[..., object], inputs: list[Tensor], frames: int) -> 
 @torch.no_grad()
 def measure_parts(avatar: Avatar, view: View) -> list[float]:
     """Milliseconds of generating, rasterising and upsampling alone."""
-    settings, sizes = avatar.settings, avatar.sizes
+    settings = avatar.settings
     expression, pose, intrinsics, camera = view.inputs
-    size = (settings.image_size, settings.image_size)
-    coarse = avatar.draw(expression, pose, intrinsics, camera, *size)  # also sets the precision
+    cameras = CameraBatch(intrinsics, camera, settings.image_size, settings.image_size)
+    coarse = avatar.draw(expression, pose, cameras)  # also sets the precision
     capacity = 1 + int(MARGIN * int(coarse.pairs))
     shrunk = torch.cat([intrinsics[:, :2] / settings.upsampling, intrinsics[:, 2:]], dim=1)
     side = settings.image_size // settings.upsampling
-    white = intrinsics.new_ones(sizes.colour)
+    white = intrinsics.new_ones(settings.head.colour_size)
 
     def generate(expression: Tensor, pose: Tensor) -> object:
         arranged = (avatar.neutral, avatar.arrangement, settings.control)
-        return avatar.generator(*arranged, expression, pose, sizes.scale)
+        return avatar.generator(*arranged, expression, pose, settings.scale)
 
     def rasterise(camera: Tensor, shrunk: Tensor) -> object:
         gaussians = coarse.generated.gaussians

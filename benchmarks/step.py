@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.device import longest_kernels, synchronise
 from benchmarks.profiles import PROFILES, read_profile
+from eavatar.avatar.model import CameraBatch
 from eavatar.data.frames import FrameSet
 from eavatar.settings import SplatSettings, merge, validate
 from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
@@ -147,10 +148,10 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
     frames, avatar = training.frames, training.avatar
     batch = training.loader.batch(0)
     cameras, pixels = batch.cameras[0], batch.pixels[0].clone()
-    views = frames.intrinsics[cameras], frames.world_to_camera[cameras]
     pose = frames.poses[0]
     corner = torch.zeros(2, dtype=torch.int64, device=task.device)
     size = frames.height, frames.width
+    views = CameraBatch(frames.intrinsics[cameras], frames.world_to_camera[cameras], *size)
 
     def generate() -> list[Tensor]:
         generated = avatar.generator(
@@ -159,12 +160,12 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
             settings.control,
             frames.expression[0],
             pose,
-            avatar.sizes.scale,
+            avatar.settings.scale,
         )
         return list(vars(generated.gaussians).values())
 
     def draw() -> list[Tensor]:
-        drawn = avatar.draw(frames.expression[0], pose, *views, *size, training.capacity)
+        drawn = avatar.draw(frames.expression[0], pose, views, training.capacity)
         return [drawn.features]
 
     with torch.no_grad():

@@ -17,12 +17,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eavatar import landmark_indices
 from eavatar.cameras import Camera
@@ -37,6 +37,7 @@ DAMAGED_ARRAY = (
 )  # fmt: skip
 
 LANDMARKS = landmark_indices.COUNT
+FORMAT = 1  # of the JSON files below; one that names none has this one
 
 
 @contextmanager
@@ -95,8 +96,29 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Timestep:
+    """What drives an avatar at one timestep.
+
+    Attributes:
+        expression: (E,) expression coefficients, in standard deviations.
+        rotation: (3,) axis-angle, radians.
+        translation: (3,) metres.
+    """
+
+    expression: Float
+    rotation: Float
+    translation: Float
+
+    def with_expression(self, expression: ArrayLike) -> Timestep:
+        """The same pose with other expression coefficients (E,)."""
+        return replace(self, expression=np.asarray(expression, dtype=np.float32))
+
+
+@dataclass(frozen=True)
 class Tracking:
-    """``face/<sequence>.npz``: the fit of each timestep; ``x_w = scale · R x_c + t``.
+    """``face/tracking/<sequence>.npz``: the fit of each timestep; ``x_w = scale · R x_c + t``.
+
+    It is a sequence of T timesteps: ``tracking[3]`` is one, ``tracking[10:20]`` a shorter tracking.
 
     Attributes:
         expression: (T, E) expression coefficients, in standard deviations.
@@ -111,6 +133,23 @@ class Tracking:
     translation: Float
     landmarks: Float
     reprojection_error: Float
+
+    def __len__(self) -> int:
+        return len(self.expression)
+
+    @overload
+    def __getitem__(self, index: int) -> Timestep: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Tracking: ...
+
+    def __getitem__(self, index: int | slice) -> Timestep | Tracking:
+        if isinstance(index, slice):
+            return Tracking(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Timestep(self.expression[index], self.rotation[index], self.translation[index])
+
+    def __iter__(self) -> Iterator[Timestep]:
+        return (self[index] for index in range(len(self)))
 
 
 Record = TypeVar("Record", Landmarks, Identity, Tracking)
@@ -217,9 +256,20 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); {what} must be restored.") from error
 
 
+def check_format(content: Mapping[str, Any], known: int, path: Path) -> None:
+    """Raise `UserError` unless a file has the format that this version reads."""
+    found = content.get("format", 1)
+    if found != known:
+        raise UserError(
+            f"{path} has format {found}, but this version of eavatar reads format {known}; use the "
+            "version that wrote it, or make the file anew."
+        )
+
+
 def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> Path:
     """Write ``capture/cameras.json``: serial number to camera, after crop and resize."""
-    content = {
+    content: dict[str, Any] = {"format": FORMAT}
+    content |= {
         serial: {
             "intrinsics": camera.intrinsics.tolist(),
             "world_to_camera": camera.world_to_camera.tolist(),
@@ -237,6 +287,8 @@ def read_cameras(path: Path) -> dict[str, Camera]:
     content = read_json(path, "the camera file")
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a camera file: it holds no mapping of serial numbers.")
+    check_format(content, FORMAT, path)
+    content.pop("format", None)
     for serial, entry in sorted(content.items()):
         try:
             intrinsics = np.array(entry["intrinsics"], dtype=np.float64)
@@ -270,6 +322,7 @@ class Alignment:
 def write_alignment(path: Path, alignment: Alignment) -> Path:
     """Write ``prior/alignment.json``."""
     content = {
+        "format": FORMAT,
         "scale": alignment.transform.scale,
         "rotation": alignment.transform.rotation.tolist(),
         "translation": alignment.transform.translation.tolist(),
@@ -283,12 +336,13 @@ def read_alignment(path: Path) -> Alignment:
     """Read ``prior/alignment.json``; `UserError` if it is missing or malformed."""
     content = read_json(path, "the alignment file")
     try:
+        check_format(content, FORMAT, path)
         rotation, translation = np.array(content["rotation"]), np.array(content["translation"])
         if rotation.shape != (3, 3) or translation.shape != (3,):
             raise ValueError("rotation must be 3×3 and translation 3")
         transform = Similarity(float(content["scale"]), rotation, translation)
         return Alignment(transform, float(content["fitness"]), float(content["inlier_rmse"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an alignment file ({error!r}).") from error
 
 

@@ -1,50 +1,116 @@
-"""The avatar: neutral Gaussians, generator and upsampler as one model, its file, and rendering it.
+"""The avatar: neutral Gaussians, generator and upsampler as one model, and rendering it.
 
-``model.safetensors`` holds all tensors, ``model.yaml`` the settings and sizes that made them.
+Letters: T timesteps, C cameras, E expression coefficients, K colour channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
 from eavatar.avatar.torso import Torso
-from eavatar.avatar.upsample import make_upsampler
+from eavatar.avatar.upsample import Kind, make_upsampler
+from eavatar.cameras import Camera
 from eavatar.errors import UserError
-from eavatar.io import atomic, require
+from eavatar.io import LANDMARKS, Timestep
 from eavatar.rendering.splatting import splat
-from eavatar.settings import SplatSettings, read_yaml, validate
+from eavatar.settings import ControlSettings, SdfSettings, Settings, SplatSettings
+
+
+class HeadSettings(Settings):
+    """What stage I decided, beside its tensors; the names are those of `SdfSettings`."""
+
+    expression_size: int = Field(ge=1, description="expression coefficients")
+    feature_size: int = Field(ge=1, description="channels of the feature of a Gaussian")
+    colour_size: int = Field(ge=3, description="channels of its colour; the first three RGB")
+    width: int = Field(ge=1, description="units of a hidden layer of the drivers")
+    near: float = Field(description="full expression control below, squared distance, dm²")
+    far: float = Field(description="full pose control beyond, squared distance, dm²")
+    deform_scale: float = Field(description="largest displacement per axis, canonical units")
+
+    @classmethod
+    def of(cls, settings: SdfSettings, expression_size: int) -> Self:
+        """What the settings of a training of stage I leave behind."""
+        kept = settings.model_dump(include=set(cls.model_fields))
+        return cls(expression_size=expression_size, **kept)
+
+    def make_drivers(self) -> Drivers:
+        """Networks of these sizes that have learned nothing."""
+        return Drivers(self.expression_size, self.feature_size, self.colour_size, self.width)
+
+
+class AvatarSettings(Settings):
+    """What drawing an avatar needs to know beside its tensors; names as of `SplatSettings`."""
+
+    head: HeadSettings
+    scale: float = Field(gt=0, description="canonical units to metres")
+    image_size: int = Field(ge=1, description="side of the images trained on, pixels")
+    upsampling: int = Field(ge=1, description="final size / size of the splatted features")
+    upsampler: Kind = Field(description="which network")
+    upsampler_width: int = Field(ge=1, description="its channels")
+    width: int = Field(ge=1, description="units of a hidden layer of the attribute networks")
+    attribute_scale: float = Field(description="factor of the attribute residuals")
+    control: ControlSettings
+
+    @classmethod
+    def of(cls, settings: SplatSettings, head: HeadSettings, scale: float) -> Self:
+        """What the settings of a training of stage II leave behind."""
+        kept = settings.model_dump(include=set(cls.model_fields))
+        return cls(head=head, scale=scale, **kept)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What stage I decided, beside its tensors.
+class CameraBatch:
+    """C cameras that see images of one size.
 
     Attributes:
-        expression: E coefficients. feature, colour: channels. width: units of the drivers.
-        near, far: squared distances between which expression gives way to pose, canonical units².
-        deform_scale: largest displacement per axis, canonical units.
-        scale: canonical units to metres.
+        intrinsics: (C, 3, 3) of the final image, pixels.
+        world_to_camera: (C, 4, 4) rigid, metres.
+        height: of the final image, pixels.
+        width: of the final image, pixels.
     """
 
-    expression: int
-    feature: int
-    colour: int
+    intrinsics: Tensor
+    world_to_camera: Tensor
+    height: int
     width: int
-    near: float
-    far: float
-    deform_scale: float
-    scale: float
+
+    @classmethod
+    def of(cls, cameras: Sequence[Camera], device: torch.device) -> Self:
+        """The cameras as tensors on a device.
+
+        Raises:
+            UserError: there is none, or their images are of different sizes.
+        """
+        sizes = sorted({(camera.width, camera.height) for camera in cameras})
+        if len(sizes) != 1:
+            found = ", ".join(f"{width}×{height}" for width, height in sizes) or "none"
+            raise UserError(
+                f"the cameras to draw must have one image size, not {found}; give them one with "
+                "Camera.resize, or draw them one by one."
+            )
+        (width, height), *_ = sizes
+
+        def stack(matrices: list[NDArray[np.float64]]) -> Tensor:
+            return torch.as_tensor(np.stack(matrices), dtype=torch.float32, device=device)
+
+        return cls(
+            stack([camera.intrinsics for camera in cameras]),
+            stack([camera.world_to_camera for camera in cameras]),
+            height,
+            width,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,12 +129,14 @@ class Coarse:
 
 
 @dataclass(frozen=True)
-class Picture:
+class AvatarImages:
     """An avatar in several views.
 
     Attributes:
         fine: (C, H, W, 3) final colours, not clamped.
-        coarse, generated, pairs: as in `Coarse`.
+        coarse: as of `Coarse.features`.
+        generated: as of `Coarse`.
+        pairs: as of `Coarse`.
     """
 
     fine: Tensor
@@ -81,67 +149,84 @@ class Avatar(nn.Module):
     """A subject's head, driven by expression and pose.
 
     Args:
-        settings: of stage II. sizes: of stage I.
-        drivers: stage I's colour and deformation networks. torso: its blend of head and torso.
-        neutral: the Gaussians. landmarks: (68, 3) of the neutral face, canonical.
+        settings: what drawing needs beside the tensors.
+        drivers: stage I's colour and deformation networks.
+        torso: stage I's blend of head and torso.
+        neutral: the Gaussians.
+        landmarks: (68, 3) of the neutral face, canonical.
+        mixed_precision: run the networks in bfloat16 where the device is CUDA.
     """
 
     landmarks: Tensor
 
     def __init__(
         self,
-        settings: SplatSettings,
-        sizes: Sizes,
+        settings: AvatarSettings,
         drivers: Drivers,
         torso: Torso,
         neutral: NeutralGaussians,
         landmarks: Tensor,
+        *,
+        mixed_precision: bool = True,
     ):
         super().__init__()
-        self.settings, self.sizes = settings, sizes
-        self.neutral = neutral
+        head = settings.head
+        self.settings, self.neutral = settings, neutral
         self.generator = Generator(
             drivers,
             torso,
-            sizes.expression,
-            sizes.feature,
+            head.expression_size,
+            head.feature_size,
             settings.width,
-            sizes.deform_scale,
+            head.deform_scale,
             settings.attribute_scale,
         )
         self.upsampler = make_upsampler(
-            settings.upsampler, sizes.colour, settings.upsampler_width, settings.upsampling
+            settings.upsampler, head.colour_size, settings.upsampler_width, settings.upsampling
         )
         self.register_buffer("landmarks", landmarks)
+        self._mixed_precision = mixed_precision
         self._arrangement: Arrangement | None = None
+
+    @classmethod
+    def blank(cls, settings: AvatarSettings, gaussians: int) -> Self:
+        """An avatar with so many Gaussians whose tensors are loaded next."""
+        neutral = NeutralGaussians.empty(gaussians, settings.head.feature_size)
+        drivers = settings.head.make_drivers()
+        return cls(settings, drivers, Torso(), neutral, torch.zeros(LANDMARKS, 3))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the avatar is, and draws."""
+        return self.landmarks.device
 
     @property
     def mixed_precision(self) -> bool:
-        """Whether the networks run in bfloat16."""
-        return self.settings.run.mixed_precision and self.landmarks.is_cuda
+        """Whether the networks run in bfloat16; set it to choose, it counts on CUDA only."""
+        return self._mixed_precision and self.landmarks.is_cuda
+
+    @mixed_precision.setter
+    def mixed_precision(self, value: bool) -> None:
+        self._mixed_precision = value
 
     @property
     def arrangement(self) -> Arrangement:
         """Driver weights and neighbour graph of the present set, made when first needed."""
         if self._arrangement is None:
-            sizes, control = self.sizes, self.settings.control
+            head, control = self.settings.head, self.settings.control
             self._arrangement = Arrangement.of(
-                self.neutral.anchors,
-                self.landmarks,
-                sizes.near,
-                sizes.far,
-                control,
+                self.neutral.anchors, self.landmarks, head.near, head.far, control
             )
         return self._arrangement
 
     @torch.no_grad()
     def set_changed(self, optimiser: Optimizer | None = None) -> None:
-        """Put the Gaussians in order and forget the arrangement; to be called after any change.
+        """Sort the Gaussians by expression weight and invalidate the arrangement.
 
-        In order of the expression's falling share, each driver works on one piece of the set.
+        To be called after any change of the set. In this order each driver works on one piece.
         """
-        near, far = self.sizes.near, self.sizes.far
-        weights = expression_weights(self.neutral.anchors, self.landmarks, near, far)
+        head = self.settings.head
+        weights = expression_weights(self.neutral.anchors, self.landmarks, head.near, head.far)
         order = weights.argsort(descending=True, stable=True)
         self.neutral.change(order, optimiser=optimiser)
         self._arrangement = None
@@ -150,21 +235,20 @@ class Avatar(nn.Module):
         self,
         expression: Tensor,
         pose: Tensor,
-        intrinsics: Tensor,
-        world_to_camera: Tensor,
-        height: int,
-        width: int,
+        cameras: CameraBatch,
         capacity: int | None = None,
     ) -> Coarse:
         """Generate the Gaussians of one timestep once and splat them in C views.
 
+        An image whose sides are no multiples of the upsampling is drawn up to the next ones.
+
         Args:
-            expression: (E,). pose: (6,) axis-angle in radians, translation in metres.
-            intrinsics: (C, 3, 3) of the final image, pixels. world_to_camera: (C, 4, 4).
-            height, width: of the final image, pixels.
+            expression: (E,).
+            pose: (6,) axis-angle in radians, translation in metres.
+            cameras: of the final images.
             capacity: see `eavatar.rendering.splatting.splat`.
         """
-        factor = self.settings.upsampling
+        factor, intrinsics = self.settings.upsampling, cameras.intrinsics
         self.generator.mixed_precision = self.mixed_precision
         generated = self.generator(
             self.neutral,
@@ -172,15 +256,15 @@ class Avatar(nn.Module):
             self.settings.control,
             expression,
             pose,
-            self.sizes.scale,
+            self.settings.scale,
         )
         drawn = splat(
             generated.gaussians,
-            world_to_camera,
+            cameras.world_to_camera,
             torch.cat([intrinsics[:, :2] / factor, intrinsics[:, 2:]], dim=1),
-            width // factor,
-            height // factor,
-            background=intrinsics.new_ones(self.sizes.colour),
+            math.ceil(cameras.width / factor),
+            math.ceil(cameras.height / factor),
+            background=intrinsics.new_ones(self.settings.head.colour_size),
             capacity=capacity,
             with_depth=False,
         )
@@ -195,91 +279,64 @@ class Avatar(nn.Module):
         self,
         expression: Tensor,
         pose: Tensor,
-        intrinsics: Tensor,
-        world_to_camera: Tensor,
-        height: int,
-        width: int,
+        cameras: CameraBatch,
         capacity: int | None = None,
-    ) -> Picture:
-        """Draw and upsample; arguments as of `draw`."""
-        coarse = self.draw(expression, pose, intrinsics, world_to_camera, height, width, capacity)
-        fine = self.upsample(coarse.features)
-        return Picture(fine, coarse.features, coarse.generated, coarse.pairs)
+    ) -> AvatarImages:
+        """Draw and upsample; arguments as of `draw`. Differentiable, unlike `render`."""
+        coarse = self.draw(expression, pose, cameras, capacity)
+        fine = self.upsample(coarse.features)[:, : cameras.height, : cameras.width]
+        return AvatarImages(fine, coarse.features, coarse.generated, coarse.pairs)
 
     @torch.no_grad()
     def render(
         self,
-        expression: Tensor,
-        rotation: Tensor,
-        translation: Tensor,
-        intrinsics: Tensor,
-        world_to_camera: Tensor,
+        timesteps: Timestep | Iterable[Timestep],
+        cameras: Camera | Iterable[Camera] | Mapping[str, Camera],
     ) -> Tensor:
-        """Images (C, H, W, 3) in [0, 1] on white, of the size the avatar was trained at.
+        """Images in [0, 1] on white, at the size of the cameras' images.
+
+        The networks have learned at ``settings.image_size``. At any other size the Gaussians are
+        splatted at that size / ``settings.upsampling`` and upsampled from there, so that a larger
+        image shows more pixels but hardly more detail.
 
         Args:
-            expression: (E,). rotation: (3,) axis-angle, radians. translation: (3,) metres.
-            intrinsics: (C, 3, 3) of the final image, pixels. world_to_camera: (C, 4, 4).
+            timesteps: one, or T of them: a `Tracking`, a slice of it, a list.
+            cameras: one, or C of one image size: a list, or what `read_cameras` gives.
+        Returns:
+            (H, W, 3) float32 on the avatar's device. Several cameras add an axis C in front, then
+            several timesteps an axis T: up to (T, C, H, W, 3).
+        Raises:
+            UserError: there is no timestep or camera, image sizes differ, or the expression has
+                another number of coefficients than the avatar's.
         """
-        pose, size = torch.cat([rotation, translation]), self.settings.image_size
-        return self(expression, pose, intrinsics, world_to_camera, size, size).fine.clamp(0, 1)
+        steps = [timesteps] if isinstance(timesteps, Timestep) else list(timesteps)
+        if not steps:
+            raise UserError("there is no timestep to draw; give at least one.")
+        if isinstance(cameras, Mapping):
+            cameras = list(cameras.values())
+        views = [cameras] if isinstance(cameras, Camera) else list(cameras)
+        batch = CameraBatch.of(views, self.device)
+        images = torch.stack([self._image(step, batch) for step in steps])
+        if isinstance(cameras, Camera):
+            images = images[:, 0]
+        return images[0] if isinstance(timesteps, Timestep) else images
+
+    def _image(self, timestep: Timestep, cameras: CameraBatch) -> Tensor:
+        """(C, H, W, 3) in [0, 1]."""
+        expression, rotation, translation = (
+            torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            for value in (timestep.expression, timestep.rotation, timestep.translation)
+        )
+        wanted = self.settings.head.expression_size
+        if expression.shape != (wanted,):
+            raise UserError(
+                f"the expression to draw has the shape {tuple(expression.shape)}, but the avatar "
+                f"has {wanted} coefficients; use the tracking that it was trained with."
+            )
+        return self(expression, torch.cat([rotation, translation]), cameras).fine.clamp(0, 1)
 
     def resize(self, count: int) -> None:
-        """Make room for so many Gaussians, whose values are loaded next."""
+        """Change the number of Gaussians, whose values are loaded next."""
         for tensor in (*self.neutral.parameters(), self.neutral.anchors):
             tensor.data = tensor.data.new_zeros(count, tensor.shape[1])
         self._arrangement = None
-
-
-def check_finite(avatar: Avatar) -> None:
-    """Raise `UserError` if a tensor of the model is not finite: such a model is never saved."""
-    for name, tensor in avatar.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(
-                f"stage II: {name} is not finite after training; lower splat.learning_rates."
-            )
-
-
-def write_avatar(folder: Path, avatar: Avatar) -> Path:
-    """Write ``model.yaml`` and then ``model.safetensors``; returns the latter.
-
-    Raises:
-        UserError: the model holds values that are not finite.
-    """
-    check_finite(avatar)
-    content: dict[str, Any] = {
-        "sizes": asdict(avatar.sizes) | {"gaussians": len(avatar.neutral)},
-        "settings": avatar.settings.model_dump(mode="json"),
-    }
-    with atomic(folder / "model.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-    tensors = {name: value.cpu().contiguous() for name, value in avatar.state_dict().items()}
-    with atomic(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
-    return folder / "model.safetensors"
-
-
-def read_avatar(folder: Path) -> Avatar:
-    """Read a trained avatar from ``splat/<variant>``.
-
-    Raises:
-        UserError: a file is missing, unreadable, or the two do not belong together.
-    """
-    path, description = folder / "model.safetensors", folder / "model.yaml"
-    content = read_yaml(require(description, "the avatar's description"))
-    try:
-        sizes = dict(content["sizes"])
-        count = int(sizes.pop("gaussians"))
-        settings = validate(SplatSettings, content["settings"], str(description))
-        avatar = _blank(settings, Sizes(**sizes), count)
-        avatar.load_state_dict(load_file(require(path, "the avatar's model")))
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder} holds no avatar of this version: {reason}.") from error
-    return avatar.eval()
-
-
-def _blank(settings: SplatSettings, sizes: Sizes, count: int) -> Avatar:
-    drivers = Drivers(sizes.expression, sizes.feature, sizes.colour, sizes.width)
-    neutral = NeutralGaussians.empty(count, sizes.feature)
-    return Avatar(settings, sizes, drivers, Torso(), neutral, torch.zeros(68, 3))

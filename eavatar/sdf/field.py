@@ -7,19 +7,18 @@ B timesteps, E expression and F feature channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eavatar.avatar.drivers import Drivers, expression_weights
+from eavatar.avatar.files import StageOne
+from eavatar.avatar.model import HeadSettings
 from eavatar.avatar.networks import MLP, encode_position, encoded_size
 from eavatar.avatar.torso import Torso
-from eavatar.errors import UserError
-from eavatar.io import LANDMARKS, atomic, require
+from eavatar.io import LANDMARKS
 from eavatar.sdf.tetrahedra import Cut, Grid, Surface, body_centred_grid, cut
-from eavatar.settings import SdfSettings, read_yaml, validate
+from eavatar.settings import SdfSettings
 
 # The canonical box: the head with hair, the neck, and the shoulders as far as GHA's crop shows.
 LOWER = (-1.6, -1.8, -2.0)
@@ -124,6 +123,18 @@ class HeadField(nn.Module):
         near, far = self.settings.near, self.settings.far
         return expression_weights(points, self.neutral_landmarks, near, far)
 
+    def result(self, surface: Surface) -> StageOne:
+        """What stage II starts from, with the neutral surface."""
+        return StageOne(
+            HeadSettings.of(self.settings, self.expression_size),
+            self.drivers,
+            self.torso,
+            self.neutral_landmarks.detach(),
+            surface.vertices.detach(),
+            surface.features.detach(),
+            self.geometry.state_dict(),
+        )
+
     def drive(
         self,
         surface: Surface,
@@ -188,69 +199,3 @@ def _largest(shares: Tensor, room: int | None) -> tuple[Tensor, Tensor]:
     else:
         index = shares.detach().argsort(descending=True, stable=True)[:room]
     return index, shares.index_select(0, index)
-
-
-def write_field(folder: Path, field: HeadField, surface: Surface) -> None:
-    """Write ``model.safetensors`` and ``model.yaml``.
-
-    The tensors are the field's (``geometry.*``, ``drivers.*``, ``torso.*``, ``neutral_landmarks``)
-    and the neutral surface that stage II starts from: ``surface.positions`` (S, 3) and
-    ``surface.features`` (S, F). The YAML holds ``sizes``, which is what stage II needs to know,
-    and ``settings``.
-
-    Raises:
-        UserError: a value is not finite; nothing is written then.
-    """
-    import yaml
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach() for name, value in field.state_dict().items()}
-    tensors["surface.positions"] = surface.vertices.detach()
-    tensors["surface.features"] = surface.features.detach()
-    bad = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
-    if bad:
-        raise UserError(
-            f"the stage I model is not saved to {folder}: '{bad[0]}' holds values that are not "
-            "finite; lower sdf.learning_rate or look at the input frames."
-        )
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    settings = field.settings
-    sizes = {
-        "expression": field.expression_size,
-        "feature": settings.feature_size,
-        "colour": settings.colour_size,
-        "width": settings.width,
-        "near": settings.near,
-        "far": settings.far,
-        "deform_scale": settings.deform_scale,
-    }
-    description = {"sizes": sizes, "settings": settings.model_dump(mode="json")}
-    with atomic(folder / "model.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(description, sort_keys=False))
-    with atomic(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
-
-
-def read_field(folder: Path) -> HeadField:
-    """The field that `write_field` wrote, on the CPU.
-
-    Raises:
-        UserError: a file is missing or does not fit the other.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = require(folder / "model.safetensors", "the stage I model")
-    description: dict[str, Any] = read_yaml(folder / "model.yaml")
-    try:
-        settings = validate(SdfSettings, description["settings"], str(folder / "model.yaml"))
-        field = HeadField(settings, int(description["sizes"]["expression"]))
-        tensors = load_file(path)
-        own = {name: value for name, value in tensors.items() if not name.startswith("surface.")}
-        field.load_state_dict(own)
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} does not fit its model.yaml ({reason}); train it again."
-        ) from error
-    return field

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from eavatar.avatar.files import write_stage_one
 from eavatar.avatar.networks import encode_position
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.loader import Batch, Loader
@@ -21,7 +22,7 @@ from eavatar.errors import UserError
 from eavatar.io import Mesh, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
 from eavatar.sdf.dibr import render_mesh, require_kaolin
-from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut, write_field
+from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut
 from eavatar.sdf.surface import render_surface
 from eavatar.sdf.tetrahedra import Band, Cut, Surface
 from eavatar.settings import SdfSettings
@@ -52,8 +53,8 @@ def train_sdf(
 ) -> None:
     """Fit the neutral surface and its drivers to a subject's training frames.
 
-    Writes ``model.safetensors`` and ``model.yaml`` (see `write_field`), ``neutral.ply`` (canonical,
-    coloured as at the calmest timestep) and ``log.csv`` to ``output``.
+    Writes ``model.safetensors`` and ``model.yaml`` (see `write_stage_one`), ``neutral.ply``
+    (canonical, coloured as at the calmest timestep) and ``log.csv`` to ``output``.
 
     Args:
         settings: stage I's block. seed: of all random draws.
@@ -439,7 +440,7 @@ def save(task: SdfTraining, output: Path) -> None:
     calmest = int(frames.expression.norm(dim=1).argmin())
     still = torch.zeros_like(frames.expression[:1])
     driven = field.drive(surface, still, task.poses[calmest, None])
-    write_field(output, field, surface)
+    write_stage_one(output, field.result(surface), field.settings)
     mesh = Mesh(
         surface.vertices.cpu().numpy(),
         surface.faces.cpu().numpy(),

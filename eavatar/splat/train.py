@@ -10,21 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.files import read_stage_one, write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
-from eavatar.avatar.model import Avatar, Sizes, write_avatar
-from eavatar.avatar.torso import Torso
+from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.loader import Loader
 from eavatar.device import choose_device
 from eavatar.errors import UserError
-from eavatar.io import require
-from eavatar.settings import SplatSettings, read_yaml
+from eavatar.settings import SplatSettings
 from eavatar.splat.splitting import choose_parents, split
 from eavatar.training.graphs import Captured, run_aside
 from eavatar.training.loop import fingerprint, finish, seed_everything, train
@@ -69,14 +65,14 @@ def train_splat(
         settings,
         seed,
         device.type,
-        avatar.sizes,
+        avatar.settings.head,
         frames.sequences,
         avatar.neutral.positions.sum().item(),
     )
     with SplatTraining(settings, seed, frames, avatar, perceptual) as task:
         train(task, settings.steps, settings.run.checkpoint_every, output, "splat", run)
     with task.optimiser.averaged():
-        path = write_avatar(output, avatar)
+        path = write_avatar(output, avatar, settings)
     finish(output)
     return path
 
@@ -87,34 +83,26 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
     Raises:
         UserError: stage I's model is missing, malformed, or of another number of expressions.
     """
-    description = read_yaml(require(sdf / "model.yaml", "stage I's description"))
-    try:
-        tensors = load_file(require(sdf / "model.safetensors", "stage I's model"))
-        sizes = Sizes(**description["sizes"], scale=frames.scale)
-        drivers = Drivers(sizes.expression, sizes.feature, sizes.colour, sizes.width)
-        drivers.load_state_dict(_below("drivers.", tensors))
-        torso = Torso()
-        torso.load_state_dict(_below("torso.", tensors))
-        landmarks = tensors["neutral_landmarks"]
-        vertices, features = tensors["surface.positions"], tensors["surface.features"]
-    except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{sdf} holds no stage I model of this version: {reason}.") from error
-    if sizes.expression != frames.expression.shape[1]:
+    stage = read_stage_one(sdf)
+    expressions = frames.expression.shape[1]
+    if stage.head.expression_size != expressions:
         raise UserError(
-            f"{sdf} was trained with {sizes.expression} expression coefficients, but the tracking "
-            f"has {frames.expression.shape[1]}; run `train_sdf` again."
+            f"{sdf} was trained with {stage.head.expression_size} expression coefficients, but the "
+            f"tracking has {expressions}; run `train_sdf` again."
         )
-    vertices, features = merge_points(vertices, features, settings.surface_points)
-    mouth = mouth_interior(landmarks, settings.mouth_points)
+    vertices, features = merge_points(stage.vertices, stage.features, settings.surface_points)
+    mouth = mouth_interior(stage.landmarks, settings.mouth_points)
     neutral = NeutralGaussians.from_surface(vertices, features, mouth, settings.opacity)
-    avatar = Avatar(settings, sizes, drivers, torso, neutral, landmarks)
+    avatar = Avatar(
+        AvatarSettings.of(settings, stage.head, frames.scale),
+        stage.drivers,
+        stage.torso,
+        neutral,
+        stage.landmarks,
+        mixed_precision=settings.run.mixed_precision,
+    )
     avatar.set_changed()
     return avatar
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 class SplatTraining:
@@ -237,10 +225,12 @@ class SplatTraining:
         coarse = self.avatar.draw(
             frames.expression.index_select(0, frame)[0],
             pose.index_select(0, frame)[0],
-            frames.intrinsics.index_select(0, cameras),
-            frames.world_to_camera.index_select(0, cameras),
-            frames.height,
-            frames.width,
+            CameraBatch(
+                frames.intrinsics.index_select(0, cameras),
+                frames.world_to_camera.index_select(0, cameras),
+                frames.height,
+                frames.width,
+            ),
             self.capacity,
         )
         visible = frames.visible.index_select(0, cameras)
@@ -318,10 +308,12 @@ class SplatTraining:
             self.avatar.draw(
                 frames.expression[frame],
                 poses[frame],
-                frames.intrinsics[first : first + views],
-                frames.world_to_camera[first : first + views],
-                frames.height,
-                frames.width,
+                CameraBatch(
+                    frames.intrinsics[first : first + views],
+                    frames.world_to_camera[first : first + views],
+                    frames.height,
+                    frames.width,
+                ),
             ).pairs
             for frame in range(0, len(frames), max(len(frames) // 4, 1))
             for first in range(0, len(frames.serials), views)

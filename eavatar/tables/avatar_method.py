@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eavatar.avatar.model import Avatar, read_avatar
+from eavatar.avatar.files import read_avatar
+from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.data.shots import Shot
 
 
@@ -28,11 +29,9 @@ class AvatarMethod:
     def image_size(self) -> int:
         return self.avatar.settings.image_size
 
+    @torch.no_grad()
     def render(self, shot: Shot) -> Tensor:
-        return self.avatar.render(
-            shot.expression,
-            shot.rotation,
-            shot.translation,
-            shot.intrinsics,
-            shot.world_to_camera,
-        )
+        pose = torch.cat([shot.rotation, shot.translation])
+        size = self.image_size
+        cameras = CameraBatch(shot.intrinsics, shot.world_to_camera, size, size)
+        return self.avatar(shot.expression, pose, cameras).fine.clamp(0, 1)

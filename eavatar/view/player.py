@@ -23,7 +23,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
-from eavatar.avatar.model import Avatar, read_avatar
+from eavatar.avatar.files import read_avatar
+from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.cameras import Camera
 from eavatar.data.video import write_video
 from eavatar.device import choose_device
@@ -46,16 +47,17 @@ class Player:
 
     The graph has room for so many pairs of a Gaussian and a tile. Where a frame needs more, the
     graph is captured anew and the frame drawn again. The networks are compiled before the first
-    frame if the avatar's settings say so.
+    frame.
 
     Args:
         avatar: on the device that is to draw; it must not change any more. It is its own networks
             that are compiled.
+        compile_networks: on CUDA; it takes up to a minute once.
     """
 
-    def __init__(self, avatar: Avatar):
+    def __init__(self, avatar: Avatar, compile_networks: bool = True):
         self.avatar = avatar
-        if avatar.settings.run.compile and avatar.landmarks.is_cuda:
+        if compile_networks and avatar.landmarks.is_cuda:
             logger.info("compiling the networks; that takes up to a minute and is kept on disk")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)
@@ -92,17 +94,24 @@ class Player:
 
 
 @torch.no_grad()
-def draw_frame(avatar: Avatar, capacity: int | None, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+def draw_frame(
+    avatar: Avatar,
+    capacity: int | None,
+    expression: Tensor,
+    pose: Tensor,
+    intrinsics: Tensor,
+    world_to_camera: Tensor,
+) -> tuple[Tensor, Tensor]:
     """One frame without a graph: the image as of `Player`, and () the pairs that it needed.
 
     Args:
         capacity: room for pairs; None counts them, which makes the host wait.
-        inputs: as of `Player`, on the avatar's device.
+        expression, pose, intrinsics, world_to_camera: as of `Player`, on the avatar's device.
     """
     side = avatar.settings.image_size
-    picture = avatar(*inputs, side, side, capacity)
-    image = (255 * picture.fine[0].clamp(0, 1) + 0.5).to(torch.uint8)
-    return image, picture.pairs
+    camera = CameraBatch(intrinsics, world_to_camera, side, side)
+    drawn = avatar(expression, pose, camera, capacity)
+    return (255 * drawn.fine[0].clamp(0, 1) + 0.5).to(torch.uint8), drawn.pairs
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ def render(
     _check_output(output, rate)
     device = choose_device()
     model = read_avatar(avatar).to(device)
-    drive = read_drive(face / "tracking", sequence, model.sizes.expression, neutral)
+    drive = read_drive(face / "tracking", sequence, model.settings.head.expression_size, neutral)
     cameras = choose_cameras(capture / "cameras.json", patterns, drive)
     if output.suffix and len(cameras) > 1:
         raise UserError(

@@ -13,10 +13,8 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.nn import Module
 
 from eavatar.avatar.control import Neighbours
-from eavatar.avatar.drivers import Drivers
-from eavatar.avatar.gaussians import Arrangement, NeutralGaussians
-from eavatar.avatar.model import Avatar, Sizes
-from eavatar.avatar.torso import Torso
+from eavatar.avatar.gaussians import Arrangement
+from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.rendering.tiles import bin_splats
 from eavatar.settings import SplatSettings, read_config
 from eavatar.splat.train import SplatTraining
@@ -39,10 +37,11 @@ def splat_settings(*overlays: str) -> SplatSettings:
 
 
 def make_avatar(settings: SplatSettings) -> Avatar:
-    sizes = Sizes(64, 128, 32, 256, 0.1, 0.25, 0.3, 0.1)
-    neutral = NeutralGaussians.empty(COUNT, sizes.feature)
-    drivers = Drivers(sizes.expression, sizes.feature, sizes.colour, sizes.width)
-    return Avatar(settings, sizes, drivers, Torso(), neutral, torch.zeros(68, 3))
+    head = HeadSettings(
+        expression_size=64, feature_size=128, colour_size=32, width=256, near=0.1, far=0.25,
+        deform_scale=0.3,
+    )  # fmt: skip
+    return Avatar.blank(AvatarSettings.of(settings, head, scale=0.1), COUNT)
 
 
 def test_generating_gaussians(fake_cuda):

@@ -14,9 +14,9 @@ import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.files import write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians
-from eavatar.avatar.model import Avatar, Sizes, write_avatar
+from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
 from eavatar.io import (
@@ -90,14 +90,17 @@ def small_avatar(settings: SplatSettings) -> Avatar:
     Half as large as the ball of the masks, which hide nothing of it.
     """
     torch.manual_seed(0)
-    sizes = Sizes(EXPRESSION, 8, 8, 16, near=0.1, far=0.25, deform_scale=0.3, scale=SCALE)
+    head = HeadSettings(
+        expression_size=EXPRESSION, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
+        deform_scale=0.3,
+    )  # fmt: skip
     points = 0.5 * torch.tensor(trimesh.creation.icosphere(3).vertices, dtype=torch.float32)
     neutral = NeutralGaussians.from_surface(
         points, torch.rand(len(points), 8) - 0.5, torch.zeros(0, 3), opacity=0.9
     )
-    drivers = Drivers(EXPRESSION, 8, 8, 16)
     landmarks = 0.5 * torch.tensor(ball_landmarks(), dtype=torch.float32)
-    return Avatar(settings, sizes, drivers, Torso(), neutral, landmarks).eval()
+    drawn = AvatarSettings.of(settings, head, SCALE)
+    return Avatar(drawn, head.make_drivers(), Torso(), neutral, landmarks).eval()
 
 
 def make_subject(root: Path) -> Subject:
@@ -108,7 +111,7 @@ def make_subject(root: Path) -> Subject:
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
     settings = settings.model_copy(update={"image_size": SIZE})
     avatar = small_avatar(settings)
-    write_avatar(results / "splat" / "full", avatar)
+    write_avatar(results / "splat" / "full", avatar, settings)
     for number, (sequence, (split, count)) in enumerate(SEQUENCES.items()):
         tracking = _write_tracking(results, truth, sequence, count, seed=number)
         _write_frames(results, sequence, split, tracking, cameras, avatar)
@@ -151,13 +154,9 @@ def _write_frames(
     avatar: Avatar,
 ) -> None:
     capture = results / "capture"
-    intrinsics = torch.tensor(np.stack([c.intrinsics for c in cameras.values()])).float()
-    matrices = torch.tensor(np.stack([c.world_to_camera for c in cameras.values()])).float()
     rows, boxes = [], []
     for timestep in range(len(tracking.expression)):
-        fields = (tracking.expression, tracking.rotation, tracking.translation)
-        drive = [torch.from_numpy(field[timestep]) for field in fields]
-        images = avatar.render(*drive, intrinsics, matrices).numpy()
+        images = avatar.render(tracking[timestep], cameras).numpy()
         for (serial, camera), image in zip(cameras.items(), images, strict=True):
             place = Path(sequence, serial, f"{timestep:05d}")
             _write_image((capture / place).with_suffix(".jpg"), image[..., ::-1] * 255)

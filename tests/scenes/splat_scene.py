@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-import yaml
-from safetensors.torch import save_file
 
-from eavatar.avatar.drivers import Drivers
+from eavatar.avatar import files
+from eavatar.avatar.model import HeadSettings
 from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
 from eavatar.io import Identity, Tracking, write_arrays, write_cameras
 from eavatar.rendering.splatting import Gaussians, splat
+from eavatar.settings import Settings
 from eavatar.transforms import axis_angle_to_matrix
 
 SCALE = 0.1
@@ -136,21 +136,21 @@ def write_sequence(
 
 def write_stage_one(folder: Path, vertices: int, width: int, features: int, colours: int) -> None:
     """Stage I's model as if just begun: the right surface, networks that know nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    drivers = Drivers(EXPRESSIONS, features, colours, width)
-    surface = AXES * sphere(vertices)
-    tensors = {f"drivers.{name}": value for name, value in drivers.state_dict().items()}
-    tensors |= {f"torso.{name}": value for name, value in Torso().state_dict().items()}
-    tensors["surface.positions"] = surface.contiguous()
-    tensors["surface.features"] = 0.8 * torch.tanh(torch.randn(vertices, features))
-    tensors["neutral_landmarks"] = landmarks().contiguous()
-    save_file(tensors, folder / "model.safetensors")
-    sizes = {
-        "expression": EXPRESSIONS, "feature": features, "colour": colours, "width": width,
-        "near": 0.1, "far": 0.25, "deform_scale": 0.3,
-    }  # fmt: skip
-    (folder / "model.yaml").write_text(yaml.safe_dump({"sizes": sizes}))
+    head = HeadSettings(
+        expression_size=EXPRESSIONS, feature_size=features, colour_size=colours, width=width,
+        near=0.1, far=0.25, deform_scale=0.3,
+    )  # fmt: skip
+    stage = files.StageOne(
+        head,
+        head.make_drivers(),
+        Torso(),
+        landmarks(),
+        vertices=AXES * sphere(vertices),
+        features=0.8 * torch.tanh(torch.randn(vertices, features)),
+        geometry={},
+    )
+    files.write_stage_one(folder, stage, Settings())
 
 
 def write_subject(

@@ -12,13 +12,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from eavatar.__main__ import main
-from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.files import read_avatar, write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians
-from eavatar.avatar.model import Avatar, Sizes, read_avatar, write_avatar
+from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
 from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
-from eavatar.settings import read_config
+from eavatar.settings import Settings, read_config
 from eavatar.view.player import Drive, Player, draw_frame, most_frontal
 from tests.scenes import CONFIG
 
@@ -51,21 +51,20 @@ def make_avatar(size: int = SIZE) -> Avatar:
     """A small ball with random networks, so that expression changes what one sees."""
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(
-        update={
-            "image_size": size,
-            "run": settings.run.model_copy(update={"mixed_precision": False}),
-        }
-    )
-    sizes = Sizes(EXPRESSIONS, 8, 8, 16, near=0.1, far=0.25, deform_scale=0.3, scale=0.1)
+    settings = settings.model_copy(update={"image_size": size})
+    head = HeadSettings(
+        expression_size=EXPRESSIONS, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
+        deform_scale=0.3,
+    )  # fmt: skip
     points = 0.5 * torch.nn.functional.normalize(torch.randn(600, 3), dim=1)
     neutral = NeutralGaussians.from_surface(
         points, torch.rand(len(points), 8) - 0.5, torch.zeros(0, 3), opacity=0.9
     )
-    drivers = Drivers(EXPRESSIONS, 8, 8, 16)
+    drivers = head.make_drivers()
     for parameter in drivers.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    avatar = Avatar(settings, sizes, drivers, Torso(), neutral, points[:68]).eval()
+    drawn = AvatarSettings.of(settings, head, scale=0.1)
+    avatar = Avatar(drawn, drivers, Torso(), neutral, points[:68], mixed_precision=False).eval()
     avatar.set_changed()
     return avatar
 
@@ -76,7 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cameras = {"222200036": make_camera(40), "222200037": make_camera(-5)}
     write_cameras(root / "capture" / "cameras.json", cameras)
     write_arrays(root / "face" / "tracking" / "FREE.npz", make_tracking())
-    write_avatar(root / "splat" / "full", make_avatar())
+    write_avatar(root / "splat" / "full", make_avatar(), Settings())
     return root
 
 
@@ -105,17 +104,11 @@ def test_pictures_are_those_of_the_avatar(results: Path, tmp_path: Path) -> None
     names = sorted(str(p.relative_to(tmp_path / "pictures")) for p in tmp_path.rglob("*.png"))
     serials = ("222200036", "222200037")
     assert names == [f"{s}/{t:05d}.png" for s in serials for t in range(TIMESTEPS)]
-    tracking, camera = make_tracking(), make_camera(40)
-    intrinsics = camera.intrinsics * [[0.5], [0.5], [1]]
-    expected = read_avatar(results / "splat" / "full").render(
-        *(torch.from_numpy(x[1]) for x in (tracking.expression, tracking.rotation)),
-        torch.from_numpy(tracking.translation[1]),
-        torch.from_numpy(intrinsics)[None].float(),
-        torch.from_numpy(camera.world_to_camera)[None].float(),
-    )
+    avatar, camera = read_avatar(results / "splat" / "full"), make_camera(40).resize(SIZE, SIZE)
+    expected = avatar.render(make_tracking()[1], camera)
     image = cv2.imread(str(tmp_path / "pictures" / "222200036" / "00001.png"))[..., ::-1]
     # Half a step of rounding, and on a GPU the order of sums.
-    assert np.abs(image - 255 * expected[0].numpy()).max() < (
+    assert np.abs(image - 255 * expected.numpy()).max() < (
         1.5 if torch.cuda.is_available() else 0.501
     )
 

@@ -1,0 +1,190 @@
+"""The model files of both stages: tensors in ``model.safetensors``, the rest in ``model.yaml``.
+
+    format    number of this layout
+    avatar    stage II: `AvatarSettings`, what drawing needs
+    head      stage I: `HeadSettings`, what stage II needs
+    training  the settings of the training: a record for people that no code reads
+
+A setting of the training may come and go. One that drawing needs and that is new must get its value
+for older files here; ``tests/stored`` holds files that every later version reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eavatar.avatar.drivers import Drivers
+from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
+from eavatar.avatar.torso import Torso
+from eavatar.errors import UserError
+from eavatar.io import atomic, check_format, require
+from eavatar.settings import Settings, read_yaml, validate
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """What stage I has learned: ``sdf/<variant>/model.safetensors`` and ``model.yaml``.
+
+    Attributes:
+        head: sizes, and where expression gives way to pose.
+        drivers: colour and deformation networks.
+        torso: the blend of head and torso.
+        landmarks: (68, 3) of the neutral face, canonical.
+        vertices: (S, 3) of the neutral surface, canonical.
+        features: (S, F) of its vertices, in (-1, 1).
+        geometry: tensors of the network of the signed distance (Eq. 14), for which later stages
+            have no use.
+    """
+
+    head: HeadSettings
+    drivers: Drivers
+    torso: Torso
+    landmarks: Tensor
+    vertices: Tensor
+    features: Tensor
+    geometry: Mapping[str, Tensor]
+
+
+def write_stage_one(folder: Path, stage: StageOne, training: Settings) -> Path:
+    """Write ``model.yaml`` and then ``model.safetensors``; returns the latter.
+
+    Raises:
+        UserError: a value is not finite; nothing is written then.
+    """
+    tensors = {
+        **_above("geometry.", stage.geometry),
+        **_above("drivers.", stage.drivers.state_dict()),
+        **_above("torso.", stage.torso.state_dict()),
+        "neutral_landmarks": stage.landmarks,
+        "surface.positions": stage.vertices,
+        "surface.features": stage.features,
+    }
+    advice = "lower sdf.learning_rate or look at the input frames"
+    return _write(folder, {"head": stage.head, "training": training}, tensors, advice)
+
+
+def read_stage_one(folder: Path) -> StageOne:
+    """Read what `write_stage_one` wrote to ``sdf/<variant>``.
+
+    Raises:
+        UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
+    """
+    description = _read_description(folder, "head")
+    head = validate(HeadSettings, description, str(folder / "model.yaml"))
+    drivers, torso = head.make_drivers(), Torso()
+    with _fitting(folder):
+        tensors = _read_tensors(folder)
+        drivers.load_state_dict(_below("drivers.", tensors))
+        torso.load_state_dict(_below("torso.", tensors))
+        return StageOne(
+            head,
+            drivers,
+            torso,
+            tensors["neutral_landmarks"],
+            tensors["surface.positions"],
+            tensors["surface.features"],
+            _below("geometry.", tensors),
+        )
+
+
+def write_avatar(folder: Path, avatar: Avatar, training: Settings) -> Path:
+    """Write ``model.yaml`` and then ``model.safetensors``; returns the latter.
+
+    Raises:
+        UserError: a value is not finite; nothing is written then.
+    """
+    blocks = {"avatar": avatar.settings, "training": training}
+    return _write(folder, blocks, avatar.state_dict(), "lower splat.learning_rates")
+
+
+def read_avatar(folder: Path) -> Avatar:
+    """Read a trained avatar from ``splat/<variant>``, on the CPU.
+
+    Raises:
+        UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
+    """
+    description = _read_description(folder, "avatar")
+    settings = validate(AvatarSettings, description, str(folder / "model.yaml"))
+    with _fitting(folder):
+        tensors = _read_tensors(folder)
+        avatar = Avatar.blank(settings, len(tensors["neutral.positions"]))
+        avatar.load_state_dict(tensors)
+    return avatar.eval()
+
+
+def _write(
+    folder: Path, blocks: Mapping[str, Settings], tensors: Mapping[str, Tensor], advice: str
+) -> Path:
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise UserError(
+                f"the model is not saved to {folder}: '{name}' holds values that are not finite; "
+                f"{advice}."
+            )
+    content: dict[str, Any] = {"format": FORMAT}
+    content |= {name: block.model_dump(mode="json") for name, block in blocks.items()}
+    with atomic(folder / "model.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    with atomic(folder / "model.safetensors") as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    return folder / "model.safetensors"
+
+
+def _read_description(folder: Path, block: str) -> Any:
+    """The part of ``model.yaml`` that code reads: the block ``avatar`` or ``head``."""
+    path = require(folder / "model.yaml", "the description of the model")
+    content = read_yaml(path)
+    if "format" not in content:
+        content = _without_format(content)
+    check_format(content, FORMAT, path)
+    if block not in content:
+        kinds = {"avatar": "avatar (splat/<variant>)", "head": "stage I model (sdf/<variant>)"}
+        raise UserError(f"{path} describes no {kinds[block]}; name the folder of one.")
+    return content[block]
+
+
+def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A description from before there were formats, ``sizes`` and ``settings``, as of format 1."""
+    sizes, settings = ({**(content.get(name) or {})} for name in ("sizes", "settings"))
+    for name in ("expression", "feature", "colour"):
+        sizes[f"{name}_size"] = sizes.pop(name, None)
+    head = {name: sizes.get(name) for name in HeadSettings.model_fields}
+    if "scale" not in sizes:
+        return {"head": head}
+    kept = {name: settings.get(name) for name in AvatarSettings.model_fields}
+    return {"avatar": kept | {"head": head, "scale": sizes["scale"]}}
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    return load_file(require(folder / "model.safetensors", "the model"))
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong where tensors do not fit the description into one sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder}/model.safetensors does not fit its model.yaml ({reason}); train it again."
+        ) from error
+
+
+def _above(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

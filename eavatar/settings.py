@@ -10,22 +10,32 @@ import json
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
+from eavatar.backends import LANDMARKS, MATTING, PRIORS, RENDERERS, UPSAMPLERS, Backend, Registry
 from eavatar.errors import UserError
 
 MOVED = {  # earlier names
+    "capture.matte.background_matting_weights": "capture.matte.background_matting_v2.weights",
+    "capture.matte.rembg_model": "capture.matte.rembg.model",
+    "face.landmarks.detector": "face.landmarks.face_alignment.detector",
+    "face.landmarks.image_size": "face.landmarks.face_alignment.image_size",
+    "face.landmarks.batch_size": "face.landmarks.face_alignment.batch_size",
     "sdf.frames_per_step": "sdf.timesteps_per_step",
     "sdf.views_per_frame": "sdf.views_per_timestep",
     "sdf.image_memory_gb": "sdf.run.image_memory_gb",
@@ -41,6 +51,44 @@ class Settings(BaseModel):
     """Frozen, and a key that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackendSettings(Settings):
+    """A block that chooses a backend, whose own settings are the sub-block of its name.
+
+    Sub-blocks of other backends may stand beside it. They are checked, but are not kept: a change
+    of theirs reruns nothing.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    registry: ClassVar[Registry[Any]]
+    choice: ClassVar[str] = "backend"  # name of the field that chooses
+
+    @property
+    def chosen(self) -> Backend:
+        """The record of the backend."""
+        backend: Backend = self.registry[getattr(self, self.choice)]
+        return backend
+
+    @property
+    def own(self) -> Any:
+        """The settings of the backend alone, of the class that its record names; or None."""
+        return (self.model_extra or {}).get(getattr(self, self.choice))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_sub_blocks(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if cls.model_config["extra"] == "forbid" or not isinstance(content, Mapping):
+            return handler(content)
+        chosen = content.get(cls.choice)
+        fields: dict[str, Any] = {}
+        for name, backend in cls.registry.items():
+            if kind := backend.settings:
+                fields[name] = (kind, ...) if name == chosen else (kind | None, None)
+        closed: dict[str, Any] = {"__base__": cls, "__cls_kwargs__": {"extra": "forbid"}}
+        checked = create_model(cls.__name__, **closed, **fields).model_validate(content)
+        kept = [*cls.model_fields, *(name for name in fields if name == chosen)]
+        return handler({name: getattr(checked, name) for name in kept})
 
 
 class DemoSettings(Settings):
@@ -66,14 +114,11 @@ class IngestSettings(Settings):
     colour_correction: bool = Field(description="apply the capture's colour calibration")
 
 
-class MatteSettings(Settings):
-    """`matte`: frames to alpha masks."""
+class MatteSettings(BackendSettings):
+    """`matte`: frames to masks."""
 
-    backend: Literal["plate", "background_matting_v2", "rembg", "provided"]
-    background_matting_weights: Path = Field(
-        description="TorchScript file of BackgroundMattingV2, of single or half precision"
-    )
-    rembg_model: str = Field(description="name of the rembg model, e.g. birefnet-portrait")
+    registry = MATTING
+    backend: Annotated[str, AfterValidator(MATTING.check)]
     min_coverage: float = Field(
         ge=0, lt=1, description="a mask that covers less of the image has failed"
     )
@@ -82,19 +127,15 @@ class MatteSettings(Settings):
     )
     max_jump: float = Field(
         gt=0,
-        description="a mask failed if its coverage differs by a larger share from those around it",
+        description="a mask failed if its coverage differs from those around it by this fraction",
     )
 
 
-class LandmarkSettings(Settings):
+class LandmarkSettings(BackendSettings):
     """`detect_landmarks`."""
 
-    backend: Literal["face_alignment", "provided"]
-    detector: Literal["sfd", "blazeface", "blazeface_back"] = Field(
-        description="face-alignment's face detector"
-    )
-    image_size: int = Field(ge=128, description="side of the image given to the detector, pixels")
-    batch_size: int = Field(ge=1, description="images that go through a network at once")
+    registry = LANDMARKS
+    backend: Annotated[str, AfterValidator(LANDMARKS.check)]
 
 
 class FitSettings(Settings):
@@ -138,10 +179,12 @@ class RefineSettings(Settings):
     )
 
 
-class GenerateSettings(Settings):
+class GenerateSettings(BackendSettings):
     """`generate_prior`: a complete head mesh in its own frame."""
 
-    source: Literal["template", "provided"]
+    registry = PRIORS
+    choice = "source"
+    source: Annotated[str, AfterValidator(PRIORS.check)]
 
 
 class AlignSettings(Settings):
@@ -201,7 +244,7 @@ class SdfSettings(Settings):
     timesteps_per_step: int = Field(ge=1)
     views_per_timestep: int = Field(ge=1, description="cameras per timestep of a step")
     image_size: int = Field(ge=16, description="side of the rendered images, pixels")
-    renderer: Literal["splats", "dibr"] = Field(description="dibr needs kaolin and CUDA")
+    renderer: Annotated[str, AfterValidator(RENDERERS.check)]
     grid_resolution: int = Field(ge=8, description="cubic cells along the box's longest side")
     subdivisions: int = Field(ge=0, description="halvings of the cells for the final surface")
     width: int = Field(ge=8, description="units of a hidden layer")
@@ -271,7 +314,7 @@ class SplatSettings(Settings):
     image_size: int = Field(ge=32, description="side of the final image, pixels")
     boxes: bool = Field(description="train on a box around the person in each camera")
     upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
-    upsampler: Literal["gha", "subpixel"] = Field(description="gha needs an upsampling of 4")
+    upsampler: Annotated[str, AfterValidator(UPSAMPLERS.check)]
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
     surface_points: int = Field(ge=100, description="most Gaussians on the surface at the start")
     mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")
@@ -299,8 +342,10 @@ class SplatSettings(Settings):
     @field_validator("upsampler")
     @classmethod
     def _fits_the_factor(cls, value: str, info: ValidationInfo) -> str:
-        if value == "gha" and info.data.get("upsampling", 4) != 4:
-            raise ValueError("this network needs upsampling to be 4")
+        factors, factor = UPSAMPLERS[value].factors, info.data.get("upsampling")
+        if factors and factor and factor not in factors:
+            needed = " or ".join(str(factor) for factor in factors)
+            raise ValueError(f"this network needs upsampling to be {needed}")
         return value
 
 

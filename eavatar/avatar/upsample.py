@@ -7,34 +7,30 @@ return is float32.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 from eavatar.avatar.networks import LEAKY_SLOPE
+from eavatar.backends import UPSAMPLERS
 
-Kind = Literal["gha", "subpixel"]
 NORM_EPSILON = 1e-5
 
 
-def make_upsampler(kind: Kind, channels: int, width: int, factor: int) -> nn.Module:
+def make_upsampler(kind: str, channels: int, width: int, factor: int) -> nn.Module:
     """A network from features (C, H, W, D) to colours (C, factor · H, factor · W, 3), float32.
 
     Args:
-        kind: ``gha`` is Gaussian Head Avatar's network, ``subpixel`` our cheaper one.
+        kind: a name in `eavatar.avatar.upsamplers`.
         channels: D, at least 3; the first three are RGB.
         width: channels of the network, see there.
         factor: final size / feature size.
+
     Raises:
-        ValueError: ``gha`` with a factor other than 4.
+        ValueError: the network cannot make this factor.
     """
-    networks: dict[Kind, type[nn.Module]] = {
-        "gha": PublishedUpsampler,
-        "subpixel": SubPixelUpsampler,
-    }
-    return networks[kind](channels, width, factor)
+    network: nn.Module = UPSAMPLERS[kind].run(channels, width, factor)
+    return network
 
 
 class SubPixelUpsampler(nn.Module):
@@ -212,7 +208,11 @@ def _weight_after(
     last division, as the rounded positions of large images would be off by 1e-4 pixels.
 
     Args:
-        places: (N,) indices of the large image. size: of the small one.
+        places: (N,) indices of the large image.
+        size: of the small image, pixels.
+        factor: size of the large image / size of the small one.
+        align_corners: as in `torch.nn.functional.interpolate`.
+        dtype: of the result.
     """
     if align_corners and factor != 2:
         raise ValueError(f"corners can be aligned at a factor of 2, not {factor}.")

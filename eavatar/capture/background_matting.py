@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from eavatar.capture.backends.background_matting_v2 import RELEASE
 from eavatar.capture.video import Image
 from eavatar.device import choose_device
 from eavatar.errors import UserError
 
-RELEASE = "https://github.com/PeterL1n/BackgroundMattingV2/releases"
 DIVISOR = 4
-# Share of the size at which the backbone sees the image, and how many pixels are then refined: the
-# authors' advice for HD (2 megapixels), which GHA uses at 2048², and for 4K (8 megapixels).
+# Fraction of the size at which the backbone sees the image, and how many pixels are then refined:
+# the authors' advice for HD (2 megapixels), which GHA uses at 2048², and for 4K (8 megapixels).
 HD, UHD = (0.25, 80_000), (0.125, 320_000)
 UHD_PIXELS = 6_000_000  # from which an image counts as 4K
 BATCH_PIXELS = 2048**2  # one image of GHA's size at once, for 8 GB; not measured
@@ -89,7 +89,7 @@ def _load(path: Path, image_size: int) -> BackgroundMatting:
     if not path.is_file():
         raise UserError(
             f"the weights of BackgroundMattingV2 are missing: get {path.name} from {RELEASE} and "
-            f"put it at {path} (capture.matte.background_matting_weights), {avoid}."
+            f"put it at {path} (capture.matte.background_matting_v2.weights), {avoid}."
         )
     device = choose_device()
     try:

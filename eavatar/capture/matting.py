@@ -1,9 +1,7 @@
-"""Ingested frames to alpha masks, by one of four backends with one signature.
+"""Ingested frames to masks, by one of the backends in `eavatar.capture.backends`.
 
-``plate`` compares each frame with the picture of the empty set and needs no network;
-``background_matting_v2`` does so with a pretrained network; ``rembg`` segments single images with
-one; ``provided`` crops alpha videos that come with a dataset. All but the last are steadied over
-time where the frame rests.
+A backend is a function of one camera's `Shot` that yields its masks (S, S), 8 bits, in the order of
+time; it may use `batched` and `steady`.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,10 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture.captures import open_mattes
-from eavatar.capture.ingest import Window, in_threads, write_image
-from eavatar.capture.plate import Plate, alpha_from_plate
-from eavatar.capture.recording import check_size
+from eavatar.backends import MATTING
+from eavatar.capture.ingest import in_threads, write_image
 from eavatar.capture.video import Image
 from eavatar.errors import UserError
 from eavatar.io import require, write_rows
@@ -39,7 +35,7 @@ REST = 4  # 8-bit levels; noise of 2 levels makes a mean difference of 2.3
 
 
 @dataclass(frozen=True)
-class MatteRow:
+class MaskRow:
     """A row of ``capture/masks/<sequence>.csv``.
 
     Attributes:
@@ -58,7 +54,7 @@ class MatteRow:
     failed: int = 0
 
     @classmethod
-    def of(cls, timestep: int, camera: str, alpha: Image) -> MatteRow:
+    def of(cls, timestep: int, camera: str, alpha: Image) -> MaskRow:
         x, y, width, height = cv2.boundingRect(alpha)
         coverage = round(float(alpha.mean()) / 255, 5)
         return cls(timestep, camera, coverage, x, y, x + width, y + height)
@@ -86,13 +82,13 @@ class Shot:
     visible: Image
 
     def plate(self) -> Image:
-        """The (S, S, 3) BGR picture of the empty set, or a `UserError` if there is none."""
+        """The (S, S, 3) BGR image of the empty set, or a `UserError` if there is none."""
         path = self.frames / "plates" / f"{self.camera}.png"
         if not path.exists():
             raise UserError(
                 f"the {self.settings.backend} backend needs the background plate of camera "
                 f"{self.camera}, but {path} does not exist; add it to the capture or set "
-                "capture.matte.backend to rembg."
+                f"capture.matte.backend to {without_plates()}."
             )
         return read_image(path, cv2.IMREAD_COLOR)
 
@@ -104,6 +100,11 @@ class Shot:
             )
 
 
+def without_plates() -> str:
+    """The names of the backends that need no background plate, for a sentence."""
+    return " or ".join(name for name, backend in MATTING.items() if not backend.needs_plates)
+
+
 def matte(
     settings: MatteSettings,
     ingest: IngestSettings,
@@ -112,27 +113,30 @@ def matte(
     mattes: Path | None,
     output: Path,
 ) -> None:
-    """Write an alpha mask for every frame of a sequence.
+    """Write a mask for every frame of a sequence.
 
     Args:
+        settings: names the backend.
         ingest: the settings that made the frames; ``provided`` crops alike.
         frames: folder of the ingested capture.
+        sequence: its name.
         mattes: for ``provided``, a folder with <sequence>/cam_<serial>.mp4 of the uncropped image.
         output: receives <sequence>/<camera>/<timestep:05d>.png and then <sequence>.csv.
+
     Raises:
         UserError: an input of the chosen backend is missing or does not fit the frames.
     """
     folder, index = output / sequence, output / f"{sequence}.csv"
     index.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    backend = BACKENDS[settings.backend]
+    backend = settings.chosen.run
 
-    def matte_shot(shot: Shot) -> list[MatteRow]:
+    def matte_shot(shot: Shot) -> list[MaskRow]:
         rows = []
         for timestep, alpha in zip(shot.timesteps, backend(shot), strict=True):
             seen = cv2.min(alpha, shot.visible)
             write_image(folder / shot.camera / f"{timestep:05d}.png", seen, PNG)
-            rows.append(MatteRow.of(timestep, shot.camera, seen))
+            rows.append(MaskRow.of(timestep, shot.camera, seen))
         return mark_failed(rows, settings, sequence)
 
     shots = _read_shots(settings, ingest, frames, sequence, mattes)
@@ -140,7 +144,7 @@ def matte(
     write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
 
 
-def mark_failed(rows: Sequence[MatteRow], settings: MatteSettings, sequence: str) -> list[MatteRow]:
+def mark_failed(rows: Sequence[MaskRow], settings: MatteSettings, sequence: str) -> list[MaskRow]:
     """The rows of one camera in the order of time, with ``failed`` set and a warning if any is."""
     failed = find_failed(np.array([row.coverage for row in rows]), settings)
     if failed.any():
@@ -213,63 +217,7 @@ def _read_shots(
     return shots
 
 
-# --- backends ---------------------------------------------------------------------------------
-
-
-def matte_by_plate(shot: Shot) -> Iterator[Image]:
-    """Alpha from the difference to the background plate."""
-    if not shot.visible.any():  # a view that was marked as of no use: empty masks have failed
-        return (np.zeros_like(shot.visible) for _ in shot.timesteps)
-    plate = Plate.of(shot.plate(), shot.visible)
-    return steady(shot.images(), (alpha_from_plate(image, plate) for image in shot.images()))
-
-
-def matte_by_background_matting(shot: Shot) -> Iterator[Image]:
-    """Alpha from BackgroundMattingV2, which compares each frame with the background plate."""
-    from eavatar.capture.background_matting import load_background_matting
-
-    plate = shot.plate()
-    network = load_background_matting(shot.settings.background_matting_weights, len(plate))
-    batches = batched(shot.images(), network.batch_size)
-    alphas = (alpha for images in batches for alpha in network.alpha(images, plate))
-    return steady(shot.images(), alphas)
-
-
-def matte_by_rembg(shot: Shot) -> Iterator[Image]:
-    """Alpha from a pretrained segmentation network of the rembg package."""
-    from eavatar.capture.rembg_session import open_session, segment
-
-    session = open_session(shot.settings.rembg_model)
-    return steady(shot.images(), (segment(session, image) for image in shot.images()))
-
-
-def matte_by_provided(shot: Shot) -> Iterator[Image]:
-    """Alpha of the stored images from elsewhere, cropped and resized like the frames."""
-    if shot.mattes is None:
-        raise UserError(
-            "the provided mattes have no folder; name it in the sample sheet or set "
-            "capture.matte.backend."
-        )
-    mattes = open_mattes(shot.mattes)
-    clip = mattes.clips.get(shot.sequence, {}).get(shot.camera)
-    if clip is None:
-        raise UserError(
-            f"{shot.mattes} has no alpha video of camera {shot.camera} in {shot.sequence}; restore "
-            "it or set capture.matte.backend."
-        )
-    header = clip.header()
-    check_size(clip.paths[0], header.width, header.height, mattes.full_size)
-    if header.frames <= max(shot.source_frames):
-        raise UserError(
-            f"{clip.paths[0]} has {header.frames} frames but frame {max(shot.source_frames)} is "
-            "needed; alpha videos must be as long as the colour videos."
-        )
-    make_window = Window.whole if mattes.prepared else Window.of
-    window = make_window(shot.ingest, header.width, header.height)
-    wanted = set(shot.source_frames)
-    for index, image in clip.decode():
-        if index in wanted:
-            yield window.apply(image[..., 1])
+# --- what backends share ----------------------------------------------------------------------
 
 
 def batched(images: Iterator[Image], size: int) -> Iterator[list[Image]]:
@@ -305,11 +253,3 @@ def _median_at_rest(
 def _rests(first: Image, second: Image) -> NDArray[np.bool_]:
     """(S, S) where two frames (S, S, 3) are equal, noise averaged out."""
     return cv2.blur(cv2.absdiff(first, second), (5, 5)).max(axis=-1) < REST
-
-
-BACKENDS: dict[str, Callable[[Shot], Iterator[Image]]] = {
-    "plate": matte_by_plate,
-    "background_matting_v2": matte_by_background_matting,
-    "rembg": matte_by_rembg,
-    "provided": matte_by_provided,
-}

@@ -14,17 +14,20 @@ from pathlib import Path
 
 import av
 
+from eavatar.backends import MATTING
 from eavatar.capture.captures import Mattes, open_capture, open_mattes
 from eavatar.capture.ingest import chosen_cameras, in_threads
 from eavatar.capture.layouts import list_sequence_names
+from eavatar.capture.matting import without_plates
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Clip, Header, read_picture
 from eavatar.errors import UserError
-from eavatar.face.landmarks import read_provided
+from eavatar.face.backends.provided import read_provided
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.io import atomic, read_mesh
 from eavatar.preflight.findings import Examination
 from eavatar.settings import (
+    BackendSettings,
     GenerateSettings,
     IngestSettings,
     LandmarkSettings,
@@ -32,28 +35,28 @@ from eavatar.settings import (
     select,
 )
 
-LISTED = 4  # names in a sentence, before "and n more"
+MAX_LISTED = 4  # names in a sentence, before "and n more"
 MODEL_SOURCE = (
     "Get BFM 2017 or 2009 by the licence form at faces.dmi.unibas.ch (not to be passed on), put it "
     "there, or name another file in the setting morphable_model or the sheet's column of that name."
 )
-PLATE_BACKENDS = ("plate", "background_matting_v2")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a subject's inputs are; None where there is none.
+    """Where a subject's inputs are, by the sample sheet's columns; None where there is none.
 
     Attributes:
         capture: raw capture.
-        landmarks, mattes: folders of provided detections and alpha videos.
-        mesh: a head mesh made elsewhere.
+        landmarks: folder of provided detections.
+        mattes: folder of provided alpha videos.
+        prior: a head mesh made elsewhere.
     """
 
     capture: Path
     landmarks: Path | None
     mattes: Path | None
-    mesh: Path | None
+    prior: Path | None
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,14 @@ class InputSettings:
     landmarks: LandmarkSettings
     prior: GenerateSettings
 
+    @property
+    def choices(self) -> tuple[BackendSettings, ...]:
+        """The blocks that choose a backend."""
+        return self.matte, self.landmarks, self.prior
+
 
 @dataclass(frozen=True)
-class Footage:
+class Inventory:
     """What a subject's chosen videos hold.
 
     Attributes:
@@ -90,7 +98,7 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
         UserError: all faults: what is wrong, where, and what to do.
     """
     found = Examination()
-    for name in ("capture", "landmarks", "mattes", "mesh"):
+    for name in ("capture", "landmarks", "mattes", "prior"):
         path = getattr(inputs, name)
         if path is not None and not path.exists():
             found.add(name, "missing", f"the {name} {path} does not exist; correct its path.")
@@ -106,7 +114,7 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
 
 def examine_inputs(
     found: Examination, subject: str, settings: InputSettings, inputs: Inputs
-) -> Footage | None:
+) -> Inventory | None:
     """Look at the capture and at what is provided with it; what the capture holds, if readable.
 
     A path that does not exist is passed over: whoever gave it says so.
@@ -118,24 +126,15 @@ def examine_inputs(
     if inputs.capture.exists():
         names = found.attempt(item, None, list_sequence_names, inputs.capture)
     sequences = select(names or [], settings.ingest.sequences, settings.ingest.exclude)
-    footage = None
+    inventory = None
     if names is not None:
-        footage = examine_capture(found, subject, settings, inputs.capture, names, sequences)
-    if settings.matte.backend == "provided":
-        folder = _given(found, subject, inputs.mattes, "mattes", "capture.matte.backend")
-        if folder:
-            examine_mattes(found, subject, folder, sequences, footage)
-    if settings.landmarks.backend == "provided":
-        folder = _given(found, subject, inputs.landmarks, "landmarks", "face.landmarks.backend")
-        if folder:
-            examine_landmarks(found, subject, folder, sequences, footage)
-    if settings.prior.source == "provided":
-        mesh = _given(found, subject, inputs.mesh, "prior", "prior.generate.source")
-        item = f"{subject} prior".strip()
-        head = found.attempt(item, mesh, read_mesh, mesh) if mesh else None
-        if head:
-            found.add(item, "ok", f"{mesh}: {len(head.vertices)} vertices")
-    return footage
+        inventory = _examine_capture(found, subject, settings, inputs.capture, names, sequences)
+    for choice in settings.choices:
+        if column := choice.chosen.column:
+            path = _given(found, subject, getattr(inputs, column), choice)
+            if path:
+                PROVIDED[column](found, subject, path, sequences, inventory)
+    return inventory
 
 
 def examine_model(found: Examination, subject: str, path: Path) -> MorphableModel | None:
@@ -159,14 +158,14 @@ def examine_model(found: Examination, subject: str, path: Path) -> MorphableMode
 # --- capture ------------------------------------------------------------------------------------
 
 
-def examine_capture(
+def _examine_capture(
     found: Examination,
     subject: str,
     settings: InputSettings,
     root: Path,
     names: Sequence[str],
     sequences: Sequence[str],
-) -> Footage | None:
+) -> Inventory | None:
     """Look at the calibration, at every camera of the chosen sequences, and at the plates.
 
     Args:
@@ -190,7 +189,7 @@ def examine_capture(
             headers[sequence, serial] = header[sequence]
     _examine_agreement(found, subject, capture, headers)
     _examine_ends(found, subject, capture, list(headers))
-    if settings.matte.backend in PLATE_BACKENDS:
+    if MATTING[settings.matte.backend].needs_plates:
         _examine_plates(found, subject, capture, cameras)
     usual = {
         sequence: _most_common(h for (name, _), h in headers.items() if name == sequence)
@@ -201,7 +200,7 @@ def examine_capture(
         for sequence, clip in usual.items():
             text = f"{len(cameras)} cameras × {clip.frames} frames, {clip.width}×{clip.height} px"
             found.add(f"{subject} {sequence}".strip(), "ok", text)
-    return Footage(tuple(cameras), usual, capture.prepared)
+    return Inventory(tuple(cameras), usual, capture.prepared)
 
 
 def _uncalibrated(
@@ -322,7 +321,7 @@ def _examine_plates(
             item,
             "missing",
             f"{folder} has no background plate for camera {_some(bare)} (image_<camera>.jpg); "
-            "restore it or choose capture.matte.backend rembg or provided.",
+            f"restore it or choose capture.matte.backend {without_plates()}.",
         )
     for serial in set(cameras) - set(bare):
         path = capture.plates[serial]
@@ -338,27 +337,27 @@ def _examine_plates(
 
 
 def _given(
-    found: Examination, subject: str, path: Path | None, column: str, setting: str
+    found: Examination, subject: str, path: Path | None, choice: BackendSettings
 ) -> Path | None:
-    """The path of a column that the settings need; a finding if the column is empty."""
-    item = f"{subject} {column}".strip()
+    """The path of the column that a backend needs; a finding if the column is empty."""
+    backend, setting = choice.chosen, choice.registry.setting
     if path is None:
         found.add(
-            item,
+            f"{subject} {backend.column}".strip(),
             "missing",
-            f"{setting} is 'provided', but the sample sheet's column '{column}' is empty; fill it "
-            "in or choose another value for the setting.",
+            f"{setting} is '{backend.name}', but the sample sheet's column '{backend.column}' is "
+            "empty; fill it in or choose another value for the setting.",
         )
         return None
     return path if path.exists() else None
 
 
-def examine_mattes(
+def _examine_mattes(
     found: Examination,
     subject: str,
     folder: Path,
     sequences: Sequence[str],
-    footage: Footage | None,
+    inventory: Inventory | None,
 ) -> None:
     """Look at provided alpha: a clip for each view, as long as the colour clip."""
     item = f"{subject} mattes".strip()
@@ -368,7 +367,7 @@ def examine_mattes(
     faults = len(found.faults)
     for sequence in sequences or mattes.clips:
         clips = mattes.clips.get(sequence, {})
-        cameras = list(clips) if footage is None else footage.cameras
+        cameras = list(clips) if inventory is None else inventory.cameras
         gone = [serial for serial in cameras if serial not in clips]
         if gone or not clips:
             found.add(
@@ -379,7 +378,7 @@ def examine_mattes(
                 "capture.matte.backend.",
             )
         for serial in set(cameras) & set(clips):
-            colour = footage.headers.get(sequence) if footage else None
+            colour = inventory.headers.get(sequence) if inventory else None
             frames = colour.frames if colour else 0
             found.attempt(item, None, _check_matte, mattes, clips[serial], frames)
     if len(found.faults) == faults:
@@ -396,12 +395,12 @@ def _check_matte(mattes: Mattes, clip: Clip, frames: int) -> None:
         )
 
 
-def examine_landmarks(
+def _examine_landmarks(
     found: Examination,
     subject: str,
     folder: Path,
     sequences: Sequence[str],
-    footage: Footage | None,
+    inventory: Inventory | None,
 ) -> None:
     """Look at provided landmarks: a file for each sequence, as long as its videos."""
     item = f"{subject} landmarks".strip()
@@ -410,10 +409,10 @@ def examine_landmarks(
     for sequence in sequences:
         path = folder / f"{sequence}.npz"
         content = found.attempt(item, path, read_provided, path)
-        if content is None or footage is None or sequence not in footage.headers:
+        if content is None or inventory is None or sequence not in inventory.headers:
             continue
         serials, points, _ = content
-        frames = footage.headers[sequence].frames
+        frames = inventory.headers[sequence].frames
         if len(points) < frames:
             found.add(
                 item,
@@ -421,15 +420,37 @@ def examine_landmarks(
                 f"{path} covers {len(points)} video frames of {frames}; give landmarks for the "
                 "whole video.",
             )
-        gone = [serial for serial in footage.cameras if serial not in serials]
+        gone = [serial for serial in inventory.cameras if serial not in serials]
         if gone:
             text = f"{path} has no landmarks of camera {_some(gone)}; the fit does without them."
-            found.add(item, "warning" if len(gone) < len(footage.cameras) else "wrong", text)
+            found.add(item, "warning" if len(gone) < len(inventory.cameras) else "wrong", text)
     if len(found.faults) == faults:
         found.add(item, "ok", f"{folder}: {len(sequences)} files")
 
 
+def _examine_prior(
+    found: Examination,
+    subject: str,
+    mesh: Path,
+    sequences: Sequence[str],
+    inventory: Inventory | None,
+) -> None:
+    """Look at a provided head mesh."""
+    item = f"{subject} prior".strip()
+    head = found.attempt(item, mesh, read_mesh, mesh)
+    if head:
+        found.add(item, "ok", f"{mesh}: {len(head.vertices)} vertices")
+
+
+# By the sheet's column: how what it names is looked at.
+PROVIDED = {
+    "mattes": _examine_mattes,
+    "landmarks": _examine_landmarks,
+    "prior": _examine_prior,
+}
+
+
 def _some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

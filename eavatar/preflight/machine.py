@@ -9,13 +9,15 @@ import hashlib
 import importlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import sysconf
 from pathlib import Path
+from typing import Any
 
+from eavatar.backends import RENDERERS, UPSAMPLERS, Backend, WeightFile
 from eavatar.errors import UserError
-from eavatar.preflight.check import Footage
+from eavatar.preflight.check import Inventory
 from eavatar.preflight.findings import Examination, Status
 from eavatar.settings import (
     EvaluateSettings,
@@ -37,7 +39,7 @@ GPU_MEMORY = 23 * GIB
 GPU_IMAGE_SIZE = 2048
 # Stage II of the demo without a GPU, rendered pixels per second on two cores, measured.
 CPU_PIXELS_PER_SECOND = 1e6
-MOST_CPU_DAYS = 1.0
+MAX_CPU_DAYS = 1.0
 
 # Bytes on disk per pixel of an ingested frame. Measured over the demo at 256 pixels and a rendered
 # capture at 256 and 640: JPEG of quality 95 0.15 to 0.24, alpha as PNG 0.06 to 0.08, small images
@@ -45,20 +47,13 @@ MOST_CPU_DAYS = 1.0
 JPEG_BYTES, ALPHA_BYTES = 0.25, 0.08
 MODEL_BYTES = 2 * GIB  # models, resume points, pictures and report of a subject
 
-# Published with the models: github.com/danielgatis/rembg/releases.
-REMBG_MD5 = {
-    "u2net": "60024c5c889badc19c04ad937298a77b",
-    "u2net_human_seg": "c09ddc2e0104f800e3e1bb4652583d1f",
-    "birefnet-portrait": "c3a64a6abf20250d090cd055f12a3b67",
-}
-# By the beginnings of the models' names.
-REMBG_LICENCES = {
-    "u2net": "Apache-2.0", "isnet": "Apache-2.0", "birefnet": "MIT", "bria": "non-commercial use",
-}  # fmt: skip
 TORCHVISION_LICENCE = "BSD-3-Clause"
-FACE_ALIGNMENT_LICENCE = "BSD-3-Clause, of BlazeFace Apache-2.0"
-BACKGROUND_MATTING = "https://github.com/PeterL1n/BackgroundMattingV2"
+# What every run imports; backends add theirs.
+PACKAGES = ("av", "cv2", "h5py", "trimesh", "torch", "numba", "safetensors", "skimage")
 SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torch.hub's rule for names of weight files
+
+
+Choice = tuple[Backend, Any]
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,16 @@ class Blocks:
     splat: SplatSettings | None
     evaluate: EvaluateSettings | None
 
+    def choices(self) -> list[Choice]:
+        """The backends that are chosen, with their own settings."""
+        blocks = (self.matte, self.landmarks, self.prior)
+        choices = [(block.chosen, block.own) for block in blocks if block]
+        if self.sdf:
+            choices.append((RENDERERS[self.sdf.renderer], None))
+        if self.splat:
+            choices.append((UPSAMPLERS[self.splat.upsampler], None))
+        return choices
+
 
 def examine_machine(found: Examination, blocks: Sequence[Blocks], kept: int) -> None:
     """Look at packages, weights, GPU and memory that any of the subjects needs.
@@ -80,52 +85,35 @@ def examine_machine(found: Examination, blocks: Sequence[Blocks], kept: int) -> 
     Args:
         kept: see `bytes_kept`, of the subject with most.
     """
-    mattes = [block.matte for block in blocks if block.matte]
-    landmarks = [block.landmarks for block in blocks if block.landmarks]
+    choices = list(dict.fromkeys(choice for block in blocks for choice in block.choices()))
     splats = [block.splat for block in blocks if block.splat]
-    sdfs = [block.sdf for block in blocks if block.sdf]
-    examine_packages(found, blocks)
-    for model in sorted({matte.rembg_model for matte in mattes if matte.backend == "rembg"}):
-        _examine_rembg(found, model)
-    chosen = [matte for matte in mattes if matte.backend == "background_matting_v2"]
-    for path in sorted({matte.background_matting_weights for matte in chosen}):
-        _examine_background_matting(found, path)
-    detectors = {block.detector for block in landmarks if block.backend == "face_alignment"}
-    for detector in sorted(detectors):
-        _examine_face_alignment(found, detector)
+    _examine_packages(found, [backend for backend, _ in choices], splats)
+    for backend, own in choices:
+        _examine_backend(found, backend, own)
     _examine_perceptual(found, splats, [block.evaluate for block in blocks if block.evaluate])
-    _examine_gpu(found, sdfs, splats)
+    _examine_gpu(found, [backend for backend, _ in choices], splats)
     _examine_memory(found, kept)
 
 
 # --- packages -----------------------------------------------------------------------------------
 
 
-def examine_packages(found: Examination, blocks: Sequence[Blocks]) -> None:
-    """Import what the chosen backends import."""
-    needed = {
-        "av": "capture", "cv2": "capture", "h5py": "face", "trimesh": "prior", "torch": "train",
-        "numba": "train", "safetensors": "train", "skimage": "tables",
-    }  # fmt: skip
-    for block in blocks:
-        if block.matte and block.matte.backend == "rembg":
-            needed |= {"onnxruntime": "capture", "rembg": "capture"}
-        if block.landmarks and block.landmarks.backend == "face_alignment":
-            needed["face_alignment"] = "face"
-        if block.splat and block.splat.weights.lpips > 0:
-            needed["lpips"] = "train"
-        if block.sdf and block.sdf.renderer == "dibr":
-            needed["kaolin.render.mesh"] = "sdf.renderer dibr"
-    faults = {name: _import_fault(name) for name in needed}
-    faults["open3d"] = _open3d_fault()
-    faulty = {name: fault for name, fault in faults.items() if fault}
-    for name, fault in faulty.items():
-        if name.startswith("kaolin"):
-            remedy = "install NVIDIA's wheel of kaolin 0.18.0 or set sdf.renderer to splats"
-        else:
-            remedy = "run `make install`, or let snakemake --use-conda bring it"
-        found.add(f"package {name}", "missing", f"{name} cannot be imported ({fault}); {remedy}.")
-    if not faulty:
+def _examine_packages(
+    found: Examination, backends: Sequence[Backend], splats: Sequence[SplatSettings]
+) -> None:
+    """Import what every run imports, and what the chosen backends do."""
+    remedies = dict.fromkeys(PACKAGES, Backend.install)
+    if any(block.weights.lpips > 0 for block in splats):
+        remedies["lpips"] = Backend.install
+    for backend in backends:
+        remedies |= dict.fromkeys(backend.packages, f"{backend.install}, or {backend.instead}")
+    faults = {name: _import_fault(name) for name in remedies} | {"open3d": _open3d_fault()}
+    for name, fault in faults.items():
+        if fault:
+            remedy = remedies.get(name, Backend.install)
+            text = f"{name} cannot be imported ({fault}); {remedy}."
+            found.add(f"package {name}", "missing", text)
+    if not any(faults.values()):
         found.add("packages", "ok", ", ".join(sorted(faults)))
 
 
@@ -151,52 +139,10 @@ def _open3d_fault() -> str | None:
 # --- weights ------------------------------------------------------------------------------------
 
 
-def _examine_rembg(found: Examination, model: str) -> None:
-    from eavatar.capture.rembg_session import RELEASE, find_model
-
-    item = f"weights {model}"
-    licences = [name for start, name in REMBG_LICENCES.items() if model.startswith(start)]
-    licence = licences[0] if licences else "see the release"
-    try:
-        path = find_model(model)
-    except UserError as error:
-        found.add(item, "missing", f"{error} Its licence: {licence}.")
-        return
-    published = REMBG_MD5.get(model)
-    if published and _digest(path, hashlib.md5) != published:
-        found.add(
-            item,
-            "warning",
-            f"{path} is not the published file (MD5 {published}): it is damaged, or your own; get "
-            f"it from {RELEASE}, or set MODEL_CHECKSUM_DISABLED=1 if it is your own.",
-        )
-        return
-    checked = "MD5 as published" if published else "no checksum is published"
-    found.add(item, "ok", _describe(path, f"{checked}; {licence}"))
-
-
-def _examine_background_matting(found: Examination, path: Path) -> None:
-    item = "weights BackgroundMattingV2"
-    if not path.is_file():
-        found.add(
-            item,
-            "missing",
-            f"{path} does not exist; get a TorchScript file (MIT licence) from "
-            f"{BACKGROUND_MATTING}, put it there or name it in "
-            "capture.matte.background_matting_weights, or set capture.matte.backend to plate.",
-        )
-        return
-    found.add(item, "ok", _describe(path, "no checksum is published"))
-
-
-def _examine_face_alignment(found: Examination, detector: str) -> None:
-    from eavatar.face.network import weights_folder, weights_of
-
-    avoid = "set face.landmarks.backend to provided and give landmarks in the sample sheet"
-    for weight in weights_of(detector):
-        path = weights_folder() / weight.name
-        source = f"{weight.url} ({FACE_ALIGNMENT_LICENCE})"
-        _examine_named(found, path, source, avoid, "missing", "warning")
+def _examine_backend(found: Examination, backend: Backend, own: Any) -> None:
+    """The weights that a backend reads with its own settings."""
+    for weights in found.attempt(f"weights {backend.name}", None, backend.weights, own) or ():
+        _examine_weights(found, weights, backend.instead, "missing", "warning")
 
 
 def _examine_perceptual(
@@ -212,57 +158,55 @@ def _examine_perceptual(
     }
     required |= {(block.lpips_net, block.lpips_required) for block in tables}
     for net in sorted({net for net, _ in required}):
-        avoid = "set lpips_required to false to do without"
         gone: Status = "missing" if (net, True) in required else "warning"
-        source = f"{SITE}/{BACKBONES[net]} ({TORCHVISION_LICENCE})"
-        _examine_named(found, weights_path(net), source, avoid, gone, "wrong")
+        source = f"{SITE}/{BACKBONES[net]}"
+        weights = WeightFile(weights_path(net), source, TORCHVISION_LICENCE)
+        instead = "set lpips_required to false to do without"
+        _examine_weights(found, weights, instead, gone, "wrong")
 
 
-def _examine_named(
-    found: Examination, path: Path, source: str, avoid: str, gone: Status, differs: Status
+def _examine_weights(
+    found: Examination, weights: WeightFile, instead: str, gone: Status, differs: Status
 ) -> None:
-    """A weight file that may have the first digits of its SHA-256 in its name.
+    """A weight file: that it exists and, where a digest is published, is the published one.
 
     Args:
-        source: its address and licence.
-        avoid: what to do instead of having the file.
+        found: receives the finding.
+        weights: the file; where it names no digest, the first digits of its SHA-256 may stand in
+            its name.
+        instead: what to do instead of having the file.
         gone: the status if it does not exist.
-        differs: the status if its name promises another file; a warning where it is only by custom
-            that names hold such digits.
+        differs: the status if it is another file; a warning where a user may have reason for that.
     """
-    item = f"weights {path.name}"
+    path, item = weights.path, f"weights {weights.path.name}"
+    get = f"download {weights.source} ({weights.licence})"
+    note = f" ({weights.note})" if weights.note else ""
     if not path.is_file():
-        found.add(
-            item, gone, f"{path} does not exist; download {source} to that place, or {avoid}."
-        )
+        text = f"{path} does not exist; {get} and put it there{note}, or {instead}."
+        found.add(item, gone, text)
         return
-    published = SHA256_IN_NAME.search(path.name)
-    if published and not _digest(path, hashlib.sha256).startswith(published[1]):
-        found.add(
-            item,
-            differs,
-            f"{path} is damaged or another file: its SHA-256 does not begin with {published[1]} as "
-            f"its name says; download {source} again, or {avoid}.",
-        )
+    named = SHA256_IN_NAME.search(path.name)
+    digest = weights.digest or (f"sha256:{named[1]}" if named else None)
+    if digest and not _digest(path, digest.partition(":")[0]).startswith(digest):
+        text = f"{path} is damaged or another file than the published one, whose digest is "
+        found.add(item, differs, f"{text}{digest}; {get} again{note}, or {instead}.")
         return
-    checked = "SHA-256 as its name says" if published else "no checksum is published"
-    found.add(item, "ok", _describe(path, checked))
+    checked = f"{digest} as published" if digest else "no checksum is published"
+    size = path.stat().st_size / 2**20
+    found.add(item, "ok", f"{path}, {size:.1f} MiB, {checked}; {weights.licence}")
 
 
-def _digest(path: Path, algorithm: Callable[[], hashlib._Hash]) -> str:
+def _digest(path: Path, algorithm: str) -> str:
+    """The digest of a file, as in ``sha256:619a3168…``."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def _describe(path: Path, checked: str) -> str:
-    return f"{path}, {path.stat().st_size / 2**20:.1f} MiB, {checked}"
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 # --- GPU, memory, disk --------------------------------------------------------------------------
 
 
 def _examine_gpu(
-    found: Examination, sdfs: Sequence[SdfSettings], splats: Sequence[SplatSettings]
+    found: Examination, backends: Sequence[Backend], splats: Sequence[SplatSettings]
 ) -> None:
     """Whether there is a GPU, has the memory of the profile, or can be done without.
 
@@ -273,18 +217,19 @@ def _examine_gpu(
     import torch
 
     if not torch.cuda.is_available():
-        if any(block.renderer == "dibr" for block in sdfs):
-            text = "sdf.renderer dibr needs CUDA and there is no CUDA device; set it to splats."
-            found.add("GPU", "missing", text)
+        for backend in backends:
+            if backend.gpu == "needed":
+                text = f"{backend.name} needs CUDA and there is no CUDA device; {backend.instead}."
+                found.add("GPU", "missing", text)
         pixels = max((b.steps * b.views_per_step * b.image_size**2 for b in splats), default=0)
         days = pixels / CPU_PIXELS_PER_SECOND / 86400
         text = f"no CUDA device; stage II takes about {days:.2g} days on two cores"
-        if days > MOST_CPU_DAYS:
+        if days > MAX_CPU_DAYS:
             text += (
                 ": use a machine with a GPU and a CUDA build of torch, or the sizes of "
                 "config/demo.yaml in the column settings."
             )
-        found.add("GPU", "missing" if days > MOST_CPU_DAYS else "ok", text)
+        found.add("GPU", "missing" if days > MAX_CPU_DAYS else "ok", text)
         return
     properties = torch.cuda.get_device_properties(0)
     size = max((block.image_size for block in splats), default=0)
@@ -313,19 +258,19 @@ def _examine_memory(found: Examination, kept: int) -> None:
     found.add("memory", "ok" if has >= need else "wrong", text)
 
 
-def count_frames(ingest: IngestSettings, footage: Footage, done: Path | None = None) -> int:
+def count_frames(ingest: IngestSettings, inventory: Inventory, done: Path | None = None) -> int:
     """Frames that will be ingested, of all cameras.
 
     Args:
         done: ``results/<subject>/capture``; sequences that it holds with masks are left out.
     """
-    every = 1 if footage.prepared else ingest.every
+    every = 1 if inventory.prepared else ingest.every
     timesteps = sum(
         -(-header.frames // every)
-        for name, header in footage.headers.items()
+        for name, header in inventory.headers.items()
         if done is None or not (done / "masks" / f"{name}.csv").exists()
     )
-    return timesteps * len(footage.cameras)
+    return timesteps * len(inventory.cameras)
 
 
 def bytes_kept(blocks: Blocks, frames: int) -> int:

@@ -54,7 +54,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """A row of the sample sheet, read as far as it can be.
 
     Attributes:
@@ -79,7 +79,7 @@ def read_subjects(sheet: Path) -> dict[str, Subject]:
     return {row.subject.name: row.subject for row in rows if row.subject}
 
 
-def read_rows(sheet: Path) -> list[Row]:
+def read_rows(sheet: Path) -> list[SheetRow]:
     """The rows of a sample sheet, each with all that is wrong with it.
 
     Raises:
@@ -92,7 +92,7 @@ def read_rows(sheet: Path) -> list[Row]:
         read = _read_row(row, f"{sheet}, subject '{names[number]}'")
         if names[number] in names[:number]:
             twice = f"{sheet} lists the subject '{names[number]}' twice; remove one row."
-            read = Row(None, (*read.faults, twice))
+            read = SheetRow(None, (*read.faults, twice))
         rows.append(read)
     return rows
 
@@ -114,7 +114,7 @@ def _read_cells(sheet: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def _read_row(row: Mapping[str, Any], where: str) -> Row:
+def _read_row(row: Mapping[str, Any], where: str) -> SheetRow:
     cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
     name, capture, faults = cells["subject"], cells["capture"], []
     if None in row:  # where the reader puts what is beyond the last column
@@ -132,7 +132,7 @@ def _read_row(row: Mapping[str, Any], where: str) -> Row:
     sequences, cameras = (tuple(cells[column].replace(";", " ").split()) for column in PATTERNS)
     model, landmarks, mattes, prior, settings = files
     subject = Subject(name, raw, model, landmarks, mattes, prior, settings, sequences, cameras)
-    return Row(subject if named and capture else None, tuple(faults))
+    return SheetRow(subject if named and capture else None, tuple(faults))
 
 
 def subject_config(

@@ -1,21 +1,19 @@
 """A complete head mesh in its generator's own frame: ``prior/raw.ply``.
 
-A backend is a function of the fitted face (and, for `provided`, of the user's file) that returns
-the mesh. Its position, orientation and scale mean nothing until `align_prior` has found them.
+A backend (`eavatar.prior.backends`) is a function of a subject's `PriorJob` that returns the mesh.
+Its position, orientation and scale mean nothing until `align_prior` has found them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.errors import UserError
-from eavatar.io import Identity, Mesh, read_arrays, read_mesh, write_mesh
+from eavatar.io import Mesh, write_mesh
 from eavatar.meshes import vertex_normals
 from eavatar.prior.template import Head, generic_head
 from eavatar.settings import GenerateSettings
@@ -26,7 +24,23 @@ logger = logging.getLogger(__name__)
 REACH = (0.3, 0.15, 0.1)  # the face pulls the template from at most this far, dm, pass by pass
 PULLS = 700  # control points on the face, of which the warp is a dense linear system
 LANDMARK_SMOOTHING, SURFACE_SMOOTHING = 1e-3, 5e-2  # ridge on the warp's weights, dm
-FORMATS = (".ply", ".obj", ".glb")
+
+
+@dataclass(frozen=True)
+class PriorJob:
+    """What a backend is given.
+
+    Attributes:
+        settings: of the rule; ``settings.own`` are the backend's.
+        identity: ``face/identity.npz``, for the neutral landmarks.
+        neutral: ``face/neutral.ply``, the fitted neutral mesh, canonical.
+        mesh: a head mesh made elsewhere, if any.
+    """
+
+    settings: GenerateSettings
+    identity: Path
+    neutral: Path
+    mesh: Path | None
 
 
 def generate_prior(
@@ -44,41 +58,9 @@ def generate_prior(
     Raises:
         UserError: an input is missing or malformed, or `provided` is given no mesh.
     """
-    raw = BACKENDS[settings.source](identity, neutral, mesh)
+    raw = settings.chosen.run(PriorJob(settings, identity, neutral, mesh))
     write_mesh(output, raw)
     logger.info("prior from %s: %d vertices", settings.source, len(raw.vertices))
-
-
-def generate_template(identity: Path, neutral: Path, mesh: Path | None) -> Mesh:
-    """The generic head fitted to the subject, in a generator's frame.
-
-    The frame is that of TRELLIS' meshes: a unit box around the origin, z up, the
-    face towards -y. Whatever the source, a prior thus passes the same alignment.
-    """
-    landmarks = read_arrays(Identity, identity).landmarks
-    head = fit_head(landmarks.astype(np.float64), read_mesh(neutral)).mesh
-    low, high = head.vertices.min(axis=0), head.vertices.max(axis=0)
-    centred = (head.vertices - (low + high) / 2) / (high - low).max()
-    turned = centred[:, [0, 2, 1]] * np.array([1, -1, 1], dtype=np.float32)
-    return replace(head, vertices=turned)
-
-
-def read_provided(identity: Path, neutral: Path, mesh: Path | None) -> Mesh:
-    """The user's own mesh, in whatever frame it has."""
-    if mesh is None:
-        raise UserError(
-            "prior.generate.source is 'provided' but no mesh is given; name a .ply, .obj or .glb "
-            "file for this subject in the sample sheet, or choose the source 'template'."
-        )
-    if mesh.suffix.lower() not in FORMATS:
-        raise UserError(f"{mesh} is no prior mesh: its name must end in {', '.join(FORMATS)}.")
-    return read_mesh(mesh)
-
-
-BACKENDS: dict[str, Callable[[Path, Path, Path | None], Mesh]] = {
-    "template": generate_template,
-    "provided": read_provided,
-}
 
 
 def fit_head(landmarks: Array, neutral: Mesh) -> Head:

@@ -7,12 +7,9 @@ Letters: B timesteps, K views of each, S vertices, M faces.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from eavatar.errors import UserError
 from eavatar.sdf.surface import Pictures
 from eavatar.transforms import rotate
 
@@ -21,30 +18,6 @@ SHARPNESS = 7000  # kaolin's sigmainv
 BOX_LENGTH = 0.02  # how far a face reaches beyond its outline, of kaolin's scaled coordinates
 NEAREST_FACES = 30  # of a pixel
 MULTIPLIER = 1000  # kaolin's scale of coordinates, against underflow
-
-INSTALL = (
-    "pip install kaolin==0.18.0 -f "
-    "https://nvidia-kaolin.s3.us-east-2.amazonaws.com/torch-<version>_cu<cuda>.html"
-)
-
-
-def require_kaolin(device: torch.device) -> None:
-    """Check what `render_mesh` needs before training starts.
-
-    Raises:
-        UserError: there is no CUDA device, or kaolin is not installed.
-    """
-    if device.type != "cuda":
-        raise UserError(
-            "sdf.renderer 'dibr' needs a CUDA device and there is none; "
-            "set sdf.renderer to 'splats', which runs everywhere."
-        )
-    # The package of this name on PyPI is an empty placeholder.
-    if find_spec("kaolin") is None or find_spec("kaolin.render") is None:
-        raise UserError(
-            f"sdf.renderer 'dibr' needs kaolin, which is not installed: `{INSTALL}` "
-            "(torch up to 2.8), or set sdf.renderer to 'splats', which does not need it."
-        )
 
 
 def render_mesh(

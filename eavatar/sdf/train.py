@@ -15,15 +15,14 @@ from torch.nn.functional import pad
 
 from eavatar.avatar.files import write_stage_one
 from eavatar.avatar.networks import encode_position
+from eavatar.backends import RENDERERS
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.loader import Batch, Loader
 from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.io import Mesh, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
-from eavatar.sdf.dibr import render_mesh, require_kaolin
 from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut
-from eavatar.sdf.surface import render_surface
 from eavatar.sdf.tetrahedra import Band, Cut, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import losses
@@ -44,8 +43,6 @@ SPARE = 1.2  # room in the captured step / what the surface needs
 LOOSE = 1.6  # the same, beyond which the room is made smaller
 LEAST = 256  # more room than that, whatever the size
 LAYERS = 2  # of tetrahedra on either side of the surface, evaluated in between
-
-RENDERERS = {"splats": render_surface, "dibr": render_mesh}
 
 
 def train_sdf(
@@ -91,8 +88,7 @@ def prepare(
     Raises:
         UserError: as `train_sdf`.
     """
-    if settings.renderer == "dibr":
-        require_kaolin(device)
+    RENDERERS[settings.renderer].run(device)  # raises before anything is read
     frames = FrameSet.read(
         capture, face, "train", settings.image_size, settings.run.image_memory_gb
     ).to(device)
@@ -247,7 +243,8 @@ class SdfTraining:
     ):
         self.settings, self.frames, self.field, self.shape = settings, frames, field, shape
         self.loader = Loader(frames, seed, settings.timesteps_per_step, settings.views_per_timestep)
-        self.render = RENDERERS[settings.renderer]
+        renderer = RENDERERS[settings.renderer]
+        self.render = renderer.run(frames.expression.device)
         self.grid = field.grid()
         self.region: Region | None = None
         self.poses = frames.poses
@@ -269,7 +266,7 @@ class SdfTraining:
             fused=True,
             capturable=on_cuda,
         )
-        self.captures = on_cuda and settings.renderer == "splats"
+        self.captures = on_cuda and renderer.capturable
         self.captured: Captured[dict[str, Tensor]] | None = None
         self.room: Room | None = None
         self.reach: Tensor | None = None

@@ -123,7 +123,7 @@ def test_a_missing_file_is_named_with_its_source_and_a_way_around(tmp_path: Path
         load_background_matting(path, 64)
     message = str(caught.value)
     assert str(path) in message and "PeterL1n/BackgroundMattingV2" in message
-    assert "capture.matte.background_matting_weights" in message
+    assert "capture.matte.background_matting_v2.weights" in message
     assert "capture.matte.backend to plate" in message
 
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eavatar.capture.backends.plate import matte_by_plate
 from eavatar.capture.ingest import Window, calibrate, ingest
 from eavatar.capture.matting import (
-    MatteRow,
+    MaskRow,
     Shot,
     find_failed,
     matte,
-    matte_by_plate,
     read_image,
     steady,
 )
@@ -159,7 +159,7 @@ def test_plate_masks_and_their_index(tmp_path: Path) -> None:
 
 
 def test_an_empty_mask_has_an_empty_box() -> None:
-    row = MatteRow.of(3, SERIALS[0], np.zeros((SIZE, SIZE), np.uint8))
+    row = MaskRow.of(3, SERIALS[0], np.zeros((SIZE, SIZE), np.uint8))
     assert (row.left, row.top, row.right, row.bottom) == (0, 0, 0, 0)
 
 

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
-from eavatar.face.landmarks import detect_landmarks, read_image, required_weights
-from eavatar.face.network import (
+from eavatar.face.backends.face_alignment import (
     DETECTORS,
     LANDMARK_WEIGHT,
     detect_boxes,
@@ -27,12 +26,19 @@ from eavatar.face.network import (
     read_heat_maps,
     weights_folder,
 )
+from eavatar.face.landmarks import detect_landmarks, read_image
 from eavatar.face.views import usable
 from eavatar.io import Landmarks, read_arrays, write_cameras
 from eavatar.settings import IngestSettings, LandmarkSettings
 
 SERIALS = ("222200037", "222200042", "222200049")
-SETTINGS = LandmarkSettings(backend="provided", detector="sfd", image_size=256, batch_size=3)
+PROVIDED = LandmarkSettings(backend="provided")
+BY_NETWORK = LandmarkSettings.model_validate(
+    {
+        "backend": "face_alignment",
+        "face_alignment": {"detector": "blazeface", "image_size": 256, "batch_size": 3},
+    }
+)
 INGEST = IngestSettings(
     sequences=("*",),
     exclude=(),
@@ -76,7 +82,7 @@ def test_provided_rows_cameras_and_pixels(tmp_path: Path) -> None:
     capture = write_capture(tmp_path, [0, 3, 6, 9])
     provided = write_provided(tmp_path / "given", points, confidence)
     output = tmp_path / "face" / "FREE.npz"
-    detect_landmarks(SETTINGS, INGEST, capture, "FREE", provided, output)
+    detect_landmarks(PROVIDED, INGEST, capture, "FREE", provided, output)
     found = read_arrays(Landmarks, output)
     assert tuple(found.cameras) == SERIALS and found.points.shape == (4, 3, 68, 2)
     assert (found.confidence[:, 1] == 0).all() and (found.confidence[1, 2] == 0).all()
@@ -107,7 +113,7 @@ def test_points_move_as_the_cropped_camera_projects(
     points, confidence = np.tile(pixel, (1, 2, 68, 1)), np.ones((1, 2, 68))
     provided = write_provided(folder / "given", points, confidence)
     ingest = INGEST.model_copy(update={"crop_origin": (x, y), "crop_size": size})
-    detect_landmarks(SETTINGS, ingest, capture, "FREE", provided, folder / "out.npz")
+    detect_landmarks(PROVIDED, ingest, capture, "FREE", provided, folder / "out.npz")
     expected, _ = full.crop(x, y, size, size).resize(260, 260).project(np.array(point))
     found = read_arrays(Landmarks, folder / "out.npz").points[0, 0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)  # float32 storage
@@ -120,7 +126,7 @@ def test_faulty_provided_files(tmp_path: Path) -> None:
 
     def refused(match: str, folder: Path | None) -> None:
         with pytest.raises(UserError, match=match) as caught:
-            detect_landmarks(SETTINGS, INGEST, capture, "FREE", folder, output)
+            detect_landmarks(PROVIDED, INGEST, capture, "FREE", folder, output)
         assert "\n" not in str(caught.value) and not output.exists()
 
     refused("sample sheet", None)
@@ -173,7 +179,7 @@ def test_missing_weights_are_named_before_any_download(checkpoints: Path) -> Non
     message = str(caught.value)
     for part in ("3DFAN4-7835d9f11d.pth.tar (https://", "s3fd-619a316812.pth (https://"):
         assert part in message
-    assert str(checkpoints) in message and "face.landmarks.backend: provided" in message
+    assert str(checkpoints) in message and "face.landmarks.backend to provided" in message
     (checkpoints / LANDMARK_WEIGHT.name).touch()
     with pytest.raises(UserError, match=r"blazefaceback\.pth.*anchorsback\.npy") as caught:
         load_network("blazeface_back")
@@ -192,10 +198,9 @@ def test_files_that_are_no_weights_are_named(checkpoints: Path) -> None:
 def test_required_weights_lie_where_the_package_looks(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert required_weights(SETTINGS) == []
-    chosen = SETTINGS.model_copy(update={"backend": "face_alignment", "detector": "blazeface"})
     names = ("3DFAN4-7835d9f11d.pth.tar", "blazeface.pth", "anchors.npy")
-    assert required_weights(chosen) == [checkpoints / name for name in names]
+    found = BY_NETWORK.chosen.weights(BY_NETWORK.own)
+    assert [file.path for file in found] == [checkpoints / name for name in names]
 
     import torch
 
@@ -207,7 +212,7 @@ def test_required_weights_lie_where_the_package_looks(
 
 
 def test_no_torch_is_imported_to_list_weights() -> None:
-    code = "import sys, eavatar.face.landmarks; sys.exit('torch' in sys.modules)"
+    code = "import sys, eavatar.face.backends.face_alignment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -344,8 +349,7 @@ def test_the_whole_path_on_a_capture(untrained: Path, tmp_path: Path) -> None:
             blank = timestep == 1 and serial == SERIALS[0]
             path = folder / f"{timestep:05d}.jpg"
             cv2.imwrite(str(path), np.full_like(small, 128) if blank else small)
-    chosen = SETTINGS.model_copy(update={"backend": "face_alignment", "detector": "blazeface"})
-    detect_landmarks(chosen, INGEST, capture, "FREE", None, tmp_path / "out.npz")
+    detect_landmarks(BY_NETWORK, INGEST, capture, "FREE", None, tmp_path / "out.npz")
     found = read_arrays(Landmarks, tmp_path / "out.npz")
     assert found.points.shape == (3, 3, 68, 2) and np.isfinite(found.points).all()
     assert (found.confidence >= 0).all() and (found.confidence <= 1).all()

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from eavatar.__main__ import main
+from eavatar.backends import WeightFile
 from eavatar.preflight.doctor import examine
 from eavatar.preflight.findings import Examination, Finding
-from eavatar.preflight.machine import _examine_named, bytes_to_write, examine_disk
+from eavatar.preflight.machine import _examine_weights, bytes_to_write, examine_disk
 from eavatar.settings import merge, read_config
 from tests.preflight.test_check import (
     with_a_damaged_last_frame,
@@ -115,8 +116,8 @@ def test_all_planted_faults_are_found_in_one_run(healthy, place):
     settings_c = overlay(
         place / "c.yaml",
         capture={"matte": {"backend": "background_matting_v2",
-                           "background_matting_weights": f"{place}/bgm.pth"}},
-        face={"landmarks": {"backend": "face_alignment", "detector": "sfd"}},
+                           "background_matting_v2": {"weights": f"{place}/bgm.pth"}}},
+        face={"landmarks": {"backend": "face_alignment"}},
         prior={"generate": {"source": "provided"}},
         sdf={"renderer": "dibr"},
         splat={"lpips_required": True},
@@ -129,7 +130,7 @@ def test_all_planted_faults_are_found_in_one_run(healthy, place):
     # rembg's model, images for no disk, and provided landmarks that are not there
     settings_d = overlay(
         place / "d.yaml",
-        capture={"matte": {"backend": "rembg", "rembg_model": "u2net_human_seg"},
+        capture={"matte": {"backend": "rembg", "rembg": {"model": "u2net_human_seg"}},
                  "ingest": {"image_size": 1_000_000}},
     )  # fmt: skip
     # the sheet
@@ -152,12 +153,12 @@ def test_all_planted_faults_are_found_in_one_run(healthy, place):
     find(found, "b.yaml: setting 'splat.steps'", "not 0")
     find(found, f"{b}/landmarks/FREE.npz covers 1 video frames of 4", "give landmarks")
     find(found, f"the calibration lacks camera {SERIALS[0]}", "restore it")
-    find(found, f"{place}/bgm.pth does not exist", "MIT licence", "PeterL1n/BackgroundMattingV2")
+    find(found, f"{place}/bgm.pth does not exist", "MIT", "PeterL1n/BackgroundMattingV2")
     find(found, f"{checkpoints}/s3fd-619a316812.pth does not exist", "download https://")
     find(found, f"{checkpoints}/vgg16-397923af.pth is damaged", "download https://", "BSD")
     find(found, f"{c}/head.ply")
     find(found, f"{c}/capture/calibration/color_calibration.json")
-    find(found, "u2net_human_seg", "put it at", "or set capture.matte.backend", "Apache")
+    find(found, "u2net_human_seg", "put it there", "or set capture.matte.backend", "Apache")
     find(found, "the run writes about", "lower capture.ingest.image_size")
     find(found, "face.landmarks.backend is 'provided'", "column 'landmarks' is empty")
     find(found, "subject 'd': mattes /nowhere does not exist", "correct the sheet")
@@ -206,7 +207,8 @@ def test_published_weights_are_told_from_others(healthy, place):
     good, bad = place / f"net-{digest[:8]}.pth", place / "net-00000000.pth"
     for path in (good, bad):
         path.write_bytes(content)
-        _examine_named(found, path, "https://somewhere", "do without", "missing", "wrong")
+        weights = WeightFile(path, "https://somewhere", "MIT")
+        _examine_weights(found, weights, "do without", "missing", "wrong")
     assert [finding.status for finding in found.findings] == ["ok", "wrong"]
 
 

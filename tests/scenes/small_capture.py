@@ -30,8 +30,9 @@ def ingest_settings(**changes: object) -> IngestSettings:
 def matte_settings(
     backend: str, model: str = "birefnet-portrait", weights: Path = Path("missing.pth")
 ) -> MatteSettings:
-    settings = {
-        "backend": backend, "background_matting_weights": weights, "rembg_model": model,
+    settings: dict[str, object] = {
+        "backend": backend,
+        "background_matting_v2": {"weights": weights}, "rembg": {"model": model},
         "min_coverage": 0.02, "max_coverage": 0.95, "max_jump": 0.2,
     }  # fmt: skip
     return MatteSettings.model_validate(settings)

@@ -9,7 +9,8 @@ import torch
 
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
-from eavatar.sdf.dibr import facing, in_kaolin_camera, of_faces, on_white, project, require_kaolin
+from eavatar.sdf.dibr import facing, in_kaolin_camera, of_faces, on_white, project
+from eavatar.sdf.renderers.dibr import prepare
 
 WIDTH, HEIGHT = 40, 20
 
@@ -58,11 +59,11 @@ def test_corners_background_and_the_way_out() -> None:
     features = torch.full((1, 1, 2, 3), 0.25)
     assert on_white(features, torch.tensor([[[-1, 7]]])).mean(-1).tolist() == [[[1, 0.25]]]
     with pytest.raises(UserError, match="splats"):
-        require_kaolin(torch.device("cpu"))
+        prepare(torch.device("cpu"))
 
 
 def test_missing_kaolin_names_its_wheels() -> None:
     if find_spec("kaolin"):
         pytest.skip("kaolin is installed")
     with pytest.raises(UserError, match=r"nvidia-kaolin\.s3.*splats"):
-        require_kaolin(torch.device("cuda"))
+        prepare(torch.device("cuda"))

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from eavatar.capture import rembg_session
+from eavatar.capture.backends import rembg
+from eavatar.capture.backends.rembg import MODELS, find_model, open_session, segment
 from eavatar.capture.ingest import calibrate, ingest
 from eavatar.capture.matting import matte, read_image
-from eavatar.capture.rembg_session import MODELS, find_model, open_session, segment
 from eavatar.errors import UserError
 from tests.scenes.small_capture import (
     SERIALS,
@@ -42,9 +42,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("REMBG_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    rembg_session._open_session.cache_clear()
+    rembg._open_session.cache_clear()
     yield tmp_path / "home"
-    rembg_session._open_session.cache_clear()
+    rembg._open_session.cache_clear()
 
 
 def protobuf(*entries: tuple[int, int | str | bytes]) -> bytes:
@@ -145,7 +145,7 @@ def test_services_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sam", "u2net_cloth_seg", "u2net_custom", "", "../u2net"])
 def test_what_is_no_matting_model_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"capture\.matte\.rembg_model is .*must be one of u2net,"):
+    with pytest.raises(UserError, match=r"capture\.matte\.rembg\.model is .*must be one of u2net,"):
         open_session(name)
 
 

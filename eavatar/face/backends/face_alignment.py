@@ -1,4 +1,4 @@
-"""The networks of the package face-alignment 1.5.0 (Bulat and Tzimiropoulos 2017), in batches.
+"""Landmarks by the package face-alignment 1.5.0 (Bulat and Tzimiropoulos 2017), in batches.
 
 The networks are its TWO_HALF_D ones. Read in the package's source: TWO_HALF_D and THREE_D load the
 same landmark network, 3DFAN-4, and give the same image points, projections of 3-D positions;
@@ -14,31 +14,49 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from eavatar.backends import LandmarkBackend, WeightFile
 from eavatar.device import choose_device
 from eavatar.errors import UserError
+from eavatar.settings import Settings
 
 if TYPE_CHECKING:
     from face_alignment import FaceAlignment
 
+    from eavatar.face.landmarks import LandmarkJob
+    from eavatar.io import Float
+
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
+LICENCE = "BSD-3-Clause, of BlazeFace Apache-2.0"
+INSTEAD = "set face.landmarks.backend to provided and give landmarks in the sample sheet"
+
+
+class FaceAlignmentSettings(Settings):
+    """`face.landmarks.face_alignment`."""
+
+    detector: Literal["sfd", "blazeface", "blazeface_back"]
+    image_size: int = Field(ge=128, description="side of the image given to the detector, pixels")
+    batch_size: int = Field(ge=1, description="images that go through a network at once")
+
 
 @dataclass(frozen=True)
-class Weight:
+class _Published:
     """A weight file: its name in the folder of weights, and where the package gets it from."""
 
     name: str
     url: str
 
 
-LANDMARK_WEIGHT = Weight(
+LANDMARK_WEIGHT = _Published(
     "3DFAN4-7835d9f11d.pth.tar",
     "https://www.adrianbulat.com/downloads/python-fan/3DFAN4-7835d9f11d.pth.tar",
 )
@@ -50,7 +68,7 @@ class Detector:
     """A face detector of the package: its module, its weights, anchors second, and its model."""
 
     module: str
-    weights: tuple[Weight, ...]
+    weights: tuple[_Published, ...]
     options: tuple[tuple[str, bool], ...] = ()
 
 
@@ -58,7 +76,7 @@ DETECTORS = {
     "sfd": Detector(
         "sfd",
         (
-            Weight(
+            _Published(
                 "s3fd-619a316812.pth",
                 "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
             ),
@@ -67,15 +85,15 @@ DETECTORS = {
     "blazeface": Detector(
         "blazeface",
         (
-            Weight("blazeface.pth", f"{BLAZEFACE}blazeface.pth?raw=true"),
-            Weight("anchors.npy", f"{BLAZEFACE}anchors.npy?raw=true"),
+            _Published("blazeface.pth", f"{BLAZEFACE}blazeface.pth?raw=true"),
+            _Published("anchors.npy", f"{BLAZEFACE}anchors.npy?raw=true"),
         ),
     ),
     "blazeface_back": Detector(
         "blazeface",
         (
-            Weight("blazefaceback.pth", f"{BLAZEFACE}blazefaceback.pth?raw=true"),
-            Weight("anchorsback.npy", f"{BLAZEFACE}anchorsback.npy?raw=true"),
+            _Published("blazefaceback.pth", f"{BLAZEFACE}blazefaceback.pth?raw=true"),
+            _Published("anchorsback.npy", f"{BLAZEFACE}anchorsback.npy?raw=true"),
         ),
         (("back_model", True),),
     ),
@@ -89,9 +107,24 @@ def weights_folder() -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
-def weights_of(detector: str) -> tuple[Weight, ...]:
-    """The weight files of landmark network and detector."""
-    return LANDMARK_WEIGHT, *DETECTORS[detector].weights
+def detect_by_face_alignment(job: LandmarkJob) -> tuple[Float, Float]:
+    """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views."""
+    from eavatar.face.landmarks import FaceNetwork, detect_in_views
+
+    own = job.settings.own
+    loaded = load_network(own.detector)
+    network = FaceNetwork(partial(detect_boxes, loaded), partial(locate_landmarks, loaded))
+    return detect_in_views(network, job.frames, own.image_size, own.batch_size)
+
+
+def weights(settings: FaceAlignmentSettings) -> tuple[WeightFile, ...]:
+    """The files of landmark network and detector, whether they exist or not."""
+    return _weights_of(settings.detector)
+
+
+def _weights_of(detector: str) -> tuple[WeightFile, ...]:
+    published = (LANDMARK_WEIGHT, *DETECTORS[detector].weights)
+    return tuple(WeightFile(weights_folder() / one.name, one.url, LICENCE) for one in published)
 
 
 def load_network(detector: str) -> FaceAlignment:
@@ -100,19 +133,19 @@ def load_network(detector: str) -> FaceAlignment:
     Raises:
         UserError: files are missing, or one cannot be loaded.
     """
-    folder, weights = weights_folder(), weights_of(detector)
-    missing = [weight for weight in weights if not (folder / weight.name).is_file()]
+    files = _weights_of(detector)
+    missing = [file for file in files if not file.path.is_file()]
     if missing:
-        listed = ", ".join(f"{weight.name} ({weight.url})" for weight in missing)
+        listed = ", ".join(f"{file.path.name} ({file.source})" for file in missing)
         raise UserError(
-            f"face-alignment's weights are missing: put {listed} into {folder}, or set "
-            "face.landmarks.backend: provided and give landmarks in the sample sheet."
+            f"face-alignment's weights are missing: put {listed} into {weights_folder()}, or "
+            f"{INSTEAD}."
         )
     from face_alignment import FaceAlignment, LandmarksType
 
     chosen = DETECTORS[detector]
     # with paths the package loads weights only; without, it would unpickle whatever is there
-    keywords = dict(zip(("path_to_detector", "path_to_anchor"), chosen.weights, strict=False))
+    keywords = dict(zip(("path_to_detector", "path_to_anchor"), files[1:], strict=False))
     try:
         return FaceAlignment(
             LandmarksType.TWO_HALF_D,
@@ -120,16 +153,17 @@ def load_network(detector: str) -> FaceAlignment:
             flip_input=False,
             face_detector=chosen.module,
             face_detector_kwargs={
-                **{keyword: str(folder / weight.name) for keyword, weight in keywords.items()},
+                **{keyword: str(file.path) for keyword, file in keywords.items()},
                 **dict(chosen.options),
             },
             compile=False,
         )
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
+        names = ", ".join(file.path.name for file in files)
         raise UserError(
-            f"one of face-alignment's weight files {', '.join(w.name for w in weights)} in "
-            f"{folder} cannot be loaded ({reason}); fetch it again."
+            f"one of face-alignment's weight files {names} in {weights_folder()} cannot be "
+            f"loaded ({reason}); fetch it again."
         ) from error
 
 
@@ -185,7 +219,7 @@ def locate_landmarks(
 
 
 def read_heat_maps(heat: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32]]:
-    """The peaks of heat maps (N, 68, S, S): (N, 68, 2) as shares of a map's side, x first, and
+    """The peaks of heat maps (N, 68, S, S): (N, 68, 2) as fractions of a map's side, x first, and
     their heights (N, 68).
 
     A peak lies a quarter of a cell from the middle of the highest cell towards the higher
@@ -202,3 +236,14 @@ def read_heat_maps(heat: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32
     ]
     quarter = 0.25 * np.sign(np.stack(slopes, axis=-1)) * inner[..., None]
     return (np.stack([column, row], axis=-1) + 0.5 + quarter) / side, heat[n, m, row, column]
+
+
+BACKEND = LandmarkBackend(
+    name="face_alignment",
+    run=detect_by_face_alignment,
+    instead=INSTEAD,
+    settings=FaceAlignmentSettings,
+    weights=weights,
+    packages=("face_alignment",),
+    gpu="used",
+)

@@ -1,0 +1,1 @@
+"""The upsamplers of stage II, a module each (see `eavatar.backends`)."""

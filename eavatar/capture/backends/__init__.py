@@ -1,0 +1,1 @@
+"""The backends of `matte`, a module each (see `eavatar.backends`)."""

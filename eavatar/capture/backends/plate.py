@@ -1,0 +1,33 @@
+"""Masks from the difference to the background plate, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from eavatar.backends import MattingBackend
+
+if TYPE_CHECKING:
+    from eavatar.capture.matting import Shot
+    from eavatar.capture.video import Image
+
+
+def matte_by_plate(shot: Shot) -> Iterator[Image]:
+    """The masks of one camera, in the order of time."""
+    import numpy as np
+
+    from eavatar.capture.matting import steady
+    from eavatar.capture.plate import Plate, alpha_from_plate
+
+    if not shot.visible.any():  # a view that was marked as of no use: empty masks have failed
+        return (np.zeros_like(shot.visible) for _ in shot.timesteps)
+    plate = Plate.of(shot.plate(), shot.visible)
+    return steady(shot.images(), (alpha_from_plate(image, plate) for image in shot.images()))
+
+
+BACKEND = MattingBackend(
+    name="plate",
+    run=matte_by_plate,
+    instead="set capture.matte.backend to rembg or provided",
+    needs_plates=True,
+)

@@ -1,0 +1,60 @@
+"""Masks from alpha videos that come with a dataset, cropped and resized like the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from eavatar.backends import MattingBackend
+from eavatar.errors import UserError
+
+if TYPE_CHECKING:
+    from eavatar.capture.matting import Shot
+    from eavatar.capture.video import Clip, Image
+
+
+def matte_by_provided(shot: Shot) -> Iterator[Image]:
+    """The masks of one camera, in the order of time.
+
+    Raises:
+        UserError: there is no folder, no video of this camera, or it does not fit the frames.
+    """
+    from eavatar.capture.captures import open_mattes
+    from eavatar.capture.ingest import Window
+    from eavatar.capture.recording import check_size
+
+    if shot.mattes is None:
+        raise UserError(
+            "the provided mattes have no folder; name it in the sample sheet or set "
+            "capture.matte.backend."
+        )
+    mattes = open_mattes(shot.mattes)
+    clip = mattes.clips.get(shot.sequence, {}).get(shot.camera)
+    if clip is None:
+        raise UserError(
+            f"{shot.mattes} has no alpha video of camera {shot.camera} in {shot.sequence}; restore "
+            "it or set capture.matte.backend."
+        )
+    header = clip.header()
+    check_size(clip.paths[0], header.width, header.height, mattes.full_size)
+    if header.frames <= max(shot.source_frames):
+        raise UserError(
+            f"{clip.paths[0]} has {header.frames} frames but frame {max(shot.source_frames)} is "
+            "needed; alpha videos must be as long as the colour videos."
+        )
+    make_window = Window.whole if mattes.prepared else Window.of
+    window = make_window(shot.ingest, header.width, header.height)
+    return (window.apply(image[..., 1]) for image in _frames(clip, set(shot.source_frames)))
+
+
+def _frames(clip: Clip, wanted: set[int]) -> Iterator[Image]:
+    """The wanted frames (H, W, 3) of a clip, by their indices, in order."""
+    return (image for index, image in clip.decode() if index in wanted)
+
+
+BACKEND = MattingBackend(
+    name="provided",
+    run=matte_by_provided,
+    instead="set capture.matte.backend to another value",
+    column="mattes",
+)

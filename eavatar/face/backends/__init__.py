@@ -1,0 +1,1 @@
+"""The backends of `detect_landmarks`, a module each (see `eavatar.backends`)."""

@@ -1,0 +1,81 @@
+"""Detections made elsewhere on the raw videos, in pixels of the full-size image.
+
+``<landmarks>/<sequence>.npz`` holds ``cameras`` (C',), ``points`` (F, C', 68, 2) and ``confidence``
+(F, C', 68) for all F frames of the videos.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eavatar.backends import LandmarkBackend
+from eavatar.errors import UserError
+from eavatar.io import DAMAGED_ARRAY, LANDMARKS, Float, require
+
+if TYPE_CHECKING:
+    from eavatar.face.landmarks import LandmarkJob
+
+
+def take_provided(job: LandmarkJob) -> tuple[Float, Float]:
+    """Points (T, C, 68, 2) and confidence (T, C, 68), cropped like the frames.
+
+    Raises:
+        UserError: there is no folder, a file is missing or malformed, or it is too short.
+    """
+    if job.landmarks is None:
+        raise UserError(
+            "the landmark backend 'provided' needs a folder of landmarks: name it in the sample "
+            "sheet or choose face.landmarks.backend: face_alignment."
+        )
+    frames, ingest = job.frames, job.ingest
+    path = job.landmarks / f"{frames.folder.name}.npz"
+    serials, points, confidence = read_provided(path)
+    if frames.source_frames.max() >= len(points):
+        raise UserError(
+            f"{path} covers {len(points)} video frames, but frame {frames.source_frames.max()} "
+            "is used; give landmarks for the whole video."
+        )
+    shape = (*frames.source_frames.shape, LANDMARKS)
+    found_points, found = np.zeros((*shape, 2)), np.zeros(shape)
+    for camera, serial in enumerate(frames.serials):
+        if serial in serials:
+            timesteps = np.flatnonzero(frames.source_frames[:, camera] >= 0)
+            source = frames.source_frames[timesteps, camera], serials.index(serial)
+            found_points[timesteps, camera] = points[source]
+            found[timesteps, camera] = confidence[source]
+    found_points = (found_points - ingest.crop_origin) * (frames.size / ingest.crop_size)
+    found_points[found == 0] = 0
+    return found_points.astype(np.float32), found.clip(0, 1).astype(np.float32)
+
+
+def read_provided(path: Path) -> tuple[list[str], NDArray[np.floating], NDArray[np.floating]]:
+    """Serial numbers, points and confidence of a provided file, its shapes checked."""
+    try:
+        with np.load(require(path, "the provided landmark file"), allow_pickle=False) as archive:
+            serials = [str(serial) for serial in archive["cameras"].ravel()]
+            points, confidence = archive["points"], archive["confidence"]
+    except DAMAGED_ARRAY as error:
+        raise UserError(
+            f"{path} is not an .npz file with cameras, points and confidence: {error}."
+        ) from error
+    expected = (len(points), len(serials), LANDMARKS) if points.ndim else ()
+    if points.shape != (*expected, 2) or confidence.shape != expected:
+        raise UserError(
+            f"{path}: points have shape {points.shape} and confidence {confidence.shape}, "
+            f"expected (frames, {len(serials)}, 68, 2) and (frames, {len(serials)}, 68)."
+        )
+    if not (np.isfinite(points).all() and np.isfinite(confidence).all()):
+        raise UserError(f"{path} holds values that are not finite; mark them with confidence 0.")
+    return serials, points, confidence
+
+
+BACKEND = LandmarkBackend(
+    name="provided",
+    run=take_provided,
+    instead="set face.landmarks.backend to another value",
+    column="landmarks",
+)

@@ -1,0 +1,1 @@
+"""The sources of `generate_prior`, a module each (see `eavatar.backends`)."""

@@ -1,0 +1,39 @@
+"""The user's own mesh, in whatever frame it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eavatar.backends import PriorBackend
+from eavatar.errors import UserError
+from eavatar.io import Mesh, read_mesh
+
+if TYPE_CHECKING:
+    from eavatar.prior.generate import PriorJob
+
+FORMATS = (".ply", ".obj", ".glb")
+
+
+def take_provided(job: PriorJob) -> Mesh:
+    """The mesh as it is.
+
+    Raises:
+        UserError: there is none, or it is of another format or damaged.
+    """
+    mesh = job.mesh
+    if mesh is None:
+        raise UserError(
+            "prior.generate.source is 'provided' but no mesh is given; name a .ply, .obj or .glb "
+            "file for this subject in the sample sheet, or choose the source 'template'."
+        )
+    if mesh.suffix.lower() not in FORMATS:
+        raise UserError(f"{mesh} is no prior mesh: its name must end in {', '.join(FORMATS)}.")
+    return read_mesh(mesh)
+
+
+BACKEND = PriorBackend(
+    name="provided",
+    run=take_provided,
+    instead="set prior.generate.source to template",
+    column="prior",
+)

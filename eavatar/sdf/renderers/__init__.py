@@ -1,0 +1,1 @@
+"""The renderers of stage I, a module each (see `eavatar.backends`)."""

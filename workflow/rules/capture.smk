@@ -148,7 +148,7 @@ rule matte:
     resources:
         mem_mb=8000,
         runtime=240,
-        gpu=matting_gpus,
+        gpu=gpus("capture.matte"),
     params:
         settings=block("capture.matte"),
         ingest=block("capture.ingest"),

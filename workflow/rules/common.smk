@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from functools import reduce
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -123,10 +124,14 @@ def morphable_model(wildcards):
     return given or CONFIGS[wildcards.subject].morphable_model
 
 
-def matting_gpus(wildcards):
-    """GPUs that the backend of the mattes needs."""
-    backend = CONFIGS[wildcards.subject].capture.matte.backend
-    return int(backend == "background_matting_v2")
+def gpus(path):
+    """A function of wildcards: how many GPUs the backend uses that the block at a path chooses."""
+
+    def count(wildcards):
+        chosen = reduce(getattr, path.split("."), CONFIGS[wildcards.subject]).chosen
+        return int(chosen.gpu != "unused")
+
+    return count
 
 
 def input_folder(name):

@@ -27,7 +27,7 @@ rule detect_landmarks:
     resources:
         mem_mb=8000,
         runtime=240,
-        gpu=1,
+        gpu=gpus("face.landmarks"),
     params:
         settings=block("face.landmarks"),
         ingest=block("capture.ingest"),

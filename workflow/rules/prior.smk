@@ -23,6 +23,7 @@ rule generate_prior:
     resources:
         mem_mb=4000,
         runtime=30,
+        gpu=gpus("prior.generate"),
     params:
         settings=block("prior.generate"),
         mesh=optional("prior", flag="mesh"),

@@ -47,6 +47,9 @@ MOVED = {  # earlier names
 }
 
 
+UpsamplerName = Annotated[str, AfterValidator(UPSAMPLERS.check)]
+
+
 class Settings(BaseModel):
     """Frozen, and a key that it does not know is an error."""
 
@@ -314,7 +317,7 @@ class SplatSettings(Settings):
     image_size: int = Field(ge=32, description="side of the final image, pixels")
     boxes: bool = Field(description="train on a box around the person in each camera")
     upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
-    upsampler: Annotated[str, AfterValidator(UPSAMPLERS.check)]
+    upsampler: UpsamplerName
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
     surface_points: int = Field(ge=100, description="most Gaussians on the surface at the start")
     mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")

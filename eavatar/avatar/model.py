@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
 from eavatar.avatar.torso import Torso
-from eavatar.avatar.upsample import Kind, make_upsampler
+from eavatar.avatar.upsample import make_upsampler
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import LANDMARKS, Timestep
 from eavatar.rendering.splatting import splat
-from eavatar.settings import ControlSettings, SdfSettings, Settings, SplatSettings
+from eavatar.settings import ControlSettings, SdfSettings, Settings, SplatSettings, UpsamplerName
 
 
 class HeadSettings(Settings):
@@ -57,7 +57,7 @@ class AvatarSettings(Settings):
     scale: float = Field(gt=0, description="canonical units to metres")
     image_size: int = Field(ge=1, description="side of the images trained on, pixels")
     upsampling: int = Field(ge=1, description="final size / size of the splatted features")
-    upsampler: Kind = Field(description="which network")
+    upsampler: UpsamplerName = Field(description="which network")
     upsampler_width: int = Field(ge=1, description="its channels")
     width: int = Field(ge=1, description="units of a hidden layer of the attribute networks")
     attribute_scale: float = Field(description="factor of the attribute residuals")

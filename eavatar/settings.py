@@ -7,6 +7,7 @@ defaults here: every number lives once, with its unit and reason, in ``config/co
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -381,6 +382,36 @@ class TablesBlock(Settings):
     evaluate: EvaluateSettings
 
 
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+        raise ValueError("a variant is named by letters, digits and _ . + -, as folders are")
+    return name
+
+
+class Variant(Settings):
+    """A row of the tables: a method, and what it changes of a subject's settings.
+
+    Only here are defaults: what a variant does not name is as the subject has it.
+    """
+
+    method: Literal["avatar", "images"] = Field("avatar", description="what draws the images")
+    images: str | None = Field(
+        None,
+        validate_default=True,
+        description="folder of rendered images, {subject} in it stands for the subject's name",
+    )
+    sdf: dict[str, Any] = Field({}, description="overlay on the block")
+    splat: dict[str, Any] = Field({}, description="overlay on the block")
+    tables: dict[str, Any] = Field({}, description="overlay on the block")
+
+    @field_validator("images")
+    @classmethod
+    def _goes_with_the_method(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (value is None) is (info.data.get("method") == "images"):
+            raise ValueError("the method images needs a folder, and no other takes one")
+        return value
+
+
 class Config(Settings):
     """The whole tree, as ``config/config.yaml`` spells it."""
 
@@ -393,9 +424,20 @@ class Config(Settings):
     sdf: SdfSettings
     splat: SplatSettings
     tables: TablesBlock
+    variants: dict[Annotated[str, AfterValidator(_plain_name)], Variant] = Field(
+        description="the rows of the tables by name, in their order"
+    )
+
+    @field_validator("variants")
+    @classmethod
+    def _has_an_avatar(cls, value: dict[str, Variant]) -> dict[str, Variant]:
+        if all(variant.method != "avatar" for variant in value.values()):
+            raise ValueError("one of them must have the method avatar, which the report shows")
+        return value
 
 
 Block = TypeVar("Block", bound=Settings)
+VARIED = ("sdf", "splat", "tables")  # blocks that a variant may change
 
 
 def select(names: Iterable[str], include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
@@ -415,6 +457,18 @@ def merge(base: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, An
             both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
             result[key] = merge(result[key], value) if both else value
     return result
+
+
+def variant_contents(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The whole tree of each variant: the blocks that it names laid over the subject's.
+
+    Args:
+        content: a valid tree; the result is not validated.
+    """
+    return {
+        name: merge(content, {key: variant[key] for key in VARIED if key in variant})
+        for name, variant in content["variants"].items()
+    }
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -452,6 +506,11 @@ def _sentence(fault: ErrorDetails) -> str:
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden" and (place := _moved(name)):
         return f"the setting '{name}' has moved to '{place}'; change its name."
+    if fault["type"] == "extra_forbidden" and fault["loc"][0] == "variants":
+        return (
+            f"unknown setting '{name}'; a variant has {', '.join(Variant.model_fields)}: the "
+            "stages before sdf are shared by all variants."
+        )
     if fault["type"] == "extra_forbidden":
         return f"unknown setting '{name}'; check its spelling."
     if fault["type"] == "missing":

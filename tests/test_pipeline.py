@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from eavatar.preflight.subjects import COLUMNS
+from eavatar.settings import merge
 from tests.scenes import ROOT
 
 
@@ -60,6 +62,66 @@ def kill_training(project: Path, process: subprocess.Popen[str]) -> None:
             os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
+def count_jobs(printed: str) -> dict[str, int]:
+    """Jobs by rule, from the table that a dry run prints."""
+    rows = re.findall(r"^(\w+) +(\d+)$", printed.partition("Job stats:")[2], flags=re.MULTILINE)
+    return {rule: int(count) for rule, count in rows}
+
+
+@pytest.fixture
+def compared(tmp_path) -> Path:
+    """Another working folder, whose subject has three variants."""
+    overlay = {
+        "variants": {
+            "uncontrolled": {"splat": {"control": {"enabled": False}}},
+            "small": {"sdf": {"width": 9}, "tables": {"evaluate": {"pictures": 1}}},
+            "other": {"method": "images", "images": "rendered/{subject}"},
+        }
+    }
+    settings = merge(yaml.safe_load((ROOT / "tests/tiny.yaml").read_text()), overlay)
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    row = f"demo,generated,,,,,{tmp_path / 'settings.yaml'}"
+    (tmp_path / "subjects.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
+    image = tmp_path / "rendered/demo/FREE/222200031/00000.png"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    return tmp_path
+
+
+def test_variants_share_all_that_they_agree_on(compared):
+    status, printed = run(compared, "-np", "results/demo/metrics.csv", "results/demo/report.html")
+    assert status == 0, printed
+    jobs = count_jobs(printed)
+    assert jobs["ingest"] == 6  # one for each sequence, whatever the variants
+    assert (jobs["train_sdf"], jobs["train_splat"], jobs["evaluate"]) == (2, 3, 4)
+    starts = set(
+        re.findall(r"--sdf results/demo/sdf/(\w+) --output results/demo/splat/(\w+)", printed)
+    )
+    assert starts == {("full", "full"), ("full", "uncontrolled"), ("small", "small")}
+    assert "--variant full uncontrolled small other --images" in printed
+    assert "report --subject demo --variant full" in printed
+
+
+def test_images_of_another_code_need_no_training(compared):
+    status, printed = run(compared, "-np", "results/demo/tables/other/images.csv")
+    assert status == 0, printed
+    assert "--method images --source rendered/demo" in printed
+    assert not {"train_sdf", "train_splat"} & set(count_jobs(printed))
+
+
+def test_a_faulty_or_unknown_variant_is_one_sentence(compared):
+    status, printed = run(compared, "-n", "results/demo/tables/none/images.csv")
+    assert status != 0
+    assert "no variant 'none', but full, uncontrolled, small, other" in printed
+    settings = compared / "settings.yaml"
+    settings.write_text(settings.read_text().replace("width: 9", "breadth: 9"))
+    status, printed = run(compared, "-n")
+    assert status != 0
+    assert "variant 'small': unknown setting 'sdf.breadth'" in printed
+    assert "Traceback" not in printed
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the process to kill in /proc")
 def test_killed_resumed_and_only_changed_rules_rerun(project):
     targets = ["results/demo/metrics.csv", "results/demo/report.html"]
@@ -94,3 +156,10 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     assert status == 0, printed
     listed = set(re.findall(r"^rule (\w+):", printed, flags=re.MULTILINE))
     assert listed == {"evaluate", "metrics", "report"}, printed
+
+    with overlay.open("a") as file:
+        file.write("variants:\n  uncontrolled: {splat: {control: {enabled: false}}}\n")
+    status, printed = run(project, "-n", *targets)
+    assert status == 0, printed
+    assert count_jobs(printed)["train_splat"] == 1, "only that of the new variant"
+    assert not {"ingest", "train_sdf"} & set(count_jobs(printed)), printed

@@ -42,6 +42,7 @@ from eavatar.settings import (
     SplatSettings,
     find_faults,
     parse_settings,
+    variant_contents,
 )
 
 RESULTS = Path("results")
@@ -88,7 +89,7 @@ def examine(config: str, sheet: Path | None, subjects: Sequence[str]) -> Examina
     if content is None:
         return found
     name = "as given" if config.lstrip().startswith("{") else config
-    faults = find_faults(Config, content)
+    faults = _find_config_faults(content)
     for fault in faults:
         found.add("settings", "wrong", f"{name}: {fault}")
     if not faults:
@@ -139,10 +140,19 @@ def _examine_settings(
     merged = found.attempt(item, None, merged_config, asked, content, {})
     if merged is None:
         return content
-    for fault in find_faults(Config, merged):
+    for fault in _find_config_faults(merged):
         if fault not in known:
             found.add(item, "wrong", f"{config_name(subject)}: {fault}")
     return merged
+
+
+def _find_config_faults(content: Mapping[str, Any]) -> list[str]:
+    """All faults of the settings; of their variants, if there are none else."""
+    return find_faults(Config, content) or [
+        f"variant '{name}': {fault}"
+        for name, variant in variant_contents(content).items()
+        for fault in find_faults(Config, variant)
+    ]
 
 
 def read_blocks(content: Mapping[str, Any]) -> Blocks:

@@ -11,12 +11,13 @@ from typing import Any
 
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.errors import UserError
-from eavatar.settings import Config, merge, read_yaml, select, validate
+from eavatar.settings import Config, merge, read_yaml, select, validate, variant_contents
 
 REQUIRED = ("subject", "capture")
 FILES = ("morphable_model", "landmarks", "mattes", "prior", "settings")
 PATTERNS = ("sequences", "cameras")
 COLUMNS = (*REQUIRED, *FILES, *PATTERNS)
+TARGET = re.compile(r"(?:\./)?results/([^/]+)/(?:(?:sdf|splat|tables)/([^/]+)/)?")
 GENERATED = "generated"
 GENERATED_SEQUENCES = (
     "EMO-1-shout+laugh",
@@ -146,6 +147,22 @@ def subject_config(
     return validate(Config, merged_config(subject, config, command_line), config_name(subject))
 
 
+def variant_configs(
+    subject: Subject, config: Mapping[str, Any], command_line: Mapping[str, Any]
+) -> dict[str, Config]:
+    """The configuration of each variant of a subject whose own is valid; see `subject_config`.
+
+    Raises:
+        UserError: as `subject_config`, of a variant, which the sentence names too.
+    """
+    contents = variant_contents(merged_config(subject, config, command_line))
+    where = config_name(subject)
+    return {
+        name: validate(Config, content, f"{where}, variant '{name}'")
+        for name, content in contents.items()
+    }
+
+
 def merged_config(
     subject: Subject, config: Mapping[str, Any], command_line: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -170,16 +187,24 @@ def check_requested(
     """Check the subjects that targets like ``results/074/metrics.csv`` name; all if none does.
 
     Raises:
-        UserError: a subject is not in the sheet, or its morphable model does not exist.
+        UserError: a subject is not in the sheet, a variant not in its settings, or its morphable
+            model does not exist.
     """
-    found = [re.match(r"(?:\./)?results/([^/]+)/", target) for target in targets]
-    named = [match[1] for match in found if match and match[1] != "tables"]
+    found = [TARGET.match(target) for target in targets]
+    requested = [match.groups() for match in found if match and match[1] != "tables"]
+    named = [name for name, _ in requested]
     for name in named or subjects:
         if name not in subjects:
             raise UserError(
                 f"subject '{name}' is not in {sheet}, which lists {', '.join(subjects)}; "
                 "add a row for it."
             )
+        for variant in [variant for other, variant in requested if other == name and variant]:
+            if variant not in configs[name].variants:
+                raise UserError(
+                    f"subject '{name}' has no variant '{variant}', but "
+                    f"{', '.join(configs[name].variants)}; add it to the settings' variants."
+                )
         model = subjects[name].morphable_model or configs[name].morphable_model
         generated = subjects[name].capture is None and not subjects[name].morphable_model
         if not generated and not model.exists():

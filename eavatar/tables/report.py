@@ -49,7 +49,7 @@ from eavatar.tables.page import (
 from eavatar.tables.table import METRICS, format_value
 
 STAGES = (
-    ("capture", ("calibrate", "ingest", "matte")),
+    ("capture", ("check", "calibrate", "ingest", "matte")),
     ("face", ("detect_landmarks", "fit_face", "refine_face")),
     ("prior", ("generate_prior", "align_prior")),
     ("sdf", ("train_sdf",)),
@@ -91,14 +91,18 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
     """Write the report page of a subject; a page needs no network, no script and no other file.
 
     Args:
-        variant: whose stage I, stage II and tables are shown.
+        variant: whose stage I, stage II and pictures are shown; the table has all variants.
         results: ``results/<subject>``, complete up to ``metrics.csv``.
     Raises:
-        UserError: a file of a stage is missing.
+        UserError: a file of a stage is missing, or ``metrics.csv`` lacks the variant.
     """
     capture, face = results / "capture", results / "face"
     cameras = read_cameras(capture / "cameras.json")
     means = pd.read_csv(require(results / "metrics.csv", "the table of metrics"))
+    if variant not in set(means["variant"]):
+        raise UserError(
+            f"{results / 'metrics.csv'} has no variant '{variant}'; run `metrics` again."
+        )
     tracks = _read_tracks(capture, face)
     sections = [
         lambda: _head(subject, variant, means),
@@ -118,8 +122,8 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
 
 
 def _head(subject: str, variant: str, means: pd.DataFrame) -> str:
-    rows = means.set_index("protocol")
-    shown = means[["protocol", "cameras", "images"]].copy()
+    rows = means[means["variant"] == variant].set_index("protocol")
+    shown = means[["variant", "protocol", "cameras", "images"]].copy()
     for metric in METRICS:
         arrow = "↑" if metric.higher_is_better else "↓"
         values = [format_value(value, metric.digits) for value in means[metric.column]]

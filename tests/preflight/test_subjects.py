@@ -14,6 +14,7 @@ from eavatar.preflight.subjects import (
     read_rows,
     read_subjects,
     subject_config,
+    variant_configs,
 )
 from tests.scenes import CONFIG
 
@@ -114,3 +115,44 @@ def test_no_sequence_left(tmp_path):
     subject = read_subjects(sheet(tmp_path, f"074,{raw},,,,,"))["074"]
     with pytest.raises(UserError, match="leave none of the sequences"):
         list_sequences(subject, subject_config(subject, BASE, {}))
+
+
+def test_variants_are_laid_over_the_subjects_settings(tmp_path):
+    overlay = tmp_path / "few.yaml"
+    overlay.write_text("{splat: {steps: 7}, variants: {wide: {splat: {width: 99}}}}")
+    subject = read_subjects(sheet(tmp_path, f"a,generated,,,,,{overlay}"))["a"]
+    configs = variant_configs(subject, BASE, {})
+    assert list(configs) == ["full", "wide"]
+    assert configs["full"] == subject_config(subject, BASE, {})
+    assert (configs["wide"].splat.steps, configs["wide"].splat.width) == (7, 99)
+    assert configs["wide"].sdf == configs["full"].sdf
+
+
+@pytest.mark.parametrize(
+    ("variants", "sentence"),
+    [
+        ("{x: {splat: {contrl: 1}}}", r"variant 'x': unknown setting 'splat\.contrl'"),
+        ("{x: {splat: {upsampling: 3}}}", r"variant 'x': setting 'splat\.upsampling'"),
+        ("{x: {face: {}}}", r"unknown setting 'variants\.x\.face'; .* shared by all variants"),
+        ("{a/b: {}}", r"'variants\.a/b.*letters, digits"),
+        ("{x: {method: images}}", "needs a folder"),
+        ("{x: {images: here}}", "no other takes one"),
+        ("{full: {method: images, images: here}}", "one of them must have the method avatar"),
+    ],
+)
+def test_a_faulty_variant_is_one_sentence(tmp_path, variants, sentence):
+    overlay = tmp_path / "few.yaml"
+    overlay.write_text(f"variants: {variants}")
+    subject = read_subjects(sheet(tmp_path, f"a,generated,,,,,{overlay}"))["a"]
+    with pytest.raises(UserError, match=sentence):
+        subject_config(subject, BASE, {})
+        variant_configs(subject, BASE, {})
+
+
+def test_a_requested_variant_must_be_one_of_the_subject(tmp_path):
+    path = sheet(tmp_path, "demo,generated,,,,,")
+    subjects = read_subjects(path)
+    configs = {"demo": subject_config(subjects["demo"], BASE, {})}
+    check_requested(["results/demo/splat/full/model.yaml"], subjects, configs, path)
+    with pytest.raises(UserError, match="'demo' has no variant 'small', but full"):
+        check_requested(["results/demo/sdf/small/log.csv"], subjects, configs, path)

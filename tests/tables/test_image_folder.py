@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 from eavatar.__main__ import main
 from eavatar.data.frames import FrameSet
 from eavatar.errors import UserError
-from eavatar.settings import EvaluateSettings
+from eavatar.settings import EvaluateSettings, Variant
 from eavatar.tables.evaluate import evaluate
-from eavatar.tables.methods import open_method
+from eavatar.tables.methods import METHODS, open_method
 from eavatar.tables.table import format_metrics, metrics
 from tests.scenes.ball import SIZE, Subject
 
@@ -160,3 +161,7 @@ def test_a_damaged_image_and_an_unknown_method_are_one_sentence(subject, rendere
 
 def open_images(subject: Subject, folder: Path):
     return open_method("images", folder, subject.results / "capture", torch.device("cpu"))
+
+
+def test_the_settings_know_every_method():
+    assert get_args(Variant.model_fields["method"].annotation) == tuple(METHODS)

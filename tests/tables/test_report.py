@@ -11,8 +11,12 @@ from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.tables.drawing import contact_sheet, draw_contour, draw_meshes, draw_points
 from eavatar.tables.page import curve, stage_graph
-from eavatar.tables.report import report
+from eavatar.tables.report import STAGES, report
+from tests.scenes import ROOT
 from tests.scenes.ball import Subject
+
+RULES = ROOT / "workflow" / "rules"
+BESIDE = {"demo_capture", "doctor"}  # rules that no subject of one's own needs
 
 
 class Balanced(HTMLParser):
@@ -75,8 +79,15 @@ def test_page_shows_every_stage(page: str) -> None:
     assert "dB</b>gain from expression" in page
 
 
+def test_the_pipeline_shown_is_the_workflow() -> None:
+    for stage, rules in STAGES:
+        written = re.findall(r"^rule (\w+):", (RULES / f"{stage}.smk").read_text(), re.MULTILINE)
+        assert [name for name in written if name not in BESIDE] == list(rules), stage
+    assert {path.stem for path in RULES.glob("*.smk")} == {"common", *dict(STAGES)}
+
+
 def test_missing_input_is_one_sentence(subject: Subject, tmp_path) -> None:
-    with pytest.raises(UserError, match="pictures is missing"):
+    with pytest.raises(UserError, match="has no variant 'none'"):
         report("ball", "none", subject.results, tmp_path / "report.html")
 
 

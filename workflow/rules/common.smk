@@ -4,6 +4,7 @@ Everything is checked here, when the workflow is parsed, before any job runs.
 """
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -18,12 +19,26 @@ from eavatar.preflight.subjects import (
     list_sequences,
     read_subjects,
     subject_config,
+    variant_configs,
 )
+from eavatar.settings import merge, read_yaml
+
+# In the order of the file: Snakemake puts what the command line adds first, and the order of the
+# variants decides whose stage I is shared.
+SETTINGS = merge(read_yaml(Path(workflow.configfiles[-1])), config)
 
 try:
     SUBJECTS = read_subjects(Path(config["subjects"]))
     CONFIGS = {
-        name: subject_config(subject, config, workflow.config_settings.overwrite_config)
+        name: subject_config(
+            subject, SETTINGS, workflow.config_settings.overwrite_config
+        )
+        for name, subject in SUBJECTS.items()
+    }
+    VARIANTS = {
+        name: variant_configs(
+            subject, SETTINGS, workflow.config_settings.overwrite_config
+        )
         for name, subject in SUBJECTS.items()
     }
     if workflow.is_main_process:
@@ -42,17 +57,24 @@ wildcard_constraints:
     sequence="|".join(
         {re.escape(name) for names in SEQUENCES.values() for name in names}
     ),
-    variant="full",
+    variant="|".join({re.escape(name) for names in VARIANTS.values() for name in names}),
+
+
+def configuration(wildcards):
+    """The settings of a job: those of its variant, where its rule has variants."""
+    variant = wildcards.get("variant")
+    configs = VARIANTS[wildcards.subject]
+    return configs[variant] if variant else CONFIGS[wildcards.subject]
 
 
 def block(path):
-    """A function of wildcards: the settings at a dotted path, for the subject, as JSON.
+    """A function of wildcards: the job's settings at a dotted path, as JSON.
 
     How a training is carried out is left out: `run_settings` passes it on.
     """
 
     def settings(wildcards):
-        part = CONFIGS[wildcards.subject]
+        part = configuration(wildcards)
         for name in path.split("."):
             part = getattr(part, name)
         return (
@@ -72,7 +94,7 @@ def run_settings(stage):
     """
 
     def settings(wildcards, threads):
-        return getattr(CONFIGS[wildcards.subject], stage).run.model_dump_json()
+        return getattr(configuration(wildcards), stage).run.model_dump_json()
 
     return settings
 
@@ -166,3 +188,79 @@ def every_sequence(pattern):
         )
 
     return paths
+
+
+def every_variant(pattern):
+    """A function of wildcards: the pattern for each of the subject's variants."""
+
+    def paths(wildcards):
+        return expand(
+            pattern, subject=wildcards.subject, variant=VARIANTS[wildcards.subject]
+        )
+
+    return paths
+
+
+def variants(wildcards):
+    """The names of the subject's variants."""
+    return list(VARIANTS[wildcards.subject])
+
+
+def avatars(subject):
+    """The subject's variants that train an avatar, in the order of the settings."""
+    variants = CONFIGS[subject].variants
+    return [name for name, variant in variants.items() if variant.method == "avatar"]
+
+
+def reported(wildcards):
+    """The variant that the report page shows: the first avatar."""
+    return avatars(wildcards.subject)[0]
+
+
+def of_reported(pattern):
+    """A function of wildcards: the pattern for the variant that the report page shows."""
+
+    def path(wildcards):
+        return expand(pattern, subject=wildcards.subject, variant=reported(wildcards))
+
+    return path
+
+
+def stage_one(wildcards):
+    """Stage I that an avatar starts from: of the first that learns with the same settings."""
+    learnt = {
+        name: settings.sdf.model_dump(exclude={"run"})
+        for name, settings in VARIANTS[wildcards.subject].items()
+    }
+    wanted = learnt[wildcards.variant]
+    same = [name for name in avatars(wildcards.subject) if learnt[name] == wanted]
+    return expand(
+        rules.train_sdf.output.model,
+        subject=wildcards.subject,
+        variant=(same or [wildcards.variant])[0],
+    )
+
+
+def method(wildcards):
+    """What draws the images of a variant."""
+    return CONFIGS[wildcards.subject].variants[wildcards.variant].method
+
+
+def drawn_from(wildcards):
+    """The file whose change makes a variant's images new: the model, or the newest image."""
+    folder = rendered_images(wildcards)
+    if folder is None:
+        return expand(rules.train_splat.output.model, **wildcards)
+    images = Path(folder).rglob("*.png")
+    return str(max(images, key=os.path.getmtime, default=folder))
+
+
+def source(wildcards, input):
+    """What a variant's method reads: the folder of the model, or that of the images."""
+    return rendered_images(wildcards) or _parent(input.source)
+
+
+def rendered_images(wildcards):
+    """The folder of a variant's images that another code rendered, or None."""
+    folder = CONFIGS[wildcards.subject].variants[wildcards.variant].images
+    return folder and folder.replace("{subject}", wildcards.subject)

@@ -1,6 +1,6 @@
 """Stage II: dynamic Gaussians with expression control, one avatar per subject and variant.
 
-in   capture/, face/, sdf/<variant>/
+in   capture/, face/, sdf/<variant>/ of the first variant with the same settings of stage I
 out  splat/<variant>/model.safetensors, model.yaml
      splat/<variant>/log.csv   losses and Gaussian count over steps
 A killed job goes on from splat/<variant>/checkpoints.
@@ -14,7 +14,7 @@ rule train_splat:
         cameras=rules.calibrate.output.cameras,
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
-        sdf=rules.train_sdf.output.model,
+        sdf=stage_one,
     output:
         model="results/{subject}/splat/{variant}/model.safetensors",
         settings="results/{subject}/splat/{variant}/model.yaml",

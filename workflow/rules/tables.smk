@@ -1,9 +1,9 @@
 """Tables: per-image metrics of the held-out frames, the subject's table and report page.
 
-in   capture/, face/, splat/<variant>/
+in   capture/, face/, splat/<variant>/ or images that another code rendered
 out  tables/<variant>/images.csv, pictures/
-     metrics.csv   subject, variant, protocol, cameras, images, psnr_db, ssim, lpips
-     report.html   one self-contained page
+     metrics.csv   of all variants: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips
+     report.html   one self-contained page, pictures of the first avatar
 """
 
 
@@ -14,7 +14,7 @@ rule evaluate:
         cameras=rules.calibrate.output.cameras,
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
-        avatar=rules.train_splat.output.model,
+        source=drawn_from,
     output:
         images="results/{subject}/tables/{variant}/images.csv",
         pictures=directory("results/{subject}/tables/{variant}/pictures"),
@@ -33,18 +33,19 @@ rule evaluate:
         settings=block("tables.evaluate"),
         capture=input_folder("cameras"),
         face=input_folder("identity"),
-        source=input_folder("avatar"),
+        method=method,
+        source=source,
         folder=output_folder("images"),
     shell:
         "python -m eavatar evaluate --settings {params.settings:q}"
-        " --method avatar --source {params.source:q}"
+        " --method {params.method} --source {params.source:q}"
         " --capture {params.capture:q} --face {params.face:q}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule metrics:
     input:
-        images="results/{subject}/tables/full/images.csv",
+        images=every_variant(rules.evaluate.output.images),
     output:
         "results/{subject}/metrics.csv",
     log:
@@ -54,15 +55,17 @@ rule metrics:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        variants=variants,
     shell:
-        "python -m eavatar metrics --subject {wildcards.subject:q} --variant full"
+        "python -m eavatar metrics --subject {wildcards.subject:q} --variant {params.variants:q}"
         " --images {input.images:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule report:
     input:
         metrics=rules.metrics.output[0],
-        pictures="results/{subject}/tables/full/pictures",
+        pictures=of_reported(rules.evaluate.output.pictures),
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
@@ -70,10 +73,10 @@ rule report:
         neutral=rules.refine_face.output.neutral,
         prior=rules.align_prior.output.mesh,
         alignment=rules.align_prior.output.alignment,
-        surface="results/{subject}/sdf/full/neutral.ply",
-        surface_curves="results/{subject}/sdf/full/log.csv",
-        avatar="results/{subject}/splat/full/model.yaml",
-        avatar_curves="results/{subject}/splat/full/log.csv",
+        surface=of_reported(rules.train_sdf.output.neutral),
+        surface_curves=of_reported(rules.train_sdf.output.curves),
+        avatar=of_reported(rules.train_splat.output.settings),
+        avatar_curves=of_reported(rules.train_splat.output.curves),
     output:
         "results/{subject}/report.html",
     log:
@@ -84,7 +87,8 @@ rule report:
         mem_mb=4000,
         runtime=10,
     params:
+        variant=reported,
         results=input_folder("metrics"),
     shell:
-        "python -m eavatar report --subject {wildcards.subject:q} --variant full"
+        "python -m eavatar report --subject {wildcards.subject:q} --variant {params.variant}"
         " --results {params.results:q} --output {output:q} 2>&1 | tee {log:q}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -167,6 +168,49 @@ def test_an_alignment_without_a_key_is_refused(tmp_path: Path) -> None:
     path = write_json(tmp_path / "alignment.json", {"scale": 1.0, "rotation": []})
     with pytest.raises(UserError, match="is not an alignment file"):
         read_alignment(path)
+
+
+@pytest.mark.parametrize("name", ["cameras", "alignment"])
+def test_a_file_without_a_format_is_of_format_1_and_an_unknown_one_is_named(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.json"
+    if name == "cameras":
+        read: Callable[[Path], object] = read_cameras
+        write_cameras(path, {"7": Camera(np.eye(3), np.eye(4), 8, 8)})
+    else:
+        read = read_alignment
+        write_alignment(path, Alignment(Similarity(1.0, np.eye(3), np.zeros(3)), 0.9, 0.02))
+    content = json.loads(path.read_text())
+    assert content.pop("format") == 1
+    read(path)
+    write_json(path, content)
+    read(path)
+    write_json(path, {"format": 2, **content})
+    with pytest.raises(UserError, match=rf"{name}\.json has format 2, but .* reads format 1"):
+        read(path)
+
+
+def test_a_tracking_is_a_sequence_of_timesteps() -> None:
+    assert len(TRACKING) == TIMESTEPS
+    last = TRACKING[-1]
+    np.testing.assert_array_equal(last.expression, TRACKING.expression[2])
+    np.testing.assert_array_equal(last.rotation, TRACKING.rotation[2])
+    np.testing.assert_array_equal(last.translation, TRACKING.translation[2])
+    with pytest.raises(IndexError):
+        TRACKING[TIMESTEPS]
+    part = TRACKING[1:]
+    for field in fields(TRACKING):
+        array = getattr(part, field.name)
+        np.testing.assert_array_equal(array, getattr(TRACKING, field.name)[1:])
+    assert [step.expression[0] for step in TRACKING] == list(TRACKING.expression[:, 0])
+
+
+def test_an_expression_is_edited_without_the_pose() -> None:
+    calm = TRACKING[1].with_expression([0] * 53)
+    assert calm.expression.dtype == np.float32 and not calm.expression.any()
+    np.testing.assert_array_equal(calm.rotation, TRACKING.rotation[1])
+    assert TRACKING.expression[1].any()
 
 
 @pytest.mark.parametrize("coloured", [False, True])

@@ -123,7 +123,10 @@ def pose(
     """(V, 3) vertices with the head turned and the torso left where it is, world, metres."""
     turned = rest @ rotation.T + translation
     weight = head.head[:, None]
-    return (weight * turned + (1 - weight) * (rest + REST)).astype(np.float32)
+    vertices: NDArray[np.float32] = (weight * turned + (1 - weight) * (rest + REST)).astype(
+        np.float32
+    )
+    return vertices
 
 
 def build_take(scene: Scene, name: str, timesteps: int, bias: Array) -> Take:

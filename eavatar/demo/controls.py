@@ -22,13 +22,15 @@ JAW_ANGLE = np.radians(19.0)  # fully open
 def smooth_step(low: float, high: float, x: NDArray[np.floating]) -> Array:
     """0 below ``low``, 1 above ``high``, smooth between; falls where ``low > high``."""
     t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
+    eased: Array = t * t * (3 - 2 * t)
+    return eased
 
 
 def bump(points: Array, centre: tuple[float, ...], radius: tuple[float, ...]) -> Array:
     """(N, 1) Gaussian of axis-aligned radii about a centre."""
     offset = (points - np.array(centre)) / np.array(radius)
-    return np.exp(-0.5 * (offset**2).sum(-1, keepdims=True))
+    weight: Array = np.exp(-0.5 * (offset**2).sum(-1, keepdims=True))
+    return weight
 
 
 def mirrored(points: Array, centre: tuple[float, ...], radius: tuple[float, ...]) -> Array:
@@ -80,12 +82,14 @@ def jaw_open(points: Array, weight: Array) -> Array:
     """The jaw turned down about its hinge."""
     cosine, sine = np.cos(JAW_ANGLE), np.sin(JAW_ANGLE)
     turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
-    return weight[:, None] * ((points - JAW_HINGE) @ (turn.T - np.eye(3)))
+    offset: Array = weight[:, None] * ((points - JAW_HINGE) @ (turn.T - np.eye(3)))
+    return offset
 
 
 def jaw_side(points: Array, weight: Array) -> Array:
     """The jaw shifted to the subject's left."""
-    return weight[:, None] * np.array([0.085, 0.0, 0.0])
+    offset: Array = weight[:, None] * np.array([0.085, 0.0, 0.0])
+    return offset
 
 
 def smile(points: Array) -> Array:
@@ -158,7 +162,8 @@ def blink(points: Array) -> Array:
     target = offset.copy()
     target[:, 1] += drop * lid
     target *= (radius / np.maximum(np.linalg.norm(target, axis=-1), 1e-6))[:, None]
-    return target - offset
+    shift: Array = target - offset
+    return shift
 
 
 def cheek_puff(points: Array) -> Array:
@@ -247,7 +252,7 @@ def random_shape(generator: np.random.Generator) -> Array:
 
 def shape_displacement(points: Array, coefficients: Array) -> Array:
     """Displacement from the sculpture to a head of the family, before the eyes are kept round."""
-    result = points * coefficients[-1] * [0.02, 0.015, 0.015]
+    result: Array = points * coefficients[-1] * [0.02, 0.015, 0.015]
     for (centre, radius, deviation), amount in zip(SHAPES, coefficients[:-1], strict=True):
         weight = mirrored(points, centre, (radius,) * 3) / (1 if centre[0] else 2)
         result = result + weight * amount * deviation

@@ -26,7 +26,7 @@ def landmark_bias(generator: np.random.Generator) -> Array:
     return generator.normal(0, BIAS / np.sqrt(3), (68, 3))
 
 
-def seen(points: Array, camera: Camera, depth: NDArray[np.floating]) -> Array:
+def seen(points: Array, camera: Camera, depth: NDArray[np.floating]) -> NDArray[np.bool_]:
     """(68,) whether each world point lies on the surface nearest to a camera.
 
     Args:
@@ -38,13 +38,14 @@ def seen(points: Array, camera: Camera, depth: NDArray[np.floating]) -> Array:
     column, row = np.floor(SAMPLES * pixels).astype(int).T
     inside = (row >= 0) & (column >= 0) & (row < depth.shape[0]) & (column < depth.shape[1])
     nearest = depth[row * inside, column * inside]
-    return inside & (distance < nearest + SURFACE_TOLERANCE)
+    visible: NDArray[np.bool_] = inside & (distance < nearest + SURFACE_TOLERANCE)
+    return visible
 
 
 def detect(
     points: Array,
     normals: NDArray[np.floating],
-    visible: Array,
+    visible: NDArray[np.bool_],
     camera: Camera,
     generator: np.random.Generator,
 ) -> tuple[Array, Array]:

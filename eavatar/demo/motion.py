@@ -133,7 +133,8 @@ def rotation_matrices(degrees: Array) -> Array:
 
     yaw, pitch, roll = degrees.T
     angles = np.stack([yaw, -pitch, roll], axis=1)
-    return Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
+    matrices: Array = Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
+    return matrices
 
 
 def motion(sequence: str, timesteps: int) -> Motion:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -17,6 +18,8 @@ from eavatar.cameras import Camera
 from eavatar.demo.look import COLUMNS, KEY_LIGHT
 
 Float = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Optics = tuple[Any, ...]  # float32 fx, fy, cx, cy of the intrinsics, in samples
 
 SAMPLES = 2  # along each side of a pixel
 SAME_SURFACE = 0.004  # metres: samples of a pixel that differ less in depth are shaded together
@@ -68,7 +71,7 @@ class Geometry:
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def smooth_normals(vertices, faces):
+def smooth_normals(vertices: Float, faces: Ints) -> Float:
     """(V, 3) unit vertex normals, weighted by area."""
     normals = np.zeros_like(vertices)
     for f in range(len(faces)):
@@ -95,7 +98,7 @@ def smooth_normals(vertices, faces):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def cast(points, faces, optics, width, height):
+def cast(points: Float, faces: Ints, optics: Optics, width: int, height: int) -> tuple[Ints, Float]:
     """Nearest front-facing triangle and its depth at the centre of every sample.
 
     Args:
@@ -140,7 +143,7 @@ def cast(points, faces, optics, width, height):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def look_up_volume(volume, x, y, z):
+def look_up_volume(volume: Float, x: float, y: float, z: float) -> float:
     """Trilinear, periodic."""
     i, j, k = math.floor(x), math.floor(y), math.floor(z)
     tx, ty, tz = x - i, y - j, z - k
@@ -154,17 +157,26 @@ def look_up_volume(volume, x, y, z):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def look_up_strands(strands, along, across):
+def look_up_strands(strands: Float, along: float, across: float) -> float:
     """Bilinear, periodic."""
     i, j = math.floor(along), math.floor(across)
     ti, tj = along - i, across - j
     low = (1 - tj) * strands[i & 63, j & 1023] + tj * strands[i & 63, (j + 1) & 1023]
     high = (1 - tj) * strands[(i + 1) & 63, j & 1023] + tj * strands[(i + 1) & 63, (j + 1) & 1023]
-    return (1 - ti) * low + ti * high
+    value: float = (1 - ti) * low + ti * high
+    return value
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def shade(look, normal, view, lights, volume, strands, colour):
+def shade(
+    look: Float,
+    normal: Float,
+    view: Float,
+    lights: Float,
+    volume: Float,
+    strands: Float,
+    colour: Float,
+) -> None:
     """Outgoing linear colour of one hit, into ``colour``."""
     x, y, z = look[11], look[12], look[13]
     factor = 1.0
@@ -206,17 +218,30 @@ def shade(look, normal, view, lights, volume, strands, colour):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True, inline="always")
-def ray_volume(dx, dy, points, b, c):
+def ray_volume(dx: float, dy: float, points: Float, b: int, c: int) -> float:
     """Triple product of the ray (dx, dy, 1) with two vertices in camera space."""
-    return (
+    volume: float = (
         dx * (points[b, 1] * points[c, 2] - points[b, 2] * points[c, 1])
         + dy * (points[b, 2] * points[c, 0] - points[b, 0] * points[c, 2])
         + (points[b, 0] * points[c, 1] - points[b, 1] * points[c, 0])
     )
+    return volume
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def interpolate(dx, dy, points, corners, vertices, normals, looks, eye, look, normal, view):
+def interpolate(
+    dx: float,
+    dy: float,
+    points: Float,
+    corners: Ints,
+    vertices: Float,
+    normals: Float,
+    looks: Float,
+    eye: Float,
+    look: Float,
+    normal: Float,
+    view: Float,
+) -> None:
     """Attributes where the ray (dx, dy, 1) meets a triangle's plane, into the last three arrays."""
     a, b, c = corners
     wa = ray_volume(dx, dy, points, b, c)
@@ -242,7 +267,9 @@ def interpolate(dx, dy, points, corners, vertices, normals, looks, eye, look, no
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def gather(ids, depths, y, x, taken):
+def gather(
+    ids: Ints, depths: Float, y: int, x: int, taken: NDArray[np.bool_]
+) -> tuple[int, int, float, float]:
     """Claim the samples of a pixel that see the same surface as its first unclaimed one.
 
     Args:
@@ -269,8 +296,19 @@ def gather(ids, depths, y, x, taken):
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def resolve(
-    ids, depths, points, faces, vertices, normals, looks, optics, eye, lights, volume, strands
-):
+    ids: Ints,
+    depths: Float,
+    points: Float,
+    faces: Ints,
+    vertices: Float,
+    normals: Float,
+    looks: Float,
+    optics: Optics,
+    eye: Float,
+    lights: Float,
+    volume: Float,
+    strands: Float,
+) -> tuple[Float, Float]:
     """Shade each pixel once for every surface that its samples see, and average.
 
     Returns:
@@ -303,7 +341,9 @@ def resolve(
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def develop(image, coverage, plate, camera_colour, curve, noise):
+def develop(
+    image: Float, coverage: Float, plate: Float, camera_colour: Float, curve: Float, noise: Float
+) -> NDArray[np.uint8]:
     """What the camera stores: (H, W, 3) uint8.
 
     Args:
@@ -345,7 +385,7 @@ class View:
 
 
 def render(
-    geometry: Geometry, faces: NDArray[np.int32], looks: Float, camera: Camera, noise: NoiseTables
+    geometry: Geometry, faces: Ints, looks: Float, camera: Camera, noise: NoiseTables
 ) -> View:
     """Cast and shade one image; looks are the per-vertex columns of `eavatar.demo.look`."""
     transform = camera.world_to_camera.astype(np.float32)

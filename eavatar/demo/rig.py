@@ -77,7 +77,8 @@ def background(width: int, height: int, azimuth: float, generator: np.random.Gen
     level = 0.42 + 0.07 * x * np.sign(azimuth) - 0.12 * y + 0.02 * blotches[:height, :width]
     level *= 1 - 0.35 * (x * x + y * y)
     tint = np.array([0.93, 1.0, 1.07]) * (1 + 0.015 * generator.normal(size=3))
-    return (level[..., None] * tint).astype(np.float32)
+    image: Float = (level[..., None] * tint).astype(np.float32)
+    return image
 
 
 def camera_colour(generator: np.random.Generator) -> Array:

@@ -40,7 +40,9 @@ class Surface:
 
 
 @numba.njit(cache=True, fastmath=True)
-def ellipsoid(x, y, z, cx, cy, cz, rx, ry, rz):
+def ellipsoid(
+    x: float, y: float, z: float, cx: float, cy: float, cz: float, rx: float, ry: float, rz: float
+) -> float:
     """Approximate distance to an axis-aligned ellipsoid; exact on its surface."""
     x, y, z = x - cx, y - cy, z - cz
     k0 = math.sqrt((x / rx) ** 2 + (y / ry) ** 2 + (z / rz) ** 2)
@@ -49,7 +51,19 @@ def ellipsoid(x, y, z, cx, cy, cz, rx, ry, rz):
 
 
 @numba.njit(cache=True, fastmath=True)
-def capsule(x, y, z, ax, ay, az, bx, by, bz, ra, rb):
+def capsule(
+    x: float,
+    y: float,
+    z: float,
+    ax: float,
+    ay: float,
+    az: float,
+    bx: float,
+    by: float,
+    bz: float,
+    ra: float,
+    rb: float,
+) -> float:
     """Distance to a segment from a to b whose radius goes from ra to rb."""
     ux, uy, uz = bx - ax, by - ay, bz - az
     t = ((x - ax) * ux + (y - ay) * uy + (z - az) * uz) / (ux * ux + uy * uy + uz * uz)
@@ -59,27 +73,27 @@ def capsule(x, y, z, ax, ay, az, bx, by, bz, ra, rb):
 
 
 @numba.njit(cache=True, fastmath=True)
-def join(a, b, k):
+def join(a: float, b: float, k: float) -> float:
     """Smooth minimum: union with a fillet of width k."""
     h = max(k - abs(a - b), 0.0) / k
     return min(a, b) - h * h * k * 0.25
 
 
 @numba.njit(cache=True, fastmath=True)
-def carve(a, b, k):
+def carve(a: float, b: float, k: float) -> float:
     """Smooth difference: a without b."""
     return -join(-a, b, k)
 
 
 @numba.njit(cache=True, fastmath=True)
-def step(low, high, x):
+def step(low: float, high: float, x: float) -> float:
     """Smooth step from 0 at low to 1 at high."""
     t = min(max((x - low) / (high - low), 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 @numba.njit(cache=True, fastmath=True)
-def eye_opening(x):
+def eye_opening(x: float) -> tuple[float, float]:
     """Upper and lower edge of the eye's opening relative to the eye centre, at |x|."""
     u = (x - EYE[0]) / 0.142
     arch = max(1.0 - u * u, 0.0)
@@ -88,7 +102,7 @@ def eye_opening(x):
 
 
 @numba.njit(cache=True, fastmath=True)
-def skull_distance(x, y, z):
+def skull_distance(x: float, y: float, z: float) -> float:
     """Cranium, face block, jaw and neck, without features; x is |x|."""
     d = ellipsoid(x, y, z, 0.0, 0.60, -0.05, 0.765, 0.86, 0.97)
     d = join(d, ellipsoid(x, y, z, 0.0, 0.62, 0.28, 0.63, 0.50, 0.655), 0.25)
@@ -104,7 +118,7 @@ def skull_distance(x, y, z):
 
 
 @numba.njit(cache=True, fastmath=True)
-def nose_distance(x, y, z, d):
+def nose_distance(x: float, y: float, z: float, d: float) -> float:
     """The face ``d`` with nose, wings and nostrils."""
     d = join(d, capsule(x, y, z, 0.0, 0.40, 0.875, 0.0, 0.03, 1.085, 0.068, 0.088), 0.13)
     d = join(d, capsule(x, y, z, 0.0, 0.0, 1.10, 0.03, -0.005, 1.125, 0.088, 0.080), 0.05)
@@ -115,7 +129,7 @@ def nose_distance(x, y, z, d):
 
 
 @numba.njit(cache=True, fastmath=True)
-def eye_distance(x, y, z, d):
+def eye_distance(x: float, y: float, z: float, d: float) -> float:
     """The face ``d`` with brow ridge, socket, lids and their opening."""
     d = join(d, capsule(x, y, z, 0.10, 0.475, 0.865, 0.46, 0.525, 0.70, 0.075, 0.085), 0.15)
     d = carve(d, ellipsoid(x, y, z, 0.30, 0.33, 1.04, 0.20, 0.13, 0.19), 0.16)
@@ -129,7 +143,7 @@ def eye_distance(x, y, z, d):
 
 
 @numba.njit(cache=True, fastmath=True)
-def mouth_distance(x, y, z, d):
+def mouth_distance(x: float, y: float, z: float, d: float) -> float:
     """The face ``d`` with muzzle, lips a little apart, and the mouth's cavity."""
     d = join(d, ellipsoid(x, y, z, 0.0, -0.33, 0.66, 0.36, 0.27, 0.355), 0.14)
     u = min(x / MOUTH_WIDTH, 1.0)
@@ -152,7 +166,7 @@ def mouth_distance(x, y, z, d):
 
 
 @numba.njit(cache=True, fastmath=True)
-def ear_distance(x, y, z, d):
+def ear_distance(x: float, y: float, z: float, d: float) -> float:
     """The head ``d`` with an ear: a dish with a rim, a bowl and a lobe."""
     x, y, z = x - 0.765, y - 0.17, z + 0.10
     u = -z * 0.88 + x * 0.47  # along the ear, backwards and outwards
@@ -173,7 +187,7 @@ def ear_distance(x, y, z, d):
 
 
 @numba.njit(cache=True, fastmath=True)
-def skin_distance(x, y, z):
+def skin_distance(x: float, y: float, z: float) -> float:
     """Head and neck."""
     x = abs(x)
     d = skull_distance(x, y, z)
@@ -185,7 +199,7 @@ def skin_distance(x, y, z):
 
 
 @numba.njit(cache=True, fastmath=True)
-def hairline(angle):
+def hairline(angle: float) -> float:
     """Height of the hair's edge at an angle from the front, radians in [0, π]."""
     forehead = 1.03 - 0.09 * step(0.25, 0.55, angle) + 0.05 * step(0.0, 0.25, angle)
     temple = forehead - 0.45 * step(0.62, 0.95, angle)
@@ -195,7 +209,7 @@ def hairline(angle):
 
 
 @numba.njit(cache=True, fastmath=True)
-def hair_flow(x, y, z):
+def hair_flow(x: float, y: float, z: float) -> tuple[float, float]:
     """Angles around and away from the crown, radians: hair falls from the crown on all sides."""
     y, z = y - 0.55, z + 0.05
     up, forward = 0.92 * y - 0.39 * z, 0.39 * y + 0.92 * z
@@ -204,7 +218,7 @@ def hair_flow(x, y, z):
 
 
 @numba.njit(cache=True, fastmath=True)
-def hair_distance(x, y, z):
+def hair_distance(x: float, y: float, z: float) -> float:
     """The cap of hair: the skull thickened above the hairline, with locks."""
     angle = abs(math.atan2(x, z))
     ragged = 0.020 * math.sin(29.0 * angle + 3.0 * x) + 0.014 * math.sin(71.0 * angle + 5.0 * x)
@@ -220,7 +234,7 @@ def hair_distance(x, y, z):
 
 
 @numba.njit(cache=True, fastmath=True)
-def shirt_distance(x, y, z):
+def shirt_distance(x: float, y: float, z: float) -> float:
     """Shoulders and chest under a shirt with a round collar."""
     x = abs(x)
     d = capsule(x, y, z, 0.15, -1.36, -0.30, 1.50, -1.72, -0.32, 0.42, 0.44)
@@ -239,7 +253,7 @@ SKIN, HAIR, SHIRT = 0, 1, 2
 
 
 @numba.njit(cache=True, fastmath=True)
-def distance(part, x, y, z):
+def distance(part: int, x: float, y: float, z: float) -> float:
     """Distance to one of the sculpted parts: SKIN, HAIR or SHIRT."""
     if part == SKIN:
         return skin_distance(x, y, z)
@@ -249,7 +263,7 @@ def distance(part, x, y, z):
 
 
 @numba.njit(cache=True, parallel=True)
-def sample(part, xs, ys, zs):
+def sample(part: int, xs: Array, ys: Array, zs: Array) -> Array:
     """(X, Y, Z) distances on a rectilinear grid."""
     values = np.empty((len(xs), len(ys), len(zs)), np.float32)
     for i in numba.prange(len(xs)):
@@ -260,7 +274,7 @@ def sample(part, xs, ys, zs):
 
 
 @numba.njit(cache=True, parallel=True)
-def occlusion(part, points, normals):
+def occlusion(part: int, points: Array, normals: Array) -> Array:
     """(N,) share of open space over each point, from distances along its normal (Quilez 2008)."""
     open_share = np.empty(len(points), np.float32)
     for i in numba.prange(len(points)):
@@ -278,7 +292,7 @@ def occlusion(part, points, normals):
 
 
 @numba.njit(cache=True, parallel=True)
-def light(points, normals, direction):
+def light(points: Array, normals: Array, direction: Array) -> Array:
     """(N,) share of a light from a direction that skin and hair let through, with soft edges."""
     arriving = np.empty(len(points), np.float32)
     for i in numba.prange(len(points)):
@@ -295,7 +309,7 @@ def light(points, normals, direction):
 
 
 @numba.njit(cache=True)
-def distances(part, points):
+def distances(part: int, points: Array) -> Array:
     """(N,) `distance` of each point."""
     result = np.empty(len(points), np.float32)
     for i in range(len(points)):
@@ -304,7 +318,7 @@ def distances(part, points):
 
 
 @numba.njit(cache=True)
-def hair_flows(points):
+def hair_flows(points: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(N,) `hair_flow`'s two angles of each point."""
     around, away = np.empty(len(points)), np.empty(len(points))
     for i in range(len(points)):

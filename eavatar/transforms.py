@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from eavatar.arrays import Float64
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class Similarity:
     """
 
     scale: float
-    rotation: Array
-    translation: Array
+    rotation: Float64
+    translation: Float64
 
-    def apply(self, points: Array) -> Array:
+    def apply(self, points: Float64) -> Float64:
         """Points (..., 3) of the source space to the target space."""
         return self.scale * points @ self.rotation.T + self.translation
 
@@ -48,7 +47,7 @@ class Similarity:
         )
 
     @property
-    def matrix(self) -> Array:
+    def matrix(self) -> Float64:
         """(4, 4) homogeneous matrix."""
         matrix = np.eye(4)
         matrix[:3, :3] = self.scale * self.rotation
@@ -57,12 +56,13 @@ class Similarity:
 
 
 def fit_similarity(
-    source: Array, target: Array, weights: Array | None = None, with_scale: bool = True
+    source: Float64, target: Float64, weights: Float64 | None = None, with_scale: bool = True
 ) -> Similarity:
     """Least-squares similarity between corresponding points (Umeyama 1991).
 
     Args:
-        source, target: (N, 3), N ≥ 3, not all on a line.
+        source: (N, 3), N ≥ 3, not all on a line.
+        target: (N, 3).
         weights: (N,) non-negative; all one if not given.
         with_scale: estimate the scale; otherwise it is one.
     """
@@ -76,6 +76,23 @@ def fit_similarity(
     variance = weights @ (source_centred**2).sum(axis=1)
     scale = float(singular @ sign / variance) if with_scale else 1.0
     return Similarity(scale, rotation, target_mean - scale * rotation @ source_mean)
+
+
+def cross_matrices(vectors: Float64) -> Float64:
+    """Matrices (..., 3, 3) of the cross product with vectors (..., 3)."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    zero = np.zeros_like(x)
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*x.shape, 3, 3)
+
+
+def left_jacobian(rotation: Float64) -> Float64:
+    """(T, 3, 3) ``J`` of SO(3) with ``exp(w + dw) ≈ exp(J dw) exp(w)`` for axis-angles w (T, 3)."""
+    angle = np.linalg.norm(rotation, axis=1)[:, None, None]
+    safe = np.maximum(angle, 1e-4)
+    first = np.where(angle < 1e-4, 0.5, (1 - np.cos(safe)) / safe**2)
+    second = np.where(angle < 1e-4, 1 / 6, (safe - np.sin(safe)) / safe**3)
+    cross = cross_matrices(rotation)
+    return np.eye(3) + first * cross + second * (cross @ cross)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:

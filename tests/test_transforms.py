@@ -12,6 +12,7 @@ from eavatar.transforms import (
     axis_angle_to_matrix,
     axis_angle_to_quaternion,
     fit_similarity,
+    left_jacobian,
     multiply_quaternions,
     quaternion_to_matrix,
     rotate,
@@ -111,6 +112,13 @@ def test_fit_is_the_least_squares_optimum() -> None:
         assert cost(Similarity(best.scale * (1 + axis.sum()), best.rotation, best.translation)) > (
             cost(best)
         )
+
+
+def test_left_jacobian_against_finite_differences() -> None:
+    vectors = np.array([[0.0, 0, 0], [1e-6, 0, 0], [0.3, -0.5, 0.2], [1.0, 2.0, -0.5]])
+    step = np.array([0.4, 0.1, -0.3]) * 1e-6
+    there = Rotation.from_rotvec(vectors + step) * Rotation.from_rotvec(vectors).inv()
+    np.testing.assert_allclose(left_jacobian(vectors) @ step, there.as_rotvec(), atol=1e-11)
 
 
 def test_rotate_turns_points_of_every_batch() -> None:

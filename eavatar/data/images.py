@@ -202,6 +202,11 @@ def resize_area(image: Image, size: int) -> Image:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
+def read_colour(path: Path, stage: str = "ingest") -> Image:
+    """A frame (H, W, 3) BGR, uint8; ``stage`` is the verb that wrote it."""
+    return _decode(_read_bytes(path, stage), cv2.IMREAD_COLOR, path, stage)
+
+
 def read_grey(path: Path) -> Image:
     """A mask (H, W), uint8."""
     return _decode(_read_bytes(path, "matte"), cv2.IMREAD_GRAYSCALE, path, "matte")

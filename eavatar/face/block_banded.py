@@ -2,7 +2,7 @@
 
 Unknowns: x (T, U) of the timesteps and y (S,) shared by all. The matrix has a dense block per
 timestep, diagonal blocks between timesteps one and two apart (second differences) and a dense
-border. A block Cholesky factorisation keeps that structure, so the time is linear in T.
+border. A block Cholesky factorisation keeps that structure, so its time is linear in T.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg.lapack import dtrtri
 
-Array = NDArray[np.float64]
+from eavatar.arrays import Float64
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,32 @@ class Chain:
         gradient: (T, U).
     """
 
-    blocks: Array
-    next_one: Array
-    next_two: Array
-    border: Array
-    gradient: Array
+    blocks: Float64
+    next_one: Float64
+    next_two: Float64
+    border: Float64
+    gradient: Float64
 
 
 @dataclass(frozen=True)
-class Factor:
+class CholeskyFactor:
     """Block Cholesky factor L of a chain, and its forward-solved right-hand sides.
 
     Attributes:
         inverse: (T, U, U) inverses of the blocks on L's diagonal: products with them are faster
             than thousands of small triangular solves.
-        one_back, two_back: (T, U, U) blocks of L left of the diagonal; zero where there is none.
+        one_back: (T, U, U) blocks of L one left of the diagonal; zero where there is none.
+        two_back: (T, U, U) the same two left of the diagonal.
         solved: (T, U, S + 1) L⁻¹ [border, gradient].
     """
 
-    inverse: Array
-    one_back: Array
-    two_back: Array
-    solved: Array
+    inverse: Float64
+    one_back: Float64
+    two_back: Float64
+    solved: Float64
 
 
-def factorise(chain: Chain) -> Factor:
+def _factorise(chain: Chain) -> CholeskyFactor:
     """Factorise a chain; `numpy.linalg.LinAlgError` if it is not positive definite."""
     inverse, one_back, two_back = (np.zeros_like(chain.blocks) for _ in range(3))
     solved = np.concatenate([chain.border, chain.gradient[..., None]], axis=2)
@@ -68,10 +68,10 @@ def factorise(chain: Chain) -> Factor:
             solved[t] -= one_back[t] @ solved[t - 1]
         inverse[t], _ = dtrtri(np.linalg.cholesky(block), lower=True)
         solved[t] = inverse[t] @ solved[t]
-    return Factor(inverse, one_back, two_back, solved)
+    return CholeskyFactor(inverse, one_back, two_back, solved)
 
 
-def back_substitute(factor: Factor, shared_step: Array) -> Array:
+def _back_substitute(factor: CholeskyFactor, shared_step: Float64) -> Float64:
     """The step (T, U) of a chain, given that of the shared unknowns (S,)."""
     right = -(factor.solved[..., -1] + factor.solved[..., :-1] @ shared_step)
     step = np.zeros_like(right)
@@ -85,7 +85,7 @@ def back_substitute(factor: Factor, shared_step: Array) -> Array:
     return step
 
 
-def solve(chains: list[Chain], matrix: Array, gradient: Array) -> tuple[list[Array], Array]:
+def solve(chains: list[Chain], matrix: Float64, gradient: Float64) -> tuple[list[Float64], Float64]:
     """Solve for the steps of all chains, (T, U) each, and of the shared unknowns (S,).
 
     Args:
@@ -93,10 +93,10 @@ def solve(chains: list[Chain], matrix: Array, gradient: Array) -> tuple[list[Arr
         matrix: (S, S) block of the shared unknowns.
         gradient: (S,); the steps solve ``[matrix of all] · step = -gradient``.
     """
-    factors = [factorise(chain) for chain in chains]
+    factors = [_factorise(chain) for chain in chains]
     for factor in factors:
         border = factor.solved[..., :-1].reshape(-1, len(gradient))
         matrix = matrix - border.T @ border
         gradient = gradient - border.T @ factor.solved[..., -1].ravel()
-    shared_step: Array = np.asarray(np.linalg.solve(matrix, -gradient), dtype=np.float64)
-    return [back_substitute(factor, shared_step) for factor in factors], shared_step
+    shared_step: Float64 = np.asarray(np.linalg.solve(matrix, -gradient), dtype=np.float64)
+    return [_back_substitute(factor, shared_step) for factor in factors], shared_step

@@ -1,19 +1,19 @@
 """Joint multi-view fit of a morphable model to the 2-D landmarks of all sequences of a subject.
 
-1. Each landmark of each timestep is triangulated from all cameras, outliers rejected; how well the
-   views agree tells the noise that a detection's confidence stands for (`eavatar.face.noise`).
-2. A similarity from the mean face to these points starts each pose; the median scale is kept:
-   a free scale would grow without end, as smaller coefficients please their priors.
+1. Each landmark of each timestep is triangulated from all cameras, outliers rejected; the residuals
+   give the noise of a detection by its confidence, landmark and camera (`eavatar.face.noise`).
+2. A similarity from the mean face to these points initialises each pose; the median scale is kept:
+   a free scale would grow without bound, as smaller coefficients lower the cost of their priors.
 3. A Levenberg-Marquardt iteration refines everything at once against all 2-D detections: the
    neutral landmarks, which all timesteps share, and each timestep's rotation, translation and
    expression. Every step solves the full normal equations: a timestep is
    coupled only to its neighbours (smoothness) and to the shared unknowns, so the matrix is block
-   banded with a border, and its factorisation costs time linear in the number of timesteps.
+   banded with a border, and its factorisation takes time linear in the number of timesteps.
 
 The neutral landmarks are the unknowns, with the prior covariance ``A Aᵀ + b² I``: the model's
-identity basis A plus an offset of each landmark, b, which no face of the model explains: a
-detector marks every landmark of a person with its own constant bias. The identity coefficients are
-the ones most probable given the neutral landmarks, so the bias does not leak into them.
+identity basis A plus an offset of each landmark of standard deviation b, outside of the model's
+span: a detector has a constant bias for each landmark of a person. The identity coefficients are
+the most probable ones given the neutral landmarks, so the bias does not enter them.
 
 Letters: T timesteps, C cameras, L = 68 landmarks, E expression coefficients, U = 6 + E unknowns
 of a timestep, S = 3L shared unknowns.
@@ -26,19 +26,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import block_diag
 from scipy.sparse import eye_array
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from eavatar.arrays import Float64, Int64
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.face.block_banded import Chain, solve
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.face.noise import NoiseModel, calibrate_noise, collect_residuals
-from eavatar.face.quality import Quality, judge, write_quality
-from eavatar.face.triangulation import geman_mcclure, project, reproject, triangulate
+from eavatar.face.quality import SequenceQuality, measure_quality, write_quality
+from eavatar.face.triangulation import (
+    geman_mcclure,
+    project_points,
+    project_with_jacobian,
+    triangulate,
+)
 from eavatar.io import (
     LANDMARKS,
     Identity,
@@ -51,24 +56,22 @@ from eavatar.io import (
     write_mesh,
 )
 from eavatar.settings import FitSettings
-from eavatar.transforms import Similarity, fit_similarity
+from eavatar.transforms import Similarity, cross_matrices, fit_similarity, left_jacobian
 
 logger = logging.getLogger(__name__)
-
-Array = NDArray[np.float64]
 
 # Second differences per timestep that `smoothness_weight` = 1 takes for one standard deviation.
 ROTATION_CHANGE = 0.05  # radians
 TRANSLATION_CHANGE = 0.005  # metres
 EXPRESSION_CHANGE = 0.5  # standard deviations of the coefficients
-FIRST_DAMPING = 1e-4
-LEAST_DAMPING = 1e-3  # keeps timesteps in place that nothing determines; nil against one detection
-MOST_DAMPING = 1e6  # no step lowers the cost: a minimum to machine precision
-CONVERGED = 1e-5  # metres, root mean square motion of the landmarks in a step
-NOISE_GATE = 3.0  # outlier distances: farther detections say nothing about the noise of the others
-DOUBTFUL_CAMERA = 2.0  # times the typical noise
-FACE_DISTANCE = 0.015  # metres from the mean face that a person and an expression may be
-FACE_ROUNDS = np.geomspace(4, 1, 6)  # widenings of that distance, as it narrows
+START_DAMPING = 1e-4
+MIN_DAMPING = 1e-3  # keeps undetermined timesteps in place; negligible beside one detection
+MAX_DAMPING = 1e6  # beyond it no step lowers the cost: a minimum to machine precision
+CONVERGED_STEP = 1e-5  # metres, root mean square motion of the landmarks in a step
+NOISE_GATE = 3.0  # multiple of the outlier distance beyond which the noise is not measured
+MAX_CAMERA_NOISE = 2.0  # times the typical noise; above it a warning
+MAX_FACE_DISTANCE = 0.015  # metres of an inlier to the posed mean face, for any identity
+FACE_DISTANCE_FACTORS = np.geomspace(4, 1, 6)  # of that distance, in successive reweightings
 
 
 @dataclass(frozen=True)
@@ -77,38 +80,43 @@ class Observations:
 
     Attributes:
         path: the landmark file.
-        cameras: (C,) numbers of the cameras in the order of ``cameras.json``.
+        cameras: (C,) indices of the cameras in the order of ``cameras.json``.
         projections: (C, 3, 4) world metres to homogeneous pixels.
         points: (T, C, L, 2) pixels.
         confidence: (T, C, L) in [0, 1]; 0 = not seen.
-        noise: (T, C, L) deviation per axis, pixels.
+        noise: (T, C, L) standard deviation per axis, pixels.
         gate: pixels at which a detection counts a quarter.
     """
 
     path: Path
-    cameras: NDArray[np.int64]
-    projections: Array
-    points: Array
-    confidence: Array
-    noise: Array
+    cameras: Int64
+    projections: Float64
+    points: Float64
+    confidence: Float64
+    noise: Float64
     gate: float
 
     @property
-    def weights(self) -> Array:
+    def weights(self) -> Float64:
         """(T, C, L) inverse variances; 0 = not seen."""
         return (self.confidence > 0) / self.noise**2
 
 
 @dataclass(frozen=True)
-class Cloud:
-    """Triangulated landmarks of a sequence: ``points`` (T, L, 3) metres, ``weights`` (T, L)."""
+class TriangulatedLandmarks:
+    """Triangulated landmarks of a sequence.
 
-    points: Array
-    weights: Array
+    Attributes:
+        points: (T, L, 3) world, metres.
+        weights: (T, L), 0 = not triangulated.
+    """
+
+    points: Float64
+    weights: Float64
 
 
 @dataclass(frozen=True)
-class FaceModel:
+class LandmarkModel:
     """The morphable model at its landmarks, canonical units.
 
     Attributes:
@@ -116,91 +124,115 @@ class FaceModel:
         identity: (L, 3, I).
         expression: (L, 3, E).
         precision: (3L, 3L) inverse prior covariance of the neutral landmarks.
+        identity_weight: precision of the identity coefficients.
     """
 
-    mean: Array
-    identity: Array
-    expression: Array
-    precision: Array
+    mean: Float64
+    identity: Float64
+    expression: Float64
+    precision: Float64
+    identity_weight: float
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What all timesteps share: ``neutral`` (L, 3) canonical landmarks, ``scale`` to metres."""
+class SharedUnknowns:
+    """What all timesteps share.
 
-    neutral: Array
+    Attributes:
+        neutral: (L, 3) canonical landmarks.
+        scale: canonical units to metres.
+    """
+
+    neutral: Float64
     scale: float
 
 
 @dataclass(frozen=True)
-class Motion:
+class SequenceMotion:
     """The timesteps of one sequence.
 
     Attributes:
-        reference: (3, 3) the sequence's mean rotation; ``rotation`` counts from it, which keeps
+        reference: (3, 3) the sequence's mean rotation; ``rotation`` is relative to it, which keeps
             axis-angles small and their differences meaningful.
-        rotation: (T, 3) axis-angle, applied after ``reference``.
+        rotation: (T, 3) axis-angle, radians, applied after ``reference``.
         translation: (T, 3) metres.
-        expression: (T, E).
+        expression: (T, E) coefficients.
     """
 
-    reference: Array
-    rotation: Array
-    translation: Array
-    expression: Array
+    reference: Float64
+    rotation: Float64
+    translation: Float64
+    expression: Float64
 
     @property
-    def matrices(self) -> Array:
+    def matrices(self) -> Float64:
         """(T, 3, 3) canonical to world rotations."""
         return Rotation.from_rotvec(self.rotation).as_matrix() @ self.reference
 
     @property
-    def unknowns(self) -> Array:
+    def unknowns(self) -> Float64:
         """(T, U)."""
         return np.concatenate([self.rotation, self.translation, self.expression], axis=1)
 
-    def moved(self, step: Array) -> Motion:
+    def moved(self, step: Float64) -> SequenceMotion:
         """The motion after adding (T, U) to the unknowns."""
         rotation, translation, expression = np.split(self.unknowns + step, [3, 6], axis=1)
-        return Motion(self.reference, rotation, translation, expression)
+        return SequenceMotion(self.reference, rotation, translation, expression)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The unknowns of all sequences."""
+class FitEstimate:
+    """The unknowns of all sequences.
 
-    shared: Shared
-    motions: list[Motion]
+    Attributes:
+        shared: by all timesteps.
+        motions: one per sequence.
+    """
 
-    def moved(self, steps: list[Array], shared_step: Array) -> Estimate:
+    shared: SharedUnknowns
+    motions: list[SequenceMotion]
+
+    def moved(self, steps: list[Float64], shared_step: Float64) -> FitEstimate:
         """The estimate after adding (T, U) per sequence and (S,) to the unknowns."""
         neutral = self.shared.neutral + shared_step.reshape(-1, 3)
         pairs = zip(self.motions, steps, strict=True)
-        return Estimate(
+        return FitEstimate(
             replace(self.shared, neutral=neutral), [motion.moved(step) for motion, step in pairs]
         )
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Normal equations at an estimate: a chain per sequence and the (S, S) shared block."""
+class FitEquations:
+    """Normal equations at an estimate.
+
+    Attributes:
+        chains: one per sequence.
+        matrix: (S, S) block of the shared unknowns.
+        gradient: (S,) by the shared unknowns.
+        cost: at the estimate.
+    """
 
     chains: list[Chain]
-    matrix: Array
-    gradient: Array
+    matrix: Float64
+    gradient: Float64
     cost: float
 
 
 def fit_face(
     settings: FitSettings, morphable_model: Path, capture: Path, landmarks: Path, output: Path
-) -> None:
+) -> Path:
     """Fit the morphable model to every sequence of ``landmarks`` jointly.
 
     Args:
+        settings: weights of the priors, noise and outlier levels.
+        morphable_model: a file that `read_morphable_model` reads.
         capture: folder with ``cameras.json``.
         landmarks: folder with a ``<sequence>.npz`` of detections per sequence.
         output: folder; receives ``identity.npz``, ``neutral.ply``, ``tracking/<sequence>.npz`` and
             ``quality.csv``.
+
+    Returns:
+        ``output``.
 
     Raises:
         UserError: an input is missing or malformed, or a sequence shows no face to two cameras.
@@ -210,37 +242,39 @@ def fit_face(
     paths = sorted(landmarks.glob("*.npz"))
     if not paths:
         raise UserError(f"{landmarks} holds no landmarks (<sequence>.npz) to fit.")
-    sequences = [read_observations(settings, path, cameras) for path in paths]
+    sequences = [_read_observations(settings, path, cameras) for path in paths]
     width = next(iter(cameras.values())).width
     distance = settings.outlier_distance * width
-    clouds = [
-        Cloud(*triangulate(each.projections, each.points, each.confidence, distance))
+    triangulated = [
+        TriangulatedLandmarks(
+            *triangulate(each.projections, each.points, each.confidence, distance)
+        )
         for each in tqdm(sequences, desc="triangulating landmarks", unit="sequence")
     ]
-    noise = measure_noise(settings, sequences, clouds, width, list(cameras))
-    sequences = [with_noise(settings, each, noise, width) for each in sequences]
+    noise = _measure_noise(settings, sequences, triangulated, width, list(cameras))
+    sequences = [_with_noise(settings, each, noise, width) for each in sequences]
     face = landmark_model(settings, model)
-    estimate = refine(settings, face, sequences, start(face, sequences, clouds))
-    write_fit(settings, model, face, sequences, estimate, output)
+    estimate = _minimise(settings, face, sequences, _start_estimate(face, sequences, triangulated))
+    _write_fit(model, face, sequences, estimate, output)
+    return output
 
 
-def write_fit(
-    settings: FitSettings,
+def _write_fit(
     model: MorphableModel,
-    face: FaceModel,
+    face: LandmarkModel,
     sequences: list[Observations],
-    estimate: Estimate,
+    estimate: FitEstimate,
     output: Path,
 ) -> None:
-    """Write what `fit_face` promises, and log how good it is."""
-    identity = probable_identity(settings, face, estimate.shared.neutral)
+    """Write the output files of `fit_face`, and log the quality."""
+    identity = _most_probable_identity(face, estimate.shared.neutral)
     shared = replace(estimate.shared, neutral=face.mean + face.identity @ identity)
-    quality: dict[str, Quality] = {}
+    quality: dict[str, SequenceQuality] = {}
     for observations, motion in zip(sequences, estimate.motions, strict=True):
-        tracking = track(face, shared, motion, observations)
+        tracking = _make_tracking(face, shared, motion, observations)
         write_arrays(output / "tracking" / observations.path.name, tracking)
-        distance = reprojection_distance(face, estimate.shared, motion, observations)
-        quality[observations.path.stem] = judge(
+        distance = _reprojection_distance(face, estimate.shared, motion, observations)
+        quality[observations.path.stem] = measure_quality(
             distance, observations.confidence > 0, observations.gate
         )
     write_quality(output / "quality.csv", quality)
@@ -252,7 +286,7 @@ def write_fit(
     logger.info("scale %.5f m per unit", shared.scale)
 
 
-def read_observations(
+def _read_observations(
     settings: FitSettings, path: Path, cameras: dict[str, Camera]
 ) -> Observations:
     """The detections of one sequence, with the noise that is expected of them."""
@@ -277,18 +311,26 @@ def read_observations(
     )
 
 
-def measure_noise(
+def _measure_noise(
     settings: FitSettings,
     sequences: list[Observations],
-    clouds: list[Cloud],
+    triangulated: list[TriangulatedLandmarks],
     width: int,
     serials: list[str],
 ) -> NoiseModel:
-    """The noise of the detections, from the triangulated landmarks; and log it."""
+    """Measure, and log, the noise of the detections from the triangulated landmarks.
+
+    Args:
+        settings: expected noise and outlier distance.
+        sequences: the detections.
+        triangulated: the triangulated landmarks of each sequence.
+        width: of the images, pixels.
+        serials: of all cameras.
+    """
     gate = NOISE_GATE * settings.outlier_distance * width
     parts = []
-    for each, cloud in zip(sequences, clouds, strict=True):
-        pixels, _ = project(each.projections, cloud.points)
+    for each, landmarks in zip(sequences, triangulated, strict=True):
+        pixels, _ = project_points(each.projections, landmarks.points)
         distance = np.linalg.norm(pixels - each.points, axis=-1)
         parts.append(collect_residuals(distance, each.confidence, each.cameras, gate))
     noise = calibrate_noise(parts, settings.detection_noise * width, len(serials))
@@ -298,7 +340,7 @@ def measure_noise(
         *(noise.typical, width, noise.by_confidence[0], noise.by_confidence[-1]),
     )
     for serial, factor in zip(serials, noise.by_camera, strict=True):
-        if factor > DOUBTFUL_CAMERA:
+        if factor > MAX_CAMERA_NOISE:
             logger.warning(
                 "camera %s is %.1f times as far off as the others and counts less: check its "
                 "calibration and its synchronisation",
@@ -307,13 +349,13 @@ def measure_noise(
     return noise
 
 
-def with_noise(
+def _with_noise(
     settings: FitSettings, observations: Observations, noise: NoiseModel, width: int
 ) -> Observations:
-    """The detections with measured noise, and the robust loss as wide as it was set, or wider.
+    """The detections with measured noise, and the robust loss' gate widened to the typical noise.
 
-    It widens with the typical noise only: where a landmark slides or a camera is off, detections
-    err to one side, and a wider loss would average that.
+    The gate is not widened for single landmarks or cameras: where a landmark slides or a camera is
+    misaligned, detections are biased, and a wider gate would average that bias in.
     """
     relative = noise.typical / (settings.detection_noise * width)
     gate = settings.outlier_distance * width * max(relative, 1.0)
@@ -321,7 +363,7 @@ def with_noise(
     return replace(observations, noise=deviation, gate=gate)
 
 
-def landmark_model(settings: FitSettings, model: MorphableModel) -> FaceModel:
+def landmark_model(settings: FitSettings, model: MorphableModel) -> LandmarkModel:
     """The leading components at the landmarks, and the prior of the neutral landmarks."""
     chosen = model.landmark_vertices
     identity = model.identity_basis[chosen, :, : settings.identity_components].astype(np.float64)
@@ -329,104 +371,133 @@ def landmark_model(settings: FitSettings, model: MorphableModel) -> FaceModel:
     flat = identity.reshape(3 * LANDMARKS, -1)
     covariance = flat @ flat.T / settings.identity_weight
     covariance += settings.landmark_bias**2 * np.eye(3 * LANDMARKS)
-    precision: Array = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+    precision: Float64 = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
     mean = model.mean[chosen].astype(np.float64)
-    return FaceModel(mean, identity, expression.astype(np.float64), precision)
+    return LandmarkModel(
+        mean, identity, expression.astype(np.float64), precision, settings.identity_weight
+    )
 
 
-def probable_identity(settings: FitSettings, face: FaceModel, neutral: Array) -> Array:
+def _most_probable_identity(face: LandmarkModel, neutral: Float64) -> Float64:
     """The most probable identity coefficients (I,) of neutral landmarks (L, 3) with biases."""
     basis = face.identity.reshape(3 * LANDMARKS, -1)
     deviation = (neutral - face.mean).ravel()
-    return basis.T @ face.precision @ deviation / settings.identity_weight
+    return basis.T @ face.precision @ deviation / face.identity_weight
 
 
 # --- start --------------------------------------------------------------------------------------
 
 
-def start(face: FaceModel, sequences: list[Observations], clouds: list[Cloud]) -> Estimate:
+def _start_estimate(
+    face: LandmarkModel, sequences: list[Observations], triangulated: list[TriangulatedLandmarks]
+) -> FitEstimate:
     """Poses and scale of the mean face from triangulated landmarks.
 
+    Args:
+        face: the landmark model.
+        sequences: the detections.
+        triangulated: landmarks of each sequence.
+
     Raises:
-        UserError: a sequence has no timestep whose landmarks form a face.
+        UserError: a sequence has no timestep where at least half of the landmarks are triangulated
+            within `MAX_FACE_DISTANCE` of the posed mean face.
     """
     scales = [
-        fit_face_pose(face.mean, cloud.points[t], cloud.weights[t], with_scale=True).scale
-        for cloud in clouds
-        for t in complete(cloud)
+        _fit_head_pose(face.mean, landmarks.points[t], landmarks.weights[t], with_scale=True).scale
+        for landmarks in triangulated
+        for t in _triangulated_timesteps(landmarks)
     ]
     scale = float(np.median(scales)) if scales else 0.0
     motions = []
-    for sequence, cloud in zip(sequences, clouds, strict=True):
-        poses = start_poses(scale * face.mean, cloud)
+    for sequence, landmarks in zip(sequences, triangulated, strict=True):
+        poses = _start_poses(scale * face.mean, landmarks)
         if not poses:
             raise UserError(
                 f"{sequence.path} has no face that two cameras see at once; detect the landmarks "
                 "again or exclude the sequence."
             )
-        motions.append(start_motion(poses, len(cloud.points), face.expression.shape[2]))
-    return Estimate(Shared(face.mean, scale), motions)
+        motions.append(_start_motion(poses, len(landmarks.points), face.expression.shape[2]))
+    return FitEstimate(SharedUnknowns(face.mean, scale), motions)
 
 
-def complete(cloud: Cloud) -> NDArray[np.int64]:
-    """The timesteps at which half the landmarks could be triangulated."""
-    return np.flatnonzero((cloud.weights > 0).sum(axis=1) >= LANDMARKS // 2)
+def _triangulated_timesteps(landmarks: TriangulatedLandmarks) -> Int64:
+    """The timesteps at which at least half of the landmarks could be triangulated."""
+    return np.flatnonzero((landmarks.weights > 0).sum(axis=1) >= LANDMARKS // 2)
 
 
-def fit_face_pose(neutral: Array, points: Array, weights: Array, with_scale: bool) -> Similarity:
-    """The similarity from a face (L, 3) to points (L, 3), metres, that most of them agree on."""
+def _fit_head_pose(
+    neutral: Float64, points: Float64, weights: Float64, with_scale: bool
+) -> Similarity:
+    """Robust similarity from a face to triangulated landmarks, by reweighted least squares.
+
+    Args:
+        neutral: (L, 3) of the face.
+        points: (L, 3) world, metres.
+        weights: (L,) of the points.
+        with_scale: estimate the scale too.
+    """
     used = weights
-    for widening in FACE_ROUNDS:
+    for factor in FACE_DISTANCE_FACTORS:
         pose = fit_similarity(neutral, points, used, with_scale)
         squared = ((pose.apply(neutral) - points) ** 2).sum(axis=1)
-        used = weights * geman_mcclure(squared, widening * FACE_DISTANCE)[1]
+        used = weights * geman_mcclure(squared, factor * MAX_FACE_DISTANCE)[1]
     return pose
 
 
-def start_poses(neutral: Array, cloud: Cloud) -> dict[int, Similarity]:
-    """The pose of a neutral face (L, 3), metres, at the timesteps whose landmarks form a face."""
+def _start_poses(neutral: Float64, landmarks: TriangulatedLandmarks) -> dict[int, Similarity]:
+    """Poses of a neutral face (L, 3), metres, by timestep.
+
+    Left out are timesteps where less than half of the landmarks are triangulated within
+    `MAX_FACE_DISTANCE` of the posed face.
+    """
     poses = {}
-    for t in complete(cloud):
-        pose = fit_face_pose(neutral, cloud.points[t], cloud.weights[t], with_scale=False)
-        distance = np.linalg.norm(pose.apply(neutral) - cloud.points[t], axis=1)
-        near = (distance < FACE_DISTANCE) & (cloud.weights[t] > 0)
+    for t in _triangulated_timesteps(landmarks):
+        pose = _fit_head_pose(neutral, landmarks.points[t], landmarks.weights[t], with_scale=False)
+        distance = np.linalg.norm(pose.apply(neutral) - landmarks.points[t], axis=1)
+        near = (distance < MAX_FACE_DISTANCE) & (landmarks.weights[t] > 0)
         if near.sum() >= LANDMARKS // 2:
             poses[int(t)] = pose
     return poses
 
 
-def start_motion(poses: dict[int, Similarity], count: int, expressions: int) -> Motion:
-    """Rigid motion over ``count`` timesteps; those without a pose take the nearest one."""
+def _start_motion(poses: dict[int, Similarity], count: int, expressions: int) -> SequenceMotion:
+    """Rigid motion over ``count`` timesteps; those without a pose take the nearest one.
+
+    Args:
+        poses: by timestep.
+        count: number of timesteps.
+        expressions: number of expression coefficients, zero at the start.
+    """
     rotations = np.stack([pose.rotation for pose in poses.values()])
     translations = np.stack([pose.translation for pose in poses.values()])
     nearest = np.abs(np.arange(count)[:, None] - np.array(list(poses))).argmin(axis=1)
     reference = Rotation.from_matrix(rotations).mean().as_matrix()
     relative = Rotation.from_matrix(rotations @ reference.T).as_rotvec()
     expression = np.zeros((count, expressions))
-    return Motion(reference, relative[nearest], translations[nearest], expression)
+    return SequenceMotion(reference, relative[nearest], translations[nearest], expression)
 
 
 # --- refinement ---------------------------------------------------------------------------------
 
 
-def refine(
-    settings: FitSettings, face: FaceModel, sequences: list[Observations], estimate: Estimate
-) -> Estimate:
+def _minimise(
+    settings: FitSettings, face: LandmarkModel, sequences: list[Observations], estimate: FitEstimate
+) -> FitEstimate:
     """Levenberg-Marquardt on all unknowns until a step hardly moves the landmarks."""
-    damping = FIRST_DAMPING
+    damping = START_DAMPING
     problem = linearise(settings, face, sequences, estimate)
     first = problem.cost
     reason = f"stopped after {settings.iterations}, the most that are allowed,"
     for step in tqdm(range(settings.iterations), desc="fitting the face model", unit="step"):
-        trial = estimate.moved(*solve(*damped(problem, damping)))
-        moved = landmark_motion(face, estimate, trial)
+        trial = estimate.moved(*solve(*_damp(problem, damping)))
+        moved = _landmark_step(face, estimate, trial)
         trial_problem = linearise(settings, face, sequences, trial)
         if trial_problem.cost < problem.cost:
             estimate, problem = trial, trial_problem
             damping *= 0.1
         else:
             damping *= 10.0
-        if moved < CONVERGED or damping > MOST_DAMPING:
+        if moved < CONVERGED_STEP or damping > MAX_DAMPING:
             reason = f"converged after {step + 1}"
             break
     level = logging.INFO if reason.startswith("converged") else logging.WARNING
@@ -438,20 +509,21 @@ def refine(
     return estimate
 
 
-def landmark_motion(face: FaceModel, before: Estimate, after: Estimate) -> float:
+def _landmark_step(face: LandmarkModel, before: FitEstimate, after: FitEstimate) -> float:
     """Root mean square distance of the landmarks of two estimates, metres."""
     squared = [
-        (world_landmarks(face, after.shared, new) - world_landmarks(face, before.shared, old)) ** 2
+        (_world_landmarks(face, after.shared, new) - _world_landmarks(face, before.shared, old))
+        ** 2
         for old, new in zip(before.motions, after.motions, strict=True)
     ]
     return float(np.sqrt(3 * np.mean(np.concatenate([each.ravel() for each in squared]))))
 
 
-def damped(problem: Problem, damping: float) -> tuple[list[Chain], Array, Array]:
-    """The normal equations with their diagonals enlarged by the factor 1 + ``damping``."""
+def _damp(problem: FitEquations, damping: float) -> tuple[list[Chain], Float64, Float64]:
+    """The normal equations with their diagonals multiplied by 1 + ``damping``."""
     chains = []
     for chain in problem.chains:
-        extra = damping * np.einsum("tii->ti", chain.blocks) + LEAST_DAMPING
+        extra = damping * np.einsum("tii->ti", chain.blocks) + MIN_DAMPING
         diagonal = extra[..., None] * np.eye(extra.shape[1])
         chains.append(replace(chain, blocks=chain.blocks + diagonal))
     matrix = problem.matrix + damping * np.diag(np.diag(problem.matrix))
@@ -460,10 +532,10 @@ def damped(problem: Problem, damping: float) -> tuple[list[Chain], Array, Array]
 
 def linearise(
     settings: FitSettings,
-    face: FaceModel,
+    face: LandmarkModel,
     sequences: list[Observations],
-    estimate: Estimate,
-) -> Problem:
+    estimate: FitEstimate,
+) -> FitEquations:
     """Cost and normal equations of all terms at an estimate."""
     deviation = (estimate.shared.neutral - face.mean).ravel()
     pull = face.precision @ deviation
@@ -471,34 +543,34 @@ def linearise(
     gradient, matrix = pull, face.precision
     chains = []
     for observations, motion in zip(sequences, estimate.motions, strict=True):
-        part = landmark_terms(face, observations, estimate.shared, motion)
-        chain, prior = add_motion_prior(settings, part.chains[0], motion)
+        part = _linearise_landmarks(face, observations, estimate.shared, motion)
+        chain, prior = _add_motion_prior(settings, part.chains[0], motion)
         chains.append(chain)
         matrix = matrix + part.matrix
         gradient = gradient + part.gradient
         cost += part.cost + prior
-    return Problem(chains, matrix, gradient, cost)
+    return FitEquations(chains, matrix, gradient, cost)
 
 
-def landmark_terms(
-    face: FaceModel,
+def _linearise_landmarks(
+    face: LandmarkModel,
     observations: Observations,
-    shared: Shared,
-    motion: Motion,
-) -> Problem:
+    shared: SharedUnknowns,
+    motion: SequenceMotion,
+) -> FitEquations:
     """The reprojection cost of one sequence, linearised.
 
     All cameras' residuals of a landmark depend on its one position in the world, so they are
     summed there into a 3×3 information matrix before the unknowns enter.
     """
     turn = motion.matrices
-    centred = head_centred(face, shared, motion)
+    centred = _rotated_landmarks(face, shared, motion)
     world = centred + motion.translation[:, None]
-    cost, information, force = reprojection_terms(observations, world)
+    cost, information, force = _linearise_reprojection(observations, world)
     count, expressions = motion.expression.shape
 
     jacobian = np.zeros((count, LANDMARKS, 3, 6 + expressions))
-    jacobian[..., :3] = -skew(centred) @ left_jacobian(motion.rotation)[:, None]
+    jacobian[..., :3] = -cross_matrices(centred) @ left_jacobian(motion.rotation)[:, None]
     jacobian[..., 3:6] = np.eye(3)
     jacobian[..., 6:] = shared.scale * np.einsum("tij,ljk->tlik", turn, face.expression)
     weighted = information @ jacobian
@@ -510,22 +582,28 @@ def landmark_terms(
     nothing = np.zeros((count, 6 + expressions))
     gradient = np.einsum("tlik,tli->tk", jacobian, force)
     chain = Chain(blocks, nothing, nothing, border, gradient)
-    matrix, shared_gradient = neutral_terms(shared.scale * turn, information, force)
-    return Problem([chain], matrix, shared_gradient, cost)
+    matrix, shared_gradient = _neutral_equations(shared.scale * turn, information, force)
+    return FitEquations([chain], matrix, shared_gradient, cost)
 
 
-def head_centred(face: FaceModel, shared: Shared, motion: Motion) -> Array:
-    """(T, L, 3) landmarks with the world's axes and unit, the canonical origin at zero."""
+def _rotated_landmarks(
+    face: LandmarkModel, shared: SharedUnknowns, motion: SequenceMotion
+) -> Float64:
+    """(T, L, 3) landmarks with the world's axes and unit, relative to the canonical origin."""
     canonical = shared.neutral + np.einsum("lij,tj->tli", face.expression, motion.expression)
     return shared.scale * np.einsum("tij,tlj->tli", motion.matrices, canonical)
 
 
-def world_landmarks(face: FaceModel, shared: Shared, motion: Motion) -> Array:
-    """(T, L, 3) metres."""
-    return head_centred(face, shared, motion) + motion.translation[:, None]
+def _world_landmarks(
+    face: LandmarkModel, shared: SharedUnknowns, motion: SequenceMotion
+) -> Float64:
+    """(T, L, 3) world, metres."""
+    return _rotated_landmarks(face, shared, motion) + motion.translation[:, None]
 
 
-def neutral_terms(by_neutral: Array, information: Array, force: Array) -> tuple[Array, Array]:
+def _neutral_equations(
+    by_neutral: Float64, information: Float64, force: Float64
+) -> tuple[Float64, Float64]:
     """Normal equations (S, S) and gradient (S,) of the neutral landmarks.
 
     Args:
@@ -538,24 +616,28 @@ def neutral_terms(by_neutral: Array, information: Array, force: Array) -> tuple[
     return block_diag(*blocks), gradient.ravel()
 
 
-def reprojection_terms(observations: Observations, world: Array) -> tuple[float, Array, Array]:
-    """Robust reprojection cost, and its second and first derivative by the world landmarks.
+def _linearise_reprojection(
+    observations: Observations, world: Float64
+) -> tuple[float, Float64, Float64]:
+    """Robust reprojection cost, and its derivatives by the world landmarks (T, L, 3).
 
     Returns:
         cost, (T, L, 3, 3) Gauss-Newton matrix, (T, L, 3) gradient.
     """
-    pixels, jacobian = reproject(observations.projections, world)
+    pixels, jacobian = project_with_jacobian(observations.projections, world)
     residual = pixels - observations.points
-    robust, share = geman_mcclure((residual**2).sum(-1), observations.gate)
+    robust, ratio = geman_mcclure((residual**2).sum(-1), observations.gate)
     weights = observations.weights
-    weighted = (weights * share)[..., None, None] * jacobian
+    weighted = (weights * ratio)[..., None, None] * jacobian
     information = np.einsum("tclki,tclkj->tlij", weighted, jacobian)
     force = np.einsum("tclki,tclk->tli", weighted, residual)
     return float(0.5 * (weights * robust).sum()), information, force
 
 
-def add_motion_prior(settings: FitSettings, chain: Chain, motion: Motion) -> tuple[Chain, float]:
-    """Add the priors on expression and on second differences over time; and give their cost."""
+def _add_motion_prior(
+    settings: FitSettings, chain: Chain, motion: SequenceMotion
+) -> tuple[Chain, float]:
+    """Add the priors on expression and on second differences over time; return their cost too."""
     count, expressions = motion.expression.shape
     changes = np.repeat(
         [ROTATION_CHANGE, TRANSLATION_CHANGE, EXPRESSION_CHANGE], [3, 3, expressions]
@@ -576,37 +658,22 @@ def add_motion_prior(settings: FitSettings, chain: Chain, motion: Motion) -> tup
     return enlarged, float(0.5 * (motion.unknowns * pull).sum())
 
 
-def skew(vectors: Array) -> Array:
-    """Cross product matrices (..., 3, 3) of vectors (..., 3)."""
-    x, y, z = np.moveaxis(vectors, -1, 0)
-    zero = np.zeros_like(x)
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*x.shape, 3, 3)
-
-
-def left_jacobian(rotation: Array) -> Array:
-    """(T, 3, 3) ``J`` with ``exp(w + dw) ≈ exp(J dw) exp(w)`` for rotation vectors (T, 3)."""
-    angle = np.linalg.norm(rotation, axis=1)[:, None, None]
-    safe = np.maximum(angle, 1e-4)
-    first = np.where(angle < 1e-4, 0.5, (1 - np.cos(safe)) / safe**2)
-    second = np.where(angle < 1e-4, 1 / 6, (safe - np.sin(safe)) / safe**3)
-    cross = skew(rotation)
-    return np.eye(3) + first * cross + second * (cross @ cross)
-
-
 # --- result -------------------------------------------------------------------------------------
 
 
-def reprojection_distance(
-    face: FaceModel, shared: Shared, motion: Motion, observations: Observations
-) -> Array:
+def _reprojection_distance(
+    face: LandmarkModel, shared: SharedUnknowns, motion: SequenceMotion, observations: Observations
+) -> Float64:
     """(T, C, L) pixels between the fitted landmarks and the detections."""
-    pixels, _ = project(observations.projections, world_landmarks(face, shared, motion))
+    pixels, _ = project_points(observations.projections, _world_landmarks(face, shared, motion))
     return np.linalg.norm(pixels - observations.points, axis=-1)
 
 
-def track(face: FaceModel, shared: Shared, motion: Motion, observations: Observations) -> Tracking:
-    """The contract's record of one sequence."""
-    distance = reprojection_distance(face, shared, motion, observations)
+def _make_tracking(
+    face: LandmarkModel, shared: SharedUnknowns, motion: SequenceMotion, observations: Observations
+) -> Tracking:
+    """What is written of one sequence."""
+    distance = _reprojection_distance(face, shared, motion, observations)
     seen = observations.confidence > 0
     count = seen.sum(axis=2)
     error = np.where(count > 0, (distance * seen).sum(axis=2) / np.maximum(count, 1), np.nan)
@@ -614,7 +681,7 @@ def track(face: FaceModel, shared: Shared, motion: Motion, observations: Observa
         motion.expression,
         Rotation.from_matrix(motion.matrices).as_rotvec(),
         motion.translation,
-        world_landmarks(face, shared, motion),
+        _world_landmarks(face, shared, motion),
         error,
     )
     return Tracking(*(part.astype(np.float32) for part in parts))

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from eavatar.arrays import Float64, Int64
 from eavatar.errors import UserError
-from eavatar.face.views import Array, Faces, Indices, complete, usable
+from eavatar.face.views import Faces, complete_faces, usable_boxes
 from eavatar.io import LANDMARKS, Float, Landmarks, read_cameras, require, write_arrays
 from eavatar.settings import IngestSettings, LandmarkSettings
 
@@ -46,8 +47,8 @@ class Frames:
 
     folder: Path
     serials: list[str]
-    source_frames: Indices
-    projections: Array
+    source_frames: Int64
+    projections: Float64
     size: int
 
 
@@ -136,8 +137,8 @@ class FaceNetwork:
             confidence in [0, 1].
     """
 
-    boxes: Callable[[list[Image]], list[Array]]
-    landmarks: Callable[[list[Image], Array], tuple[Array, Array]]
+    boxes: Callable[[list[Image]], list[Float64]]
+    landmarks: Callable[[list[Image], Float64], tuple[Float64, Float64]]
 
 
 def detect_in_views(
@@ -146,7 +147,7 @@ def detect_in_views(
     """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views.
 
     Faces that the network misses are looked for where neighbouring timesteps and other views
-    say they are: see `eavatar.face.views.complete`.
+    say they are: see `eavatar.face.views.complete_faces`.
 
     Args:
         network: finds faces and landmarks.
@@ -157,7 +158,7 @@ def detect_in_views(
     factor = min(image_size / frames.size, 1.0)
     batches = partial(_read_batches, frames, image_size=image_size, batch_size=batch_size)
 
-    def locate(keys: Indices, boxes: Array) -> tuple[Array, Array]:
+    def locate(keys: Int64, boxes: Float64) -> tuple[Float64, Float64]:
         found = [
             network.landmarks(images, boxes[rows] * factor)
             for rows, images in batches(keys, "landmarks in missed faces")
@@ -169,14 +170,14 @@ def detect_in_views(
     shape = (*frames.source_frames.shape, MAX_FACES)
     candidates = _find_candidates(network, batches(keys, "detecting faces"), keys, shape, factor)
     used = frames.source_frames >= 0
-    faces = complete(candidates, frames.projections, used, frames.size, locate)
+    faces = complete_faces(candidates, frames.projections, used, frames.size, locate)
     return faces.points.astype(np.float32), faces.confidence.astype(np.float32)
 
 
 def _find_candidates(
     network: FaceNetwork,
     batches: Iterator[tuple[slice, list[Image]]],
-    keys: Indices,
+    keys: Int64,
     shape: tuple[int, ...],
     factor: float,
 ) -> Faces:
@@ -194,7 +195,7 @@ def _find_candidates(
     )
     for rows, images in batches:
         found = [
-            boxes[usable(boxes[:, :4], len(images[0]))][:MAX_FACES, :4]
+            boxes[usable_boxes(boxes[:, :4], len(images[0]))][:MAX_FACES, :4]
             for boxes in network.boxes(images)
         ]
         owner = np.repeat(np.arange(len(found)), [len(boxes) for boxes in found])
@@ -209,7 +210,7 @@ def _find_candidates(
 
 
 def _read_batches(
-    frames: Frames, keys: Indices, purpose: str, image_size: int, batch_size: int
+    frames: Frames, keys: Int64, purpose: str, image_size: int, batch_size: int
 ) -> Iterator[tuple[slice, list[Image]]]:
     """The frames at ``keys`` (N, 2), timestep and camera, as rows of ``keys`` and their images."""
     paths = [

@@ -1,10 +1,11 @@
-"""What a detection's error is, learned from how well the views of a landmark agree.
+"""A noise model of landmark detections, estimated from triangulation residuals.
 
-A detector's confidence ranks its errors but is not one. The noise of a detection is taken as a
-product: typical noise × a factor of its confidence × one of its landmark × one of its camera. Each
-is the median of the distances between detections and the triangulated landmarks, so neither the
-morphable model nor outliers enter. Landmarks that slide along the contour, as 2-D detectors mark
-the jaw line, and cameras that do not fit the others thus lose their weight.
+A detector's confidence ranks its errors but is not calibrated. The standard deviation of a
+detection is modelled as a product: typical noise × a factor of its confidence × one of its
+landmark × one of its camera. Each is a median of the distances between detections and triangulated
+landmarks, so neither the morphable model nor outliers enter. Landmarks that slide along the
+contour, as 2-D detectors mark the jaw line, and cameras that disagree with the others thus lose
+weight.
 
 Letters: T timesteps, C cameras, L = 68 landmarks, N detections.
 """
@@ -14,79 +15,87 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Float64, Int64
 from eavatar.io import LANDMARKS
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
 CONFIDENCE_BINS = 10
-RAYLEIGH_MEDIAN = 1.1774  # median distance for a deviation of 1 per axis
-PRIOR_COUNT = 100.0  # detections that the expected noise counts for
-LEAST_NOISE = 0.1  # of the expected noise: below it the model's own error decides
-SWEEPS = 3  # over confidence, landmarks and cameras
+RAYLEIGH_MEDIAN = 1.1774  # median distance for a standard deviation of 1 per axis
+PRIOR_COUNT = 100.0  # pseudo-observations of the expected noise
+MIN_NOISE = 0.1  # of the expected noise; below it the model's own error dominates
+SWEEPS = 3  # of coordinate descent over confidence, landmarks and cameras
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """Detections of a sequence that at least three views bear out.
+    """Residuals of a sequence's detections, of landmarks that at least three views see.
 
     Attributes:
         distance: (N,) to the triangulated landmark, pixels.
         confidence: (N,).
-        landmark, camera: (N,) indices.
+        landmark: (N,) indices.
+        camera: (N,) indices.
     """
 
-    distance: Array
-    confidence: Array
-    landmark: Integers
-    camera: Integers
+    distance: Float64
+    confidence: Float64
+    landmark: Int64
+    camera: Int64
 
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Deviation of detections per axis, in pixels.
+    """Standard deviation of detections per axis, pixels.
 
     Attributes:
         typical: of all detections.
         edges: (B - 1,) confidences between the bins.
-        by_confidence, by_landmark, by_camera: (B,), (L,) and (number of cameras,) factors.
+        by_confidence: (B,) factors.
+        by_landmark: (L,) factors.
+        by_camera: (number of cameras,) factors.
     """
 
     typical: float
-    edges: Array
-    by_confidence: Array
-    by_landmark: Array
-    by_camera: Array
+    edges: Float64
+    by_confidence: Float64
+    by_landmark: Float64
+    by_camera: Float64
 
-    def __call__(self, confidence: Array, cameras: Integers) -> Array:
+    def __call__(self, confidence: Float64, cameras: Int64) -> Float64:
         """(T, C, L) noise of detections with these confidences (T, C, L), by cameras (C,)."""
         factor = self.by_confidence[np.searchsorted(self.edges, confidence, side="right")]
         return self.typical * factor * self.by_landmark * self.by_camera[cameras][:, None]
 
 
 def collect_residuals(
-    distance: Array, confidence: Array, cameras: Integers, gate: float
+    distance: Float64, confidence: Float64, cameras: Int64, gate: float
 ) -> Residuals:
-    """The distances of one sequence below ``gate`` pixels, freed of the triangulation's fit.
+    """The residuals of one sequence, corrected for the degrees of freedom of triangulation.
 
     Args:
-        distance, confidence: (T, C, L). cameras: (C,) numbers of the sequence's cameras.
+        distance: (T, C, L) of detections to the projected landmarks, pixels.
+        confidence: (T, C, L), 0 = not seen.
+        cameras: (C,) indices of the sequence's cameras.
+        gate: pixels from which on a detection is left out.
     """
     used = (confidence > 0) & (distance < gate)
     views = used.sum(axis=1, keepdims=True)
     used &= views >= 3
-    # n views give 2 n residuals, of which three were spent on the position
-    freed = distance * np.sqrt(2 * views / np.maximum(2 * views - 3, 1))
+    # n views give 2 n residuals; the position takes three degrees of freedom
+    corrected = distance * np.sqrt(2 * views / np.maximum(2 * views - 3, 1))
     _, camera, landmark = np.nonzero(used)
-    return Residuals(freed[used], confidence[used], landmark, cameras[camera])
+    return Residuals(corrected[used], confidence[used], landmark, cameras[camera])
 
 
 def calibrate_noise(parts: list[Residuals], expected: float, cameras: int) -> NoiseModel:
-    """The noise that explains the residuals of all sequences.
+    """The noise model that explains the residuals of all sequences.
 
-    Where there are few, it is drawn to the ``expected`` noise, pixels, and to no differences.
+    `PRIOR_COUNT` pseudo-observations shrink it to the expected noise, equal for all.
+
+    Args:
+        parts: residuals of each sequence.
+        expected: standard deviation per axis, pixels.
+        cameras: number of cameras.
     """
     distance = np.concatenate([part.distance for part in parts]) / RAYLEIGH_MEDIAN
     confidence = np.concatenate([part.confidence for part in parts])
@@ -95,20 +104,26 @@ def calibrate_noise(parts: list[Residuals], expected: float, cameras: int) -> No
     inner = np.linspace(0, 1, CONFIDENCE_BINS + 1)[1:-1]
     edges = np.unique(np.quantile(confidence, inner)) if len(distance) else np.zeros(0)
     bins = np.searchsorted(edges, confidence, side="right")
-    typical = expected * float(factors(np.zeros_like(landmark), distance / expected, 1)[0])
+    typical = expected * float(_group_medians(np.zeros_like(landmark), distance / expected, 1)[0])
     groups = [(bins, len(edges) + 1), (landmark, LANDMARKS), (camera, cameras)]
     found = [np.ones(count) for _, count in groups]
     explained = np.full(len(distance), typical)
     for _ in range(SWEEPS):
         for number, (group, count) in enumerate(groups):
-            change = factors(group, distance / explained, count)
+            change = _group_medians(group, distance / explained, count)
             explained = explained * change[group]
             found[number] *= change
-    return NoiseModel(max(typical, LEAST_NOISE * expected), edges, *found)
+    return NoiseModel(max(typical, MIN_NOISE * expected), edges, *found)
 
 
-def factors(group: Integers, ratio: Array, count: int) -> Array:
-    """Median of the ratios (N,) of each group, drawn to 1 where a group has few, (count,)."""
+def _group_medians(group: Int64, ratio: Float64, count: int) -> Float64:
+    """Median ratio of each group, shrunk to 1 by `PRIOR_COUNT` pseudo-observations, (count,).
+
+    Args:
+        group: (N,) indices of groups.
+        ratio: (N,) residuals over what is explained so far.
+        count: number of groups.
+    """
     order = np.argsort(group, kind="stable")
     parts = np.split(ratio[order], np.searchsorted(group[order], np.arange(1, count)))
     return np.array(

@@ -1,8 +1,7 @@
-"""How far each timestep of a landmark fit can be trusted: ``quality.csv``."""
+"""The quality of a landmark fit at each timestep: ``quality.csv``."""
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -10,37 +9,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eavatar.io import atomic
+from eavatar.arrays import Bool, Float64, Int64
+from eavatar.io import write_rows
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-
-ENOUGH_CAMERAS = 3  # two views cannot tell which of them is wrong
-LARGE_RESIDUAL = 2.0  # times the median over the subject
-COLUMNS = ("sequence", "timestep", "cameras", "reprojection_px", "flag")
+MIN_CAMERAS = 3  # two views cannot tell which of them is wrong
+MAX_RESIDUAL = 2.0  # times the median over the subject
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityRow:
+    """A row of ``quality.csv``: one timestep.
+
+    Attributes:
+        sequence: its name.
+        timestep: index in the sequence.
+        cameras: number of cameras that support the fit.
+        reprojection_px: median reprojection error, three decimals; empty without such a camera.
+        flag: ``ok``, ``interpolated``, ``few cameras`` or ``large residual``.
+    """
+
+    sequence: str
+    timestep: int
+    cameras: int
+    reprojection_px: str
+    flag: str
+
+
+@dataclass(frozen=True)
+class SequenceQuality:
     """The timesteps of one sequence.
 
     Attributes:
-        cameras: (T,) cameras in which most landmarks seen are within ``gate`` pixels.
-        reprojection: (T,) median distance to the detections of these cameras, pixels; else NaN.
+        cameras: (T,) number of cameras whose detections support the fit.
+        reprojection: (T,) median reprojection error in these cameras, pixels; else NaN.
     """
 
-    cameras: NDArray[np.int64]
-    reprojection: Array
+    cameras: Int64
+    reprojection: Float64
 
 
-def judge(distance: Array, seen: Flags, gate: float) -> Quality:
-    """Compare a fit with its detections: distances (T, C, L) to them, pixels, and those seen.
+def measure_quality(distance: Float64, seen: Bool, gate: float) -> SequenceQuality:
+    """Compare a fit with its detections.
 
-    A camera must show a quarter of the landmarks, and most of those must agree with the fit.
+    A camera supports the fit if it shows a quarter of the landmarks and most of those agree.
+
+    Args:
+        distance: (T, C, L) reprojection errors, pixels.
+        seen: (T, C, L) whether a landmark was detected.
+        gate: pixels within which a detection agrees with the fit.
     """
     count = seen.sum(axis=2)
     agree = (seen & (distance < gate)).sum(axis=2)
@@ -49,40 +68,39 @@ def judge(distance: Array, seen: Flags, gate: float) -> Quality:
     reprojection = np.full(len(distance), np.nan)
     for t in np.flatnonzero(used.any(axis=(1, 2))):
         reprojection[t] = np.median(distance[t][used[t]])
-    return Quality(supporting.sum(axis=1), reprojection)
+    return SequenceQuality(supporting.sum(axis=1), reprojection)
 
 
-def flags(quality: Quality, typical: float) -> list[str]:
-    """'ok' or what is wrong with each timestep; ``typical`` is the subject's residual, pixels."""
+def _find_flags(quality: SequenceQuality, typical: float) -> list[str]:
+    """'ok' or what is wrong with each timestep; ``typical`` is the subject's median, pixels."""
     return [
         "interpolated"
         if cameras == 0
         else "few cameras"
-        if cameras < ENOUGH_CAMERAS
+        if cameras < MIN_CAMERAS
         else "large residual"
-        if residual > LARGE_RESIDUAL * typical
+        if residual > MAX_RESIDUAL * typical
         else "ok"
         for cameras, residual in zip(quality.cameras, quality.reprojection, strict=True)
     ]
 
 
-def write_quality(path: Path, sequences: Mapping[str, Quality]) -> None:
-    """Write a row for each timestep and log how many of them are doubtful."""
+def write_quality(path: Path, sequences: Mapping[str, SequenceQuality]) -> Path:
+    """Write a row for each timestep and log how many have which flag."""
     residuals = np.concatenate([each.reprojection for each in sequences.values()])
     typical = float(np.nanmedian(residuals)) if np.isfinite(residuals).any() else 0.0
-    counts: Counter[str] = Counter()
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for name, quality in sequences.items():
-            found = flags(quality, typical)
-            counts.update(found)
-            columns = zip(quality.cameras, quality.reprojection, found, strict=True)
-            for timestep, (cameras, residual, flag) in enumerate(columns):
-                shown = "" if np.isnan(residual) else f"{residual:.3f}"
-                writer.writerow((name, timestep, cameras, shown, flag))
+    rows = []
+    for name, quality in sequences.items():
+        columns = zip(
+            quality.cameras, quality.reprojection, _find_flags(quality, typical), strict=True
+        )
+        for timestep, (cameras, residual, flag) in enumerate(columns):
+            shown = "" if np.isnan(residual) else f"{residual:.3f}"
+            rows.append(QualityRow(name, timestep, int(cameras), shown, flag))
+    counts = Counter(row.flag for row in rows)
     logger.info(
         "median reprojection error %.2f px; timesteps: %s",
         typical,
         ", ".join(f"{count} {flag}" for flag, count in counts.most_common()),
     )
+    return write_rows(path, rows)

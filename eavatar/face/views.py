@@ -1,4 +1,4 @@
-"""Faces of many calibrated views: which views agree, and where a face that was missed must be.
+"""Faces in many calibrated views: which views agree, and where a face was missed.
 
 Letters: T timesteps, C cameras, K candidate faces in a frame, P pairs of candidates. All in the
 pixels of the ingested frames; boxes are left, top, right, bottom.
@@ -11,24 +11,26 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eavatar.face.triangulation import intersect, project, triangulate, view_planes
+from eavatar.arrays import Bool, Float64, Int64
+from eavatar.face.triangulation import (
+    intersect_planes,
+    project_points,
+    triangulate,
+    view_planes,
+)
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Indices = NDArray[np.int64]
-
-# Two views agree on a face if half of its landmarks lie this close to where the views place them
-# together, as a share of the box's side: a detector errs by 1 to 3 %, another face by over 50 %.
+# Two views agree on a face if half of its landmarks lie this close to the projections of the points
+# triangulated from both, as a fraction of the box's side: a detector errs by 1 to 3 %, another face
+# by over 50 %.
 AGREEMENT = 0.1
 VOTING = slice(None, None, 4)  # landmarks by which views are compared: 17 of all parts of a face
-FACE_RADIUS = 0.02, 0.2  # metres; median distance of a face's landmarks to their middle, 0.05 m
-REACH = 5  # timesteps between the detections that a box is interpolated between; 0.2 s at 24 Hz
-INTERPOLATED = 0.5  # confidence of landmarks in an interpolated box: nothing saw a face there
-SMALLEST = 16  # pixels; the landmark network would see a smear in smaller boxes
+FACE_RADIUS = 0.02, 0.2  # metres; limits of the median distance of landmarks to their median
+MAX_GAP = 5  # timesteps between detections to interpolate a box between; 0.2 s at 24 Hz
+INTERPOLATED_CONFIDENCE = 0.5  # factor in an interpolated box, where no face was detected
+MIN_BOX = 16  # pixels; smaller boxes show the landmark network too little
 
-Locate = Callable[[Indices, Array], tuple[Array, Array]]
+Locate = Callable[[Int64, Float64], tuple[Float64, Float64]]
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,21 @@ class Faces:
         confidence: (..., 68) in [0, 1]; all 0 = no face.
     """
 
-    boxes: Array
-    points: Array
-    confidence: Array
+    boxes: Float64
+    points: Float64
+    confidence: Float64
 
     @property
-    def found(self) -> Mask:
+    def found(self) -> Bool:
         """(...,) whether there is a face."""
         return np.asarray(self.confidence.max(axis=-1) > 0)
 
     @property
-    def sides(self) -> Array:
+    def sides(self) -> Float64:
         """(...,) geometric mean of width and height of the boxes, pixels; at least 1."""
         return np.sqrt(np.prod((self.boxes[..., 2:] - self.boxes[..., :2]).clip(1), axis=-1))
 
-    def put(self, keys: Indices, boxes: Array, points: Array, confidence: Array) -> Faces:
+    def put(self, keys: Int64, boxes: Float64, points: Float64, confidence: Float64) -> Faces:
         """With the faces at ``keys`` (N, 2), timestep and camera, replaced."""
         result = Faces(self.boxes.copy(), self.points.copy(), self.confidence.copy())
         at = tuple(keys.T)
@@ -63,31 +65,33 @@ class Faces:
         return result
 
 
-def complete(candidates: Faces, projections: Array, used: Mask, size: int, locate: Locate) -> Faces:
-    """One face per view: the one that other views confirm, else the most certain one.
+def complete_faces(
+    candidates: Faces, projections: Float64, used: Bool, size: int, locate: Locate
+) -> Faces:
+    """One face per view: the one that other views confirm, else the most confident one.
 
-    A view without a face gets the box between those of neighbouring timesteps. Where two views
+    A view without a face gets a box interpolated between neighbouring timesteps. Where two views
     agree, every view that does not agree with them gets the box of the landmarks triangulated
     from those that do; if the face found there disagrees too, the view has none.
 
     Args:
-        candidates: (T, C, K).
+        candidates: (T, C, K) detected faces.
         projections: (C, 3, 4) world metres to pixels.
         used: (T, C) whether there is a frame.
         size: side of the frames, pixels.
         locate: landmarks (N, 68, 2) and confidence (N, 68) of the faces at ``keys`` (N, 2),
             timestep and camera, in boxes (N, 4).
     """
-    faces = choose(candidates, agreeing(candidates, projections))
-    boxes, missed = interpolated_boxes(faces.boxes, faces.found)
+    faces = _choose_faces(candidates, find_agreeing(candidates, projections))
+    boxes, missed = interpolate_boxes(faces.boxes, faces.found)
     keys = np.argwhere(missed & used)
     if len(keys):
         points, confidence = locate(keys, boxes[missed & used])
-        faces = faces.put(keys, boxes[missed & used], points, INTERPOLATED * confidence)
-    return project_faces(faces, projections, used, size, locate)
+        faces = faces.put(keys, boxes[missed & used], points, INTERPOLATED_CONFIDENCE * confidence)
+    return _correct_faces(faces, projections, used, size, locate)
 
 
-def choose(candidates: Faces, agreeing_candidates: Indices) -> Faces:
+def _choose_faces(candidates: Faces, agreeing_candidates: Int64) -> Faces:
     """The agreeing candidate of each view (T, C), else that of the greatest total confidence."""
     best = candidates.confidence.sum(axis=-1).argmax(axis=-1)
     index = np.where(agreeing_candidates >= 0, agreeing_candidates, best)[..., None, None]
@@ -98,25 +102,30 @@ def choose(candidates: Faces, agreeing_candidates: Indices) -> Faces:
     )
 
 
-def interpolated_boxes(boxes: Array, found: Mask) -> tuple[Array, Mask]:
-    """Boxes (T, C, 4) where none was found between two of a camera, and (T, C) where that is.
+def interpolate_boxes(boxes: Float64, found: Bool) -> tuple[Float64, Bool]:
+    """Boxes of timesteps without a face, linearly interpolated over at most `MAX_GAP` timesteps.
 
-    Both detections lie within `REACH` timesteps of each other.
+    Args:
+        boxes: (T, C, 4).
+        found: (T, C) whether a box is one of a face.
+
+    Returns:
+        (T, C, 4) boxes and (T, C) whether a box is interpolated.
     """
     boxes, filled = boxes.copy(), np.zeros_like(found)
     for camera in range(found.shape[1]):
         known = np.flatnonzero(found[:, camera])
         for first, last in pairwise(known):
-            if last - first <= REACH:
+            if last - first <= MAX_GAP:
                 inside = np.arange(first + 1, last)
-                share = ((inside - first) / (last - first))[:, None]
+                weight = ((inside - first) / (last - first))[:, None]
                 ends = boxes[first, camera], boxes[last, camera]
-                boxes[inside, camera] = (1 - share) * ends[0] + share * ends[1]
+                boxes[inside, camera] = (1 - weight) * ends[0] + weight * ends[1]
                 filled[inside, camera] = True
     return boxes, filled
 
 
-def agreeing(candidates: Faces, projections: Array) -> Indices:
+def find_agreeing(candidates: Faces, projections: Float64) -> Int64:
     """(T, C) the candidate that agrees with the most other views; -1 where none does."""
     timesteps, cameras = candidates.found.shape[:2]
     result = np.full((timesteps, cameras), -1)
@@ -125,33 +134,33 @@ def agreeing(candidates: Faces, projections: Array) -> Indices:
         if len(np.unique(camera)) < 2:
             continue
         points, sides = candidates.points[timestep, :, :, VOTING], candidates.sides[timestep]
-        confirmed = best_pair(
+        confirmed = _find_best_pair(
             projections[camera], camera, points[camera, candidate], sides[camera, candidate]
         )
         result[timestep, camera[confirmed]] = candidate[confirmed]
     return result
 
 
-def best_pair(projections: Array, camera: Indices, points: Array, sides: Array) -> Indices:
-    """The faces that agree with the best pair of faces in two cameras, one for each camera.
+def _find_best_pair(projections: Float64, camera: Int64, points: Float64, sides: Float64) -> Int64:
+    """The consensus set of the best pair of faces in two cameras, one face for each camera.
 
-    Of all pairs the one wins whose landmarks, triangulated from the two, lie within `AGREEMENT`
-    of the nearest face in the most cameras; the distances decide between equals.
+    The best pair is the one whose landmarks, triangulated from the two, lie within `AGREEMENT` of
+    the nearest face in the most cameras; the distances decide between equals.
 
     Args:
         projections: (N, 3, 4) of the camera of each face.
-        camera: (N,) ascending.
+        camera: (N,) indices of cameras, ascending.
         points: (N, L, 2) pixels.
         sides: (N,) of the boxes, pixels.
 
     Returns:
-        Indices of faces; none where no pair agrees with itself.
+        Int64 of faces; none where no pair agrees with itself.
     """
     first, second = np.triu_indices(len(camera), k=1)
     first, second = np.stack([first, second])[:, camera[first] != camera[second]]
     matrices, vectors = (planes[0] for planes in view_planes(projections, points[None]))
-    world = intersect(matrices[first] + matrices[second], vectors[first] + vectors[second])
-    pixels, depth = project(projections, world)
+    world = intersect_planes(matrices[first] + matrices[second], vectors[first] + vectors[second])
+    pixels, depth = project_points(projections, world)
     distances = np.median(np.linalg.norm(pixels - points, axis=-1), axis=-1) / sides
     in_front = np.median(depth, axis=-1) > 0
     closeness = np.where(in_front, 1 - distances / AGREEMENT, 0).clip(0)
@@ -159,7 +168,7 @@ def best_pair(projections: Array, camera: Indices, points: Array, sides: Array) 
     nearest = np.maximum.reduceat(closeness, starts, axis=1)
     pairs = np.arange(len(first))
     agrees = (closeness[pairs, first] > 0) & (closeness[pairs, second] > 0)
-    agrees &= plausible(world)
+    agrees &= _have_face_size(world)
     votes = np.where(agrees, (nearest > 0).sum(axis=1) + nearest.mean(axis=1), 0)
     best = int(votes.argmax())
     if votes[best] == 0:
@@ -169,17 +178,22 @@ def best_pair(projections: Array, camera: Indices, points: Array, sides: Array) 
     return np.flatnonzero(chosen)
 
 
-def plausible(world: Array) -> Mask:
+def _have_face_size(world: Float64) -> Bool:
     """(P,) whether landmarks (P, L, 3), metres, have a face's size."""
     offsets = world - np.median(world, axis=1, keepdims=True)
     radius = np.median(np.linalg.norm(offsets, axis=-1), axis=-1)
     return np.asarray((radius > FACE_RADIUS[0]) & (radius < FACE_RADIUS[1]))
 
 
-def project_faces(faces: Faces, projections: Array, used: Mask, size: int, locate: Locate) -> Faces:
-    """Faces (T, C) with those of the timesteps where views agree brought to agreement."""
+def _correct_faces(
+    faces: Faces, projections: Float64, used: Bool, size: int, locate: Locate
+) -> Faces:
+    """Faces in which every view agrees with those that agree, or has none.
+
+    Only at timesteps where some views agree. The arguments are those of `complete_faces`.
+    """
     single = Faces(*(array[:, :, None] for array in (faces.boxes, faces.points, faces.confidence)))
-    agrees = agreeing(single, projections) >= 0
+    agrees = find_agreeing(single, projections) >= 0
     known = np.asarray(agrees.any(axis=1))
     if not known.any():
         return faces
@@ -187,10 +201,10 @@ def project_faces(faces: Faces, projections: Array, used: Mask, size: int, locat
     weights = (faces.confidence * agrees[..., None])[known]
     world, certainty = triangulate(projections, faces.points[known], weights, distance)
     pixels, seen = np.zeros_like(faces.points), np.zeros(faces.confidence.shape, dtype=bool)
-    pixels[known] = project(projections, world)[0]
+    pixels[known] = project_points(projections, world)[0]
     seen[known] = (certainty > 0)[:, None]
     boxes = landmark_boxes(pixels, seen)
-    wanted = used & known[:, None] & ~agrees & usable(boxes, size)
+    wanted = used & known[:, None] & ~agrees & usable_boxes(boxes, size)
     if wanted.any():
         keys = np.argwhere(wanted)
         faces = faces.put(keys, boxes[wanted], *locate(keys, boxes[wanted]))
@@ -199,21 +213,21 @@ def project_faces(faces: Faces, projections: Array, used: Mask, size: int, locat
     return replace(faces, confidence=np.where(wrong[..., None], 0.0, faces.confidence))
 
 
-def landmark_boxes(pixels: Array, seen: Mask) -> Array:
+def landmark_boxes(pixels: Float64, seen: Bool) -> Float64:
     """(T, C, 4) the smallest boxes around the landmarks (T, C, 68, 2) that are ``seen``.
 
     Such boxes are what the landmark network was trained on; a detector's are about 1.1 times as
-    large. Where no landmark is seen the box is turned inside out.
+    large. Where no landmark is seen, left is +∞ and right -∞.
     """
     low = np.where(seen[..., None], pixels, np.inf).min(axis=2)
     high = np.where(seen[..., None], pixels, -np.inf).max(axis=2)
     return np.concatenate([low, high], axis=-1)
 
 
-def usable(boxes: Array, size: int) -> Mask:
-    """(...,) whether boxes (..., 4) have their middle in the frame and a face could be seen."""
+def usable_boxes(boxes: Float64, size: int) -> Bool:
+    """(...,) whether boxes (..., 4) are large enough and have their centre in the frame."""
     low, high = boxes[..., :2], boxes[..., 2:]
-    large = (high - low).min(axis=-1) >= SMALLEST
+    large = (high - low).min(axis=-1) >= MIN_BOX
     with np.errstate(invalid="ignore"):
         middle = (low + high) / 2
     return np.asarray(large & ((middle >= 0) & (middle <= size)).all(axis=-1))

@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from eavatar.arrays import Float64
 from eavatar.errors import UserError
 from eavatar.io import (
     Alignment,
@@ -32,7 +33,7 @@ from eavatar.meshes import sample_surface
 from eavatar.prior.generate import fit_head
 from eavatar.prior.open3d_loader import import_open3d
 from eavatar.settings import AlignSettings
-from eavatar.transforms import Array, Similarity
+from eavatar.transforms import Similarity
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class Target:
         head: (M, 3) samples of the generic head fitted to it.
     """
 
-    face: Array
-    head: Array
+    face: Float64
+    head: Float64
 
 
 def align_prior(
@@ -117,7 +118,7 @@ def check_quality(alignment: Alignment, settings: AlignSettings, raw: Path) -> N
         )
 
 
-def build_target(face: Mesh, landmarks: Array, samples: int, seed: int) -> Target:
+def build_target(face: Mesh, landmarks: Float64, samples: int, seed: int) -> Target:
     points, _ = sample_surface(face, samples, seed)
     near = cKDTree(landmarks).query(points)[0] < FACE_RADIUS
     if not near.any():
@@ -129,7 +130,7 @@ def build_target(face: Mesh, landmarks: Array, samples: int, seed: int) -> Targe
     return Target(points[near][:FINE_SAMPLES], sample_surface(head, FINE_SAMPLES, seed)[0])
 
 
-def search(prior: Array, target: Target) -> Similarity:
+def search(prior: Float64, target: Target) -> Similarity:
     """The similarity from the prior's frame to canonical space.
 
     Args:
@@ -148,7 +149,7 @@ def search(prior: Array, target: Target) -> Similarity:
     return min(refined, key=lambda found: score(found.apply(several), target.face, target.head))
 
 
-def starts(prior: Array, head: Array) -> list[Similarity]:
+def starts(prior: Float64, head: Float64) -> list[Similarity]:
     """First guesses: every rotation and scale, the middles of both heads together."""
     prior_centre, head_centre = np.median(prior, axis=0), np.median(head, axis=0)
     size = np.linalg.norm(head - head_centre, axis=1).mean()
@@ -160,7 +161,7 @@ def starts(prior: Array, head: Array) -> list[Similarity]:
     ]
 
 
-def refine(prior: Array, target: Target, start: Similarity) -> Similarity:
+def refine(prior: Float64, target: Target, start: Similarity) -> Similarity:
     """From a rough alignment to a precise one: complete heads first, then the face alone."""
     rough = icp(prior[:FINE_SAMPLES], target.head, start, HEAD_STAGES)
     moved = rough.apply(prior)
@@ -174,7 +175,7 @@ def refine(prior: Array, target: Target, start: Similarity) -> Similarity:
 
 
 def icp(
-    source: Array, target: Array, start: Similarity, stages: tuple[tuple[float, int], ...]
+    source: Float64, target: Float64, start: Similarity, stages: tuple[tuple[float, int], ...]
 ) -> Similarity:
     """Open3D's point-to-point ICP with scale, through stages of (distance, iterations)."""
     open3d = import_open3d()
@@ -195,7 +196,7 @@ def icp(
     return Similarity(scale, matrix[:3, :3] / scale, matrix[:3, 3].copy())
 
 
-def score(prior: Array, seen: Array, expected: Array) -> float:
+def score(prior: Float64, seen: Float64, expected: Float64) -> float:
     """Symmetric clipped distance, dm: of what was seen to the prior and of the prior to a head.
 
     Args:
@@ -206,7 +207,9 @@ def score(prior: Array, seen: Array, expected: Array) -> float:
     return float(np.minimum(there, CLIP).mean() + np.minimum(back, CLIP).mean())
 
 
-def judge(transform: Similarity, prior: Array, target: Target, inlier_distance: float) -> Alignment:
+def judge(
+    transform: Similarity, prior: Float64, target: Target, inlier_distance: float
+) -> Alignment:
     """How much of the face the aligned prior explains, and how closely."""
     distance, _ = cKDTree(transform.apply(prior)).query(target.face)
     inliers = distance[distance < inlier_distance]

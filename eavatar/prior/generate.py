@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from eavatar.arrays import Float64
 from eavatar.io import Mesh, write_mesh
 from eavatar.meshes import vertex_normals
 from eavatar.prior.template import Head, generic_head
 from eavatar.settings import GenerateSettings
-from eavatar.transforms import Array, fit_similarity
+from eavatar.transforms import fit_similarity
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def generate_prior(
     logger.info("prior from %s: %d vertices", settings.source, len(raw.vertices))
 
 
-def fit_head(landmarks: Array, neutral: Mesh) -> Head:
+def fit_head(landmarks: Float64, neutral: Mesh) -> Head:
     """The generic head deformed to a subject's neutral face, in canonical space.
 
     A similarity brings the landmarks together; a smooth warp then makes them agree, and draws
@@ -87,7 +88,7 @@ def fit_head(landmarks: Array, neutral: Mesh) -> Head:
     return Head(replace(generic.mesh, vertices=vertices.astype(np.float32)), marks)
 
 
-def warp(points: Array, sources: Array, targets: Array, smoothing: Array) -> Array:
+def warp(points: Float64, sources: Float64, targets: Float64, smoothing: Float64) -> Float64:
     """Points (N, 3) moved by the smoothest displacement that takes sources to targets (M, 3).
 
     The biharmonic radial function -r with a constant: bounded far away, unlike a spline with
@@ -105,8 +106,8 @@ def warp(points: Array, sources: Array, targets: Array, smoothing: Array) -> Arr
 
 
 def surface_pulls(
-    vertices: Array, faces: NDArray[np.int64], neutral: Mesh, reach: float
-) -> tuple[Array, Array]:
+    vertices: Float64, faces: NDArray[np.int64], neutral: Mesh, reach: float
+) -> tuple[Float64, Float64]:
     """Template vertices (M, 3) and the points (M, 3) of the fitted face that they belong to.
 
     A pair counts if it is closer than ``reach``, both surfaces face the same way, and the face

@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
+from eavatar.arrays import Float64
 from eavatar.io import Mesh
-from eavatar.transforms import Array
 
 CELL = 0.055  # side of the sampling grid's cells, dm: lips and nostrils just show
 CREASE = 0.7  # standard deviation of the filter that softens the seams between blocks, cells
@@ -41,7 +41,7 @@ class Ellipsoid:
     yaw: float = 0.0
     carve: bool = False
 
-    def distance(self, points: Array) -> Array:
+    def distance(self, points: Float64) -> Float64:
         """(...,) signed distance of points (..., 3), exact to first order near the surface."""
         from scipy.spatial.transform import Rotation
 
@@ -108,10 +108,10 @@ class Head:
     """
 
     mesh: Mesh
-    landmarks: Array
+    landmarks: Float64
 
 
-def head_distance(points: Array) -> Array:
+def head_distance(points: Float64) -> Float64:
     """(...,) signed distance, dm, of points (..., 3) to the generic head, negative inside."""
     result = HEAD[0].distance(points)
     for block in HEAD[1:]:
@@ -123,7 +123,7 @@ def head_distance(points: Array) -> Array:
     return result
 
 
-def project(points: Array, iterations: int = 10) -> Array:
+def project(points: Float64, iterations: int = 10) -> Float64:
     """Points (N, 3) moved on to the generic head along its normals (Newton's method)."""
     step = 1e-4 * np.eye(3)
     for _ in range(iterations):
@@ -134,14 +134,14 @@ def project(points: Array, iterations: int = 10) -> Array:
     return points
 
 
-def symmetric(half: tuple[tuple[float, float, float], ...]) -> Array:
+def symmetric(half: tuple[tuple[float, float, float], ...]) -> Float64:
     """Landmarks from the subject's right to the left, from those of the right side and median."""
     right = np.array(half, dtype=np.float64)
     left = right[right[:, 0] < 0][::-1] * (-1, 1, 1)
     return np.concatenate([right, left])
 
 
-def generic_landmarks() -> Array:
+def generic_landmarks() -> Float64:
     """(68, 3) iBUG landmarks on the generic head, dm."""
     right_eye = np.array(EYE)
     left_eye = right_eye[[3, 2, 1, 0, 5, 4]] * (-1, 1, 1)

@@ -27,7 +27,7 @@ from eavatar.face.backends.face_alignment import (
     weights_folder,
 )
 from eavatar.face.landmarks import detect_landmarks, read_image
-from eavatar.face.views import usable
+from eavatar.face.views import usable_boxes
 from eavatar.io import Landmarks, read_arrays, write_cameras
 from eavatar.settings import IngestSettings, LandmarkSettings
 
@@ -330,7 +330,7 @@ def test_any_usable_box_can_be_cropped(
     from face_alignment import utils
 
     box = np.array([*corner, *np.add(corner, sides)])
-    if usable(box, 512):
+    if usable_boxes(box, 512):
         middle = (box[:2] + box[2:]) / 2 - (0, utils.CENTER_Y_OFFSET * sides[1])
         crop = utils.crop(np.zeros((512, 512, 3), np.uint8), middle, sum(sides) / 195)
         assert crop.shape == (256, 256, 3)

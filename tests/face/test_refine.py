@@ -14,35 +14,31 @@ from scipy.spatial.transform import Rotation
 
 from eavatar.cameras import Camera
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.face.photometric import compare
+from eavatar.face.photometric import linearise_colours
 from eavatar.face.refine import (
-    COARSE,
-    FINE,
-    Frame,
-    Head,
-    Pose,
-    Rig,
-    Texture,
+    SCHEDULE,
+    FaceCrops,
+    FacePose,
+    RefinementProblem,
+    SharedFace,
     canonical_landmarks,
-    choose_surface,
-    frame_terms,
-    keyframes,
-    look,
+    filter_views,
+    linearise_timestep,
     mean_texture,
-    moved_pose,
-    no_texture,
-    open_footage,
-    place,
-    project,
-    read_frame,
-    read_rig,
-    refine,
+    read_crops,
+    read_sequence,
     refine_face,
-    settle,
+    refine_tracks,
+    select_keyframes,
+    solve_timestep,
+    start_problem,
+    step_pose,
+    to_world,
 )
+from eavatar.face.triangulation import project_points
 from eavatar.io import Identity, Tracking, read_mesh, write_arrays, write_cameras
 from eavatar.settings import RefineSettings
-from tests.face.test_morphable import random_parts, write_2017
+from tests.scenes.morphable_models import random_parts, write_2017
 
 SIDE, SCALE = 200, 0.1
 SETTINGS = RefineSettings(
@@ -108,7 +104,7 @@ def draw(camera: Camera, vertices: np.ndarray, faces: np.ndarray, colours: np.nd
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.resize(mask, size)
 
 
-def write_capture(root: Path, model: MorphableModel, head: Head, tracks: dict) -> None:
+def write_capture(root: Path, model: MorphableModel, face: SharedFace, tracks: dict) -> None:
     """Frames, masks, cameras and indices of sequences given as lists of poses."""
     cameras = arc()
     write_cameras(root / "cameras.json", cameras)
@@ -119,9 +115,9 @@ def write_capture(root: Path, model: MorphableModel, head: Head, tracks: dict) -
         (root / f"{name}.csv").write_text("\n".join(["timestep,camera,split", *rows]) + "\n")
         (root / "masks" / f"{name}.csv").write_text("timestep,camera,failed\n")
         for timestep, pose in enumerate(poses):
-            shape = model.vertices(head.identity.astype(np.float32))
+            shape = model.vertices(face.identity.astype(np.float32))
             shape = shape + model.expression_basis @ pose.expression
-            world = place(head, pose, shape)
+            world = to_world(face, pose, shape)
             for serial, camera in cameras.items():
                 image, mask = draw(camera, world, model.faces, model.colours)
                 for folder, content, kind in (("", image, "jpg"), ("masks", mask, "png")):
@@ -130,26 +126,28 @@ def write_capture(root: Path, model: MorphableModel, head: Head, tracks: dict) -
                     cv2.imwrite(str(path), content)
 
 
-def track_of(surface, head: Head, poses: list[Pose]) -> Tracking:
+def track_of(model: MorphableModel, face: SharedFace, poses: list[FacePose]) -> Tracking:
     """The contract's record of some poses."""
-    landmarks = [
-        place(head, pose, canonical_landmarks(surface, head, pose.expression)) for pose in poses
+    shapes = [model.vertices(face.identity.astype(np.float32)) for _ in poses]
+    moved = [
+        to_world(face, pose, (shape + model.expression_basis @ pose.expression))
+        for pose, shape in zip(poses, shapes, strict=True)
     ]
     arrays = (
         np.stack([pose.expression for pose in poses]),
         np.stack([Rotation.from_matrix(pose.rotation).as_rotvec() for pose in poses]),
         np.stack([pose.translation for pose in poses]),
-        np.stack(landmarks),
+        np.stack([vertices[model.landmark_vertices] for vertices in moved]),
         np.zeros((len(poses), 5)),
     )
     return Tracking(*(array.astype(np.float32) for array in arrays))
 
 
-def true_poses(seed: int, count: int) -> list[Pose]:
+def true_poses(seed: int, count: int) -> list[FacePose]:
     """Small turns and moderate expressions."""
     random = np.random.default_rng(seed)
     return [
-        Pose(
+        FacePose(
             Rotation.from_rotvec(random.normal(0, 0.1, 3)).as_matrix(),
             random.normal(0, 0.003, 3),
             random.normal(0, 0.7, 2),
@@ -163,32 +161,49 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """A capture with a training and a held-out sequence, and what is true of it."""
     root = tmp_path_factory.mktemp("capture")
     model, _ = bump()
-    head = Head(np.array([0.8, -0.6]), SCALE, np.zeros((68, 3)))
+    face = SharedFace(np.array([0.8, -0.6]), SCALE, np.zeros((68, 3)))
     poses = {"EXP-1-head": true_poses(1, 3), "FREE": true_poses(2, 1)}
-    write_capture(root, model, head, poses)
-    return root, model, head, poses
+    write_capture(root, model, face, poses)
+    return root, model, face, poses
 
 
-def texture_of(scene: tuple) -> Texture:
-    """The texture at the true poses of the training sequence."""
-    _, model, head, poses = scene
-    surface = choose_surface(model, 2, 2)
-    terms = []
+def tracks_of(scene: tuple) -> dict[str, Tracking]:
+    """The true tracking of all sequences."""
+    _, model, face, poses = scene
+    return {name: track_of(model, face, each) for name, each in poses.items()}
+
+
+def identity_of(scene: tuple) -> Identity:
+    """The true identity."""
+    _, model, face, _ = scene
+    landmarks = model.mean[model.landmark_vertices]
+    return Identity(face.identity.astype(np.float32), np.array(SCALE, np.float32), landmarks)
+
+
+def true_problem(scene: tuple) -> RefinementProblem:
+    """The problem at the true identity and scale, with the texture at the true poses."""
+    root, model, face, poses = scene
+    start = start_problem(SETTINGS, model, root, identity_of(scene), tracks_of(scene))
+    problem = replace(start, face=face)
+    equations = []
     for timestep, pose in enumerate(poses["EXP-1-head"]):
-        frame, rig = frame_of(scene, "EXP-1-head", timestep)
-        view = look(surface, rig, head, pose, frame, FINE)
-        terms.append(frame_terms(SETTINGS, surface, rig, head, pose, view, no_texture(surface)))
-    return mean_texture(SETTINGS, terms)
+        crops = crops_of(scene, problem, "EXP-1-head", timestep)
+        views = filter_views(problem, pose, crops, SCHEDULE[-1].blur)
+        equations.append(linearise_timestep(problem, pose, views))
+    return replace(problem, texture=mean_texture(SETTINGS, equations))
 
 
-def frame_of(scene: tuple, name: str, timestep: int) -> tuple[Frame, Rig]:
+def landmarks_of(problem: RefinementProblem, pose: FacePose) -> np.ndarray:
+    """The landmarks of a pose in the world."""
+    return to_world(problem.face, pose, canonical_landmarks(problem, pose.expression))
+
+
+def crops_of(scene: tuple, problem: RefinementProblem, name: str, timestep: int) -> FaceCrops:
     """A timestep's images, with its true landmarks."""
-    root, model, head, poses = scene
-    surface, rig = choose_surface(model, 2, 2), read_rig(root / "cameras.json", SIDE)
+    root, _, _, poses = scene
     pose = poses[name][timestep]
-    landmarks = place(head, pose, canonical_landmarks(surface, head, pose.expression))
-    footage = open_footage(root, name)
-    return read_frame(surface, rig, head, footage, timestep, pose, landmarks), rig
+    landmarks = landmarks_of(problem, pose)
+    return read_crops(problem, read_sequence(root, name), timestep, pose, landmarks)
 
 
 @pytest.mark.parametrize(("disturbance", "tolerance"), [(1.0, 0.3), (0.0, 0.15)])
@@ -199,37 +214,30 @@ def test_poses_and_expressions_are_recovered(
 
     A perfect fit stays where it is, to what the drawing of flat triangles is worth.
     """
-    _, model, head, poses = scene
-    surface, texture = choose_surface(model, 2, 2), texture_of(scene)
-    frame, rig = frame_of(scene, "FREE", 0)
+    _, _, face, poses = scene
+    problem = true_problem(scene)
+    crops = crops_of(scene, problem, "FREE", 0)
     step = disturbance * np.array([0.008, -0.008, 0.008, 0.008, -0.008, 0.008, 0.3, -0.3])
-    start = moved_pose(head, poses["FREE"][0], step)
-    seen = place(head, start, canonical_landmarks(surface, head, start.expression))
-    assert disturbance == 0 or 1000 * np.median(error(seen, frame)) > 0.7
-    wrong = replace(frame, landmarks=seen)
-    after, _ = settle(SETTINGS, surface, rig, head, start, wrong, texture, (COARSE, FINE))
-    found = place(head, after, canonical_landmarks(surface, head, after.expression))
-    assert 1000 * np.median(error(found, frame)) < tolerance
+    start = step_pose(face, poses["FREE"][0], step)
+    disturbed = landmarks_of(problem, start)
+    assert disturbance == 0 or 1000 * np.median(error(disturbed, crops)) > 0.7
+    after, _ = solve_timestep(problem, start, replace(crops, landmarks=disturbed))
+    assert 1000 * np.median(error(landmarks_of(problem, after), crops)) < tolerance
 
 
-def error(landmarks: np.ndarray, frame: Frame) -> np.ndarray:
-    """Distances to a frame's landmarks, metres, (68,)."""
-    return np.linalg.norm(landmarks - frame.landmarks, axis=1)
+def error(landmarks: np.ndarray, crops: FaceCrops) -> np.ndarray:
+    """Distances to a timestep's true landmarks, metres, (68,)."""
+    return np.linalg.norm(landmarks - crops.landmarks, axis=1)
 
 
 def test_held_out_sequences_give_nothing_to_identity_and_texture(scene: tuple) -> None:
-    """Other pictures of FREE change FREE's tracking only."""
-    root, model, head, poses = scene
-    surface = choose_surface(model, 2, 2)
-    tracks = {name: track_of(surface, head, each) for name, each in poses.items()}
-    assert {name for name, _ in keyframes(root, tracks, 10)} == {"EXP-1-head"}
-    shared = Identity(
-        head.identity.astype(np.float32),
-        np.array(SCALE, np.float32),
-        model.mean[model.landmark_vertices],
-    )
-    without, alone = refine(SETTINGS, model, root, shared, {"EXP-1-head": tracks["EXP-1-head"]})
-    both, together = refine(SETTINGS, model, root, shared, tracks)
+    """Other images of FREE change FREE's tracking only."""
+    root, model, _, _ = scene
+    tracks, shared = tracks_of(scene), identity_of(scene)
+    assert {name for name, _ in select_keyframes(root, tracks, 10)} == {"EXP-1-head"}
+    training = {"EXP-1-head": tracks["EXP-1-head"]}
+    without, alone = refine_tracks(SETTINGS, model, root, shared, training)
+    both, together = refine_tracks(SETTINGS, model, root, shared, tracks)
     np.testing.assert_array_equal(without.identity, both.identity)
     np.testing.assert_array_equal(alone["EXP-1-head"].expression, together["EXP-1-head"].expression)
 
@@ -269,12 +277,12 @@ def test_gradient_of_the_photometric_cost(known: float) -> None:
     projections = np.diag([60.0, 60.0, 1.0]) @ projections
     projections[:, :2] += 30 * projections[:, 2:]
     points = random.uniform(-0.3, 0.3, (20, 3))
-    texture, share = random.normal(0, 0.1, (20, 3)), np.full(20, known)
+    texture, weight = random.normal(0, 0.1, (20, 3)), np.full(20, known)
     weights = random.uniform(0.2, 1, (3, 20))
 
     def cost(at: np.ndarray) -> tuple:
-        return compare(
-            images, np.zeros((3, 2)), projections, at, weights, texture, share, outlier=100.0
+        return linearise_colours(
+            images, np.zeros((3, 2)), projections, at, weights, texture, weight, outlier=100.0
         )
 
     _, matrices, forces, _, _ = cost(points)
@@ -284,5 +292,5 @@ def test_gradient_of_the_photometric_cost(known: float) -> None:
     # Bilinear images have kinks, at which half-pixel differences are not the derivative.
     assert (forces * direction).sum() == pytest.approx(numeric, rel=0.03)
     assert np.linalg.eigvalsh(matrices).min() > -1e-9
-    pixels = project(projections, points[None])[0][0]
+    pixels = project_points(projections, points[None])[0][0]
     assert pixels.min() > 3 and pixels.max() < 57

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from eavatar.face.triangulation import geman_mcclure, reproject, triangulate
+from eavatar.face.triangulation import geman_mcclure, project_with_jacobian, triangulate
 
 
 def arc(cameras: int) -> np.ndarray:
@@ -26,10 +26,13 @@ def arc(cameras: int) -> np.ndarray:
 def test_derivative_of_the_projection() -> None:
     projections = arc(5)
     world = np.random.default_rng(0).normal(0, 0.05, (2, 7, 3))
-    _, jacobian = reproject(projections, world)
+    _, jacobian = project_with_jacobian(projections, world)
     for axis in range(3):
         step = 1e-6 * np.eye(3)[axis]
-        numeric = reproject(projections, world + step)[0] - reproject(projections, world - step)[0]
+        numeric = (
+            project_with_jacobian(projections, world + step)[0]
+            - project_with_jacobian(projections, world - step)[0]
+        )
         # central differences of values of about 100 px: truncation and rounding below 1e-5
         np.testing.assert_allclose(jacobian[..., axis], numeric / 2e-6, rtol=1e-5, atol=1e-4)
 
@@ -45,7 +48,7 @@ def test_weight_is_the_derivative_of_the_robust_cost() -> None:
 def test_exact_views_give_the_exact_point() -> None:
     projections = arc(4)
     world = np.random.default_rng(1).normal(0, 0.05, (3, 10, 3))
-    points, _ = reproject(projections, world)
+    points, _ = project_with_jacobian(projections, world)
     confidence = np.random.default_rng(2).uniform(0.2, 1, points.shape[:3])
     found, weights = triangulate(projections, points, confidence, 2.0)
     np.testing.assert_allclose(found, world, atol=1e-9)
@@ -56,7 +59,7 @@ def test_outliers_are_left_out_and_unseen_points_have_no_weight() -> None:
     projections = arc(8)
     random = np.random.default_rng(3)
     world = random.normal(0, 0.05, (20, 10, 3))
-    points, _ = reproject(projections, world)
+    points, _ = project_with_jacobian(projections, world)
     points += random.normal(0, 0.3, points.shape)
     points[:, 2] += random.uniform(30, 60, points[:, 2].shape)  # one camera is wrong throughout
     confidence = np.ones(points.shape[:3])
@@ -83,7 +86,7 @@ def test_a_minority_of_wrong_views_is_outvoted(
     projections = arc(cameras)
     random = np.random.default_rng(seed)
     world = random.normal(0, 0.05, (2, 4, 3))
-    points, _ = reproject(projections, world)
+    points, _ = project_with_jacobian(projections, world)
     for camera in wrong:
         angle = random.uniform(0, 2 * np.pi, (2, 4))
         offset = np.stack([np.cos(angle), np.sin(angle)], axis=-1)

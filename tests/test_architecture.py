@@ -49,7 +49,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "capture/video": "capture/test_corrupt.py",
     "data/images": "data/test_frames.py",
     "data/loader": "data/test_frames.py",
-    "data/shots": "tables/test_evaluate.py",  # types
+    "data/methods": "tables/test_evaluate.py",  # types
     "demo/capture": "demo/test_demo.py",  # the ten files of the embedded subject, as a whole
     "demo/controls": "demo/test_demo.py",
     "demo/detections": "demo/test_demo.py",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eavatar.avatar.files import read_avatar
 from eavatar.avatar.model import Avatar, CameraBatch
-from eavatar.data.shots import Shot
+from eavatar.data.methods import ViewRequest
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class AvatarMethod:
         return self.avatar.settings.image_size
 
     @torch.no_grad()
-    def render(self, shot: Shot) -> Tensor:
-        pose = torch.cat([shot.rotation, shot.translation])
+    def render(self, request: ViewRequest) -> Tensor:
+        pose = torch.cat([request.rotation, request.translation])
         size = self.image_size
-        cameras = CameraBatch(shot.intrinsics, shot.world_to_camera, size, size)
-        return self.avatar(shot.expression, pose, cameras).fine.clamp(0, 1)
+        cameras = CameraBatch(request.intrinsics, request.world_to_camera, size, size)
+        return self.avatar(request.expression, pose, cameras).fine.clamp(0, 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eavatar.data.frames import FrameSet
-from eavatar.data.shots import Method, Shot
+from eavatar.data.methods import Method, ViewRequest
 from eavatar.device import choose_device
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_picture
@@ -111,7 +111,7 @@ def predict(method: Method, frames: FrameSet, index: int, truth: Truth) -> dict[
     factors = EXPRESSION_FACTORS if method.drivable else {RECORDED: 1.0}
     return {
         protocol: whiten_padding(
-            method.render(_shot(frames, index, truth.cameras, factor)), truth.visible
+            method.render(_request(frames, index, truth.cameras, factor)), truth.visible
         )
         for protocol, factor in factors.items()
     }
@@ -159,8 +159,8 @@ def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
     return chosen
 
 
-def _shot(frames: FrameSet, index: int, cameras: list[int], factor: float) -> Shot:
-    return Shot(
+def _request(frames: FrameSet, index: int, cameras: list[int], factor: float) -> ViewRequest:
+    return ViewRequest(
         sequence=frames.sequences[index],
         timestep=frames.timesteps[index],
         expression=factor * frames.expression[index],

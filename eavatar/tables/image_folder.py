@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from eavatar.data.frames import read_usable
-from eavatar.data.shots import Shot
+from eavatar.data.methods import ViewRequest
 from eavatar.errors import UserError
 from eavatar.io import read_cameras, require
 
@@ -69,12 +69,13 @@ class ImageFolder:
                 )
         return cls(folder, side)
 
-    def render(self, shot: Shot) -> Tensor:
+    def render(self, request: ViewRequest) -> Tensor:
         paths = [
-            self.folder / _name(shot.sequence, camera, shot.timestep) for camera in shot.serials
+            self.folder / _name(request.sequence, camera, request.timestep)
+            for camera in request.serials
         ]
         images = np.stack([_read_image(path) for path in paths])
-        return torch.from_numpy(images).to(shot.intrinsics.device).float() / 255
+        return torch.from_numpy(images).to(request.intrinsics.device).float() / 255
 
 
 def _list_names(capture: Path) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from eavatar.data.shots import Method
+from eavatar.data.methods import Method
 from eavatar.errors import UserError
 
 OpenMethod = Callable[[Path, Path, torch.device], Method]

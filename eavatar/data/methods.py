@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Shot:
+class ViewRequest:
     """One timestep of a sequence in C cameras.
 
     Attributes:
@@ -42,7 +42,7 @@ class Method(Protocol):
 
     @property
     def drivable(self) -> bool:
-        """Whether it follows a shot's expression; else it draws only what was tracked."""
+        """Whether it follows a request's expression; else it draws only what was tracked."""
 
-    def render(self, shot: Shot) -> Tensor:
-        """Images (C, H, W, 3) in [0, 1] on white, on the device of the shot."""
+    def render(self, request: ViewRequest) -> Tensor:
+        """Images (C, H, W, 3) in [0, 1] on white, on the device of the request."""

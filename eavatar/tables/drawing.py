@@ -1,4 +1,4 @@
-"""Pictures for the tables: comparisons, shaded meshes, contours and points over frames.
+"""Images for the report: comparisons, shaded meshes, contours and points over frames.
 
 Images are RGB, 8 bits, (H, W, 3).
 """
@@ -39,17 +39,19 @@ def compare(truth: Array, render: Array) -> Byte:
     return strip.clip(0, 255).round().astype(np.uint8)
 
 
-def write_picture(path: Path, picture: Byte) -> None:
-    """Write a picture in the format of its suffix."""
+def write_image(path: Path, image: Byte) -> None:
+    """Write an image in the format of its suffix."""
     with atomic(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
 def order_along_arc(centres: Array, rotation: Array, translation: Array) -> list[int]:
     """Indices of camera centres (C, 3) around a head's vertical axis, from its right to its left.
 
     Args:
-        rotation: (3,) axis-angle and translation: (3,) metres, the pose of the head.
+        centres: world, metres.
+        rotation: (3,) axis-angle of the head, radians.
+        translation: (3,) of the head, metres.
     """
     seen_from_head = Rotation.from_rotvec(rotation).inv().apply(centres - translation)
     return np.arctan2(seen_from_head[:, 0], seen_from_head[:, 2]).argsort().tolist()
@@ -60,13 +62,14 @@ def draw_meshes(
 ) -> Byte:
     """Meshes in canonical space, shaded, drawn together by depth; RGB (size, size, 3) on white.
 
-    Orthographic painter's algorithm, light from the viewer: enough for pictures of heads, where
+    Orthographic painter's algorithm, light from the viewer: enough for images of heads, where
     faces are small. Where two surfaces cross, their colours interlock.
 
     Args:
         meshes: each with its RGB colour.
         angle: degrees around the vertical axis; 0 shows the face, 90 its left side.
-        half_height: canonical units from the centre of the picture to its border.
+        size: side of the image, pixels.
+        half_height: canonical units from the centre of the image to its border.
     """
     side = size * SUPERSAMPLING
     turn = np.radians(angle)

@@ -21,7 +21,7 @@ from eavatar.data.frames import FrameSet
 from eavatar.data.methods import Method, ViewRequest
 from eavatar.device import choose_device
 from eavatar.settings import EvaluateSettings
-from eavatar.tables.drawing import compare, order_along_arc, write_picture
+from eavatar.tables.drawing import compare, order_along_arc, write_image
 from eavatar.tables.methods import open_method
 from eavatar.tables.metrics import psnr, ssim, whiten_padding
 from eavatar.tables.table import write_table
@@ -80,7 +80,7 @@ def evaluate(
     perceptual = load_perceptual(settings.lpips_net, device, settings.lpips_required)
     drawing = open_method(method, source, capture, device)
     frames = FrameSet.read(capture, face, "test", drawing.image_size).to(device)
-    shown = choose_pictures(frames, settings.pictures)
+    shown = choose_views(frames, settings.pictures)
     folder = output / "pictures"
     for stale in folder.glob("*.png"):
         stale.unlink()
@@ -131,16 +131,16 @@ def measure(images: Tensor, truth: Truth, perceptual: Perceptual | None) -> pd.D
     return pd.DataFrame({"psnr_db": psnr(*arrays), "ssim": ssim(*arrays), "lpips": lpips})
 
 
-def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
+def choose_views(frames: FrameSet, count: int) -> dict[int, list[int]]:
     """Which cameras are shown of which timesteps: strong expressions, spread over time and view.
 
-    The timesteps are cut into as many runs as there are pictures, and each run gives the one whose
+    The timesteps are cut into as many runs as views are wanted, and each run gives the one whose
     expression coefficients have the largest norm. The strongest of them is seen from the middle of
     the arc around the head, the next from half-way to its sides, and so on.
 
     Args:
         frames: the test split.
-        count: pictures wanted; fewer come where two would be of the same view.
+        count: views wanted; fewer come where two would be the same.
     """
     centres = np.linalg.inv(frames.world_to_camera.cpu().numpy())[:, :3, 3]
     strength = frames.expression.norm(dim=1).cpu().numpy()
@@ -148,12 +148,12 @@ def choose_pictures(frames: FrameSet, count: int) -> dict[int, list[int]]:
     strongest = [int(run[strength[run].argmax()]) for run in runs]
     strongest.sort(key=lambda index: -strength[index])
     chosen: dict[int, list[int]] = {}
-    for picture in range(count):
-        index = strongest[picture % len(strongest)]
+    for number in range(count):
+        index = strongest[number % len(strongest)]
         rotation, translation = frames.rotation[index].cpu(), frames.translation[index].cpu()
         order = order_along_arc(centres, rotation.numpy(), translation.numpy())
         arc = [camera for camera in order if frames.usable[index, camera]]
-        camera = arc[int(_radical_inverse(picture + 1) * len(arc))]
+        camera = arc[int(_radical_inverse(number + 1) * len(arc))]
         if camera not in chosen.setdefault(index, []):
             chosen[index].append(camera)
     return chosen
@@ -180,12 +180,12 @@ def _write_pictures(
     truth: Truth,
     images: Tensor,
 ) -> None:
-    """Truth, render and error of some of a timestep's cameras."""
+    """Write truth, render and error of some of a timestep's cameras."""
     for camera in cameras:
         place = truth.cameras.index(camera)
         strip = compare(truth.images[place].cpu().numpy(), images[place].cpu().numpy())
         name = f"{frames.sequences[index]}_{frames.timesteps[index]:05d}_{frames.serials[camera]}"
-        write_picture(folder / f"{name}.png", strip)
+        write_image(folder / f"{name}.png", strip)
 
 
 def _radical_inverse(number: int) -> float:

@@ -70,11 +70,8 @@ class ImageFolder:
         return cls(folder, side)
 
     def render(self, request: ViewRequest) -> Tensor:
-        paths = [
-            self.folder / _name(request.sequence, camera, request.timestep)
-            for camera in request.serials
-        ]
-        images = np.stack([_read_image(path) for path in paths])
+        names = [_name(request.sequence, camera, request.timestep) for camera in request.serials]
+        images = np.stack([_read_image(self.folder / name) for name in names])
         return torch.from_numpy(images).to(request.intrinsics.device).float() / 255
 
 

@@ -44,7 +44,7 @@ summary { cursor: pointer; color: var(--accent); margin: .4rem 0; }
 """
 
 PLOT_WIDTH, PLOT_HEIGHT = 200, 110
-MOST_POINTS = 400  # of a curve; more cannot be seen
+MAX_POINTS = 400  # of a curve; more cannot be seen
 
 
 def page(title: str, body: Sequence[str]) -> str:
@@ -66,8 +66,8 @@ def figure(content: str, caption: str) -> str:
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def picture(image: Byte, description: str) -> str:
-    """An RGB image inlined as JPEG."""
+def inline_image(image: Byte, description: str) -> str:
+    """An RGB image as text of the page, JPEG."""
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     text = base64.b64encode(data.tobytes()).decode()
     size = f'width="{image.shape[1]}" height="{image.shape[0]}"'
@@ -79,7 +79,7 @@ def grid(parts: Sequence[str], small: bool = False) -> str:
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
-    """Large figures, each with its label."""
+    """Large numbers, each with its label."""
     cells = (f'<div class="tile"><b>{escape(v)}</b>{escape(label)}</div>' for v, label in values)
     return f'<div class="tiles">{"".join(cells)}</div>'
 
@@ -100,7 +100,7 @@ def details(title: str, text: str) -> str:
 
 def curve(name: str, steps: NDArray[np.float64], values: NDArray[np.float64]) -> str:
     """A small line plot of one logged value: every value faint, a running median strong."""
-    stride = max(1, len(steps) // MOST_POINTS)
+    stride = max(1, len(steps) // MAX_POINTS)
     window = max(1, len(values) // 25)
     median = pd.Series(values).rolling(window, center=True, min_periods=1).median().to_numpy()
     low, high = float(values.min()), float(values.max())

@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page on a subject, from raw frames to figures."""
+"""``report.html``: one self-contained page on a subject, from raw frames to metrics."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from eavatar.tables.page import (
     details,
     figure,
     grid,
+    inline_image,
     page,
-    picture,
     section,
     stage_graph,
     table,
@@ -72,12 +72,13 @@ ANGLES = (0, 45, 90)
 
 
 @dataclass(frozen=True)
-class Moment:
+class ShownTimestep:
     """One timestep of one sequence.
 
     Attributes:
-        sequence, timestep: which.
-        pose: rotation (3,), axis-angle, and translation (3,), metres.
+        sequence: its name.
+        timestep: index within the sequence.
+        pose: rotation (3,), axis-angle, radians, and translation (3,), metres.
         landmarks: (68, 3) world, metres.
     """
 
@@ -91,8 +92,12 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
     """Write the report page of a subject; a page needs no network, no script and no other file.
 
     Args:
-        variant: whose stage I, stage II and pictures are shown; the table has all variants.
+        subject: its name.
+        variant: whose stage I, stage II and images are shown; the table has all variants.
         results: ``results/<subject>``, complete up to ``metrics.csv``.
+        output: the page, ``report.html``.
+    Returns:
+        ``output``.
     Raises:
         UserError: a file of a stage is missing, or ``metrics.csv`` lacks the variant.
     """
@@ -153,7 +158,7 @@ def _comparisons(folder: Path) -> str:
         sequence, timestep, camera = path.stem.rsplit("_", 2)
         strip = shrink(_read_image(path), STRIP_HEIGHT)
         name = f"{sequence}, timestep {int(timestep)}, camera {camera}"
-        figures.append(figure(picture(strip, name), name))
+        figures.append(figure(inline_image(strip, name), name))
     text = (
         "Truth, render and error side by side, of the held-out frames with the strongest "
         "expressions, from cameras all along the arc. The error is the mean absolute difference "
@@ -172,14 +177,14 @@ def _pipeline() -> str:
 
 
 def _frames(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:
-    moment = _strongest(tracks, sorted(tracks)[-1])
-    order = _along_arc(cameras, moment)
-    frames = [_read_frame(capture, moment, serial) for serial in order]
+    shown = _strongest(tracks, sorted(tracks)[-1])
+    order = _along_arc(cameras, shown)
+    frames = [_read_frame(capture, shown, serial) for serial in order]
     outlined = [
-        draw_contour(frame, _read_mask(capture, moment, serial), GREEN)
+        draw_contour(frame, _read_mask(capture, shown, serial), GREEN)
         for frame, serial in zip(frames, order, strict=True)
     ]
-    where = f"{moment.sequence}, timestep {moment.timestep}"
+    where = f"{shown.sequence}, timestep {shown.timestep}"
     columns = min(8, len(order))
     sheets = [
         contact_sheet([shrink(image, THUMBNAIL) for image in images], columns)
@@ -190,8 +195,10 @@ def _frames(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Trackin
         f"One timestep ({where}) as all cameras saw it, from the head's right to its left, "
         "cropped and corrected in colour. Views whose mask has failed, because it covers too "
         "little or too much or jumps in time, are neither trained on nor evaluated.",
-        figure(picture(sheets[0], "all cameras"), f"Cameras {', '.join(order)}."),
-        figure(picture(sheets[1], "masks"), "The same, with the outline of the mask in green."),
+        figure(inline_image(sheets[0], "all cameras"), f"Cameras {', '.join(order)}."),
+        figure(
+            inline_image(sheets[1], "masks"), "The same, with the outline of the mask in green."
+        ),
         table(pd.DataFrame([_count_views(capture, sequence) for sequence in tracks])),
     )
 
@@ -209,16 +216,16 @@ def _count_views(capture: Path, sequence: str) -> dict[str, str]:
 def _face(capture: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:
     figures = []
     for sequence in tracks:
-        moment = _strongest(tracks, sequence)
-        order = _along_arc(cameras, moment)
+        shown = _strongest(tracks, sequence)
+        order = _along_arc(cameras, shown)
         drawn = []
         for serial in (order[len(order) // 6], order[len(order) // 2], order[-1]):
-            frame = shrink(_read_frame(capture, moment, serial), FACE_HEIGHT)
+            frame = shrink(_read_frame(capture, shown, serial), FACE_HEIGHT)
             camera = cameras[serial].resize(frame.shape[1], frame.shape[0])
-            points, _ = camera.project(moment.landmarks.astype(np.float64))
+            points, _ = camera.project(shown.landmarks.astype(np.float64))
             drawn.append(draw_points(frame, points, GREEN))
-        name = f"{sequence}, timestep {moment.timestep}"
-        figures.append(figure(picture(contact_sheet(drawn, len(drawn)), name), name))
+        name = f"{sequence}, timestep {shown.timestep}"
+        figures.append(figure(inline_image(contact_sheet(drawn, len(drawn)), name), name))
     text = (
         "The 68 landmarks of the fitted morphable model, projected into three of the cameras, at "
         "the strongest expression of each sequence. Below, the distance between the projected "
@@ -261,7 +268,7 @@ def _shapes(results: Path, variant: str) -> str:
     figures = []
     for meshes, caption in rows:
         views = [draw_meshes(meshes, angle, MESH_SIZE, reach) for angle in ANGLES]
-        figures.append(figure(picture(contact_sheet(views, len(views)), caption), caption))
+        figures.append(figure(inline_image(contact_sheet(views, len(views)), caption), caption))
     text = "Canonical space from the front, from 45° and from the head's left, all at one scale."
     return section("Prior and stage I", text, grid(figures))
 
@@ -290,7 +297,7 @@ def _run(results: Path, variant: str) -> str:
                 "rule": rule,
                 "jobs": str(len(group)),
                 "time in all (s)": f"{group['seconds'].sum():.0f}",
-                "most memory (MB)": f"{group['megabytes'].max():.0f}",
+                "peak memory (MB)": f"{group['megabytes'].max():.0f}",
             }
             for rule, group in groups
         ]
@@ -315,27 +322,27 @@ def _read_tracks(capture: Path, face: Path) -> dict[str, Tracking]:
     return {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
 
 
-def _strongest(tracks: dict[str, Tracking], sequence: str) -> Moment:
+def _strongest(tracks: dict[str, Tracking], sequence: str) -> ShownTimestep:
     """The timestep with the largest norm of the expression coefficients."""
     track = tracks[sequence]
     timestep = int(np.linalg.norm(track.expression, axis=1).argmax())
     pose = (track.rotation[timestep], track.translation[timestep])
-    return Moment(sequence, timestep, pose, track.landmarks[timestep])
+    return ShownTimestep(sequence, timestep, pose, track.landmarks[timestep])
 
 
-def _along_arc(cameras: dict[str, Camera], moment: Moment) -> list[str]:
+def _along_arc(cameras: dict[str, Camera], shown: ShownTimestep) -> list[str]:
     serials = list(cameras)
     centres = np.stack([camera.centre for camera in cameras.values()])
-    return [serials[index] for index in order_along_arc(centres, *moment.pose)]
+    return [serials[index] for index in order_along_arc(centres, *shown.pose)]
 
 
-def _read_frame(capture: Path, moment: Moment, serial: str) -> Byte:
-    return _read_image(capture / moment.sequence / serial / f"{moment.timestep:05d}.jpg")
+def _read_frame(capture: Path, shown: ShownTimestep, serial: str) -> Byte:
+    return _read_image(capture / shown.sequence / serial / f"{shown.timestep:05d}.jpg")
 
 
-def _read_mask(capture: Path, moment: Moment, serial: str) -> Byte:
-    folder = capture / "masks" / moment.sequence / serial
-    return _read_image(folder / f"{moment.timestep:05d}.png")[..., 0]
+def _read_mask(capture: Path, shown: ShownTimestep, serial: str) -> Byte:
+    folder = capture / "masks" / shown.sequence / serial
+    return _read_image(folder / f"{shown.timestep:05d}.png")[..., 0]
 
 
 def _read_image(path: Path) -> Byte:

@@ -1,7 +1,8 @@
 """The architecture that docs/architecture.md draws: what may import what, and where tests lie.
 
 A unit is a flat module of the package or one of its folders. Imports inside functions count, and so
-do names of modules in strings, which late imports use.
+do names of modules in strings, which late imports use; but not those of `eavatar.backends`: it asks
+folders of backends for their records without knowing what is in them.
 """
 
 import ast
@@ -20,14 +21,13 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
     FOUNDATION: {
         "errors",
         "arrays",
-        "device",
         "landmark_indices",
+        "device",
         "transforms",
         "cameras",
-        "io",
-        "settings",
         "meshes",
-    },
+    }
+    | {"io", "backends", "settings"},
     "data and drawing": {"data", "rendering"},
     "training and model": {"training", "avatar"},
     STAGES: {"capture", "face", "prior", "sdf", "splat", "tables"},
@@ -36,6 +36,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
 }
 APART = {STAGES, TOOLS}  # layers whose units do not import one another
 FLOOR = {unit: floor for floor, units in enumerate(LAYERS.values()) for unit in units}
+REGISTRY = "eavatar.backends"
 MODULE = re.compile(r"eavatar(\.\w+)+(?=:\w+$|$)")
 
 # Modules without a test file of their own name, and where their promises are tested.
@@ -43,6 +44,12 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "__main__": "test_package.py",  # each verb beside its stage
     "arrays": "data/test_frames.py",  # names of types
     "avatar/model": "splat/test_splat_train.py",
+    "avatar/upsamplers/gha": "avatar/test_upsample.py",
+    "avatar/upsamplers/subpixel": "avatar/test_upsample.py",
+    "capture/backends/background_matting_v2": "capture/test_background_matting.py",
+    "capture/backends/plate": "capture/test_matting.py",
+    "capture/backends/provided": "capture/test_matting.py",
+    "capture/backends/rembg": "capture/test_rembg.py",
     "capture/captures": "capture/test_layouts.py",
     "capture/plate": "capture/test_matting.py",
     "capture/recording": "capture/test_corrupt.py",
@@ -62,14 +69,19 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "demo/sculpt": "demo/test_demo.py",
     "device": "splat/test_splat_train.py",  # one line, of both trainings
     "errors": "test_io.py",  # one class without code
-    "face/network": "face/test_landmarks.py",
+    "face/backends/face_alignment": "face/test_landmarks.py",
+    "face/backends/provided": "face/test_landmarks.py",
     "face/photometric": "face/test_refine.py",
+    "landmark_indices": "avatar/test_torso.py",  # constants
     "preflight/findings": "preflight/test_doctor.py",
     "preflight/machine": "preflight/test_doctor.py",
-    "landmark_indices": "avatar/test_torso.py",  # constants
+    "prior/backends/provided": "prior/test_template.py",
+    "prior/backends/template": "prior/test_template.py",
     "prior/generate": "prior/test_template.py",
     "rendering/cpu": "rendering/test_splatting.py",
     "sdf/field": "sdf/test_sdf_train.py",
+    "sdf/renderers/dibr": "sdf/test_dibr.py",
+    "sdf/renderers/splats": "sdf/test_surface.py",
     "tables/avatar_method": "tables/test_evaluate.py",
     "tables/drawing": "tables/test_report.py",
     "tables/methods": "tables/test_image_folder.py",
@@ -99,10 +111,14 @@ def imported(source: str, package: str) -> set[str]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
             names |= {f"{base}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found = MODULE.match(node.value)
-            names |= {found[0]} if found else set()
     return {name for name in names if name.split(".")[0] == "eavatar"}
+
+
+def named(source: str) -> set[str]:
+    """Dotted names of modules of the package that stand in a source text's strings."""
+    constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    texts = (node.value for node in constants if isinstance(node.value, str))
+    return {found[0] for text in texts if (found := MODULE.match(text))}
 
 
 def arrows(sources: Mapping[str, str], units: set[str]) -> Arrows:
@@ -114,7 +130,9 @@ def arrows(sources: Mapping[str, str], units: set[str]) -> Arrows:
     """
     found: Arrows = {}
     for module, source in sources.items():
-        ends = {unit_of(name) for name in imported(source, module.rpartition(".")[0])}
+        names = imported(source, module.rpartition(".")[0])
+        names |= set() if module == REGISTRY else named(source)
+        ends = {unit_of(name) for name in names}
         ends = {end if end in units else "__init__" for end in ends}
         found.setdefault(unit_of(module), set()).update(ends - {unit_of(module)})
     return found
@@ -171,6 +189,13 @@ def test_a_bad_import_is_found(module, source, told):
     found = faults(arrows({module: source}, {*FLOOR, "extra"}))
     assert len(found) == 1
     assert told in found[0]
+
+
+def test_the_registry_of_backends_may_name_folders_but_not_import_them():
+    name = "FOLDER = 'eavatar.capture.backends'"
+    assert faults(arrows({REGISTRY: name}, set(FLOOR))) == []
+    assert faults(arrows({"eavatar.settings": name}, set(FLOOR))) != []
+    assert faults(arrows({REGISTRY: "import eavatar.capture.backends"}, set(FLOOR))) != []
 
 
 def test_a_circle_within_a_layer_is_found():

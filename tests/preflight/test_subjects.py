@@ -1,5 +1,6 @@
 """The sample sheet."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,17 @@ def test_variants_are_laid_over_the_subjects_settings(tmp_path):
     assert configs["full"] == subject_config(subject, BASE, {})
     assert (configs["wide"].splat.steps, configs["wide"].splat.width) == (7, 99)
     assert configs["wide"].sdf == configs["full"].sdf
+
+
+def test_the_documented_variants_are_valid(tmp_path):
+    example = re.search(
+        r"```yaml\n(variants:.*?)```", (CONFIG / "README.md").read_text(), re.DOTALL
+    )
+    assert example
+    overlay = tmp_path / "variants.yaml"
+    overlay.write_text(example[1])
+    subject = read_subjects(sheet(tmp_path, f"a,generated,,,,,{overlay}"))["a"]
+    assert list(variant_configs(subject, BASE, {})) == ["full", "uncontrolled", "small", "other"]
 
 
 @pytest.mark.parametrize(

@@ -103,11 +103,10 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
     """
     capture, face = results / "capture", results / "face"
     cameras = read_cameras(capture / "cameras.json")
-    means = pd.read_csv(require(results / "metrics.csv", "the table of metrics"))
+    path = require(results / "metrics.csv", "the table of metrics")
+    means = pd.read_csv(path, dtype={"variant": str})
     if variant not in set(means["variant"]):
-        raise UserError(
-            f"{results / 'metrics.csv'} has no variant '{variant}'; run `metrics` again."
-        )
+        raise UserError(f"{path} has no variant '{variant}'; run `metrics` again.")
     tracks = _read_tracks(capture, face)
     sections = [
         lambda: _head(subject, variant, means),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,17 @@ def test_the_pipeline_shown_is_the_workflow() -> None:
         written = re.findall(r"^rule (\w+):", (RULES / f"{stage}.smk").read_text(), re.MULTILINE)
         assert [name for name in written if name not in BESIDE] == list(rules), stage
     assert {path.stem for path in RULES.glob("*.smk")} == {"common", *dict(STAGES)}
+
+
+def test_all_variants_are_in_the_table(subject: Subject, tmp_path: Path) -> None:
+    shutil.copytree(subject.results, tmp_path / "results")
+    table = tmp_path / "results" / "metrics.csv"
+    with table.open("a") as file:
+        file.write("ball,015,self_reenactment,4,11,inf,1.000000,\n")  # no avatar: one protocol
+    report("ball", "full", tmp_path / "results", tmp_path / "report.html")
+    text = re.sub(r"<[^>]*>", " ", (tmp_path / "report.html").read_text())
+    assert re.search(r"015\s+self_reenactment\s+4\s+11\s+∞\s+1\.0000\s+–", text)
+    assert "nan" not in text.split("Truth, render, error")[0]
 
 
 def test_missing_input_is_one_sentence(subject: Subject, tmp_path) -> None:

@@ -125,7 +125,7 @@ def test_a_new_backend_that_needs_plates_has_them_checked(
         config.capture.ingest, config.capture.matte, config.face.landmarks, config.prior.generate
     )
     found = Examination()
-    examine_inputs(found, "", blocks, Inputs(capture, None, None, None))
+    examine_inputs(found, blocks, Inputs(capture, None, None, None))
     (fault,) = found.faults
     assert fault.item == "plates" and "no background plate" in fault.text
 

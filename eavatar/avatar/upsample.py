@@ -151,7 +151,10 @@ def stretch_by_shifts(images: Tensor, factor: int, align_corners: bool) -> Tenso
     that of PyTorch's interpolation on CUDA adds atomically, slow and never twice the same.
 
     Args:
+        images: (C, H, W, D).
+        factor: final size / size.
         align_corners: as in `torch.nn.functional.interpolate`; only for a factor of 2.
+
     Raises:
         ValueError: corners aligned at another factor.
     """

@@ -51,14 +51,14 @@ class BackgroundMatting:
     batch_size: int
     turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def alpha(self, images: Sequence[Image], plate: Image) -> Image:
-        """(B, S, S) alpha of BGR frames (S, S, 3), given the empty set (S, S, 3)."""
+    def masks(self, images: Sequence[Image], plate: Image) -> Image:
+        """(B, S, S) masks of BGR frames (S, S, 3), given the empty set (S, S, 3)."""
         height, width = plate.shape[:2]
         with self.turn, torch.inference_mode():
             source = self._input(images)
             background = self._input([plate]).expand_as(source)
-            alpha = self.module(source, background)[0][:, 0, :height, :width]
-            levels = (alpha.float().clamp(0, 1) * 255).round().byte()
+            masks = self.module(source, background)[0][:, 0, :height, :width]
+            levels = (masks.float().clamp(0, 1) * 255).round().byte()
             return levels.cpu().numpy()
 
     def _input(self, images: Sequence[Image]) -> Tensor:

@@ -39,8 +39,13 @@ class MaskRow:
     """A row of ``capture/masks/<sequence>.csv``.
 
     Attributes:
-        coverage: mean alpha, in [0, 1].
-        left, top, right, bottom: half-open box of the pixels with alpha > 0; zeros if none has.
+        timestep: of the frame.
+        camera: serial number.
+        coverage: mean of the mask, in [0, 1].
+        left: first column of the pixels above 0; 0 if none is, as the other three.
+        top: first row of them.
+        right: column after the last of them.
+        bottom: row after the last of them.
         failed: 1 if the mask is not to be used (see `find_failed`).
     """
 
@@ -54,9 +59,10 @@ class MaskRow:
     failed: int = 0
 
     @classmethod
-    def of(cls, timestep: int, camera: str, alpha: Image) -> MaskRow:
-        x, y, width, height = cv2.boundingRect(alpha)
-        coverage = round(float(alpha.mean()) / 255, 5)
+    def of(cls, timestep: int, camera: str, mask: Image) -> MaskRow:
+        """Of a mask (S, S), 8 bits."""
+        x, y, width, height = cv2.boundingRect(mask)
+        coverage = round(float(mask.mean()) / 255, 5)
         return cls(timestep, camera, coverage, x, y, x + width, y + height)
 
 
@@ -65,9 +71,14 @@ class Shot:
     """One camera of one sequence, ready to be matted.
 
     Attributes:
+        settings: of the rule; ``settings.own`` are the backend's.
+        ingest: the settings that made the frames.
         frames: folder of the ingested capture.
         mattes: folder of provided alpha videos, if any.
-        timesteps, source_frames: (T,) the ingested frames and their indices in the video.
+        sequence: its name.
+        camera: serial number.
+        timesteps: (T,) of the ingested frames.
+        source_frames: (T,) their indices in the video.
         visible: (S, S) 255 where the frames show the sensor.
     """
 
@@ -133,8 +144,8 @@ def matte(
 
     def matte_shot(shot: Shot) -> list[MaskRow]:
         rows = []
-        for timestep, alpha in zip(shot.timesteps, backend(shot), strict=True):
-            seen = cv2.min(alpha, shot.visible)
+        for timestep, mask in zip(shot.timesteps, backend(shot), strict=True):
+            seen = cv2.min(mask, shot.visible)
             write_image(folder / shot.camera / f"{timestep:05d}.png", seen, PNG)
             rows.append(MaskRow.of(timestep, shot.camera, seen))
         return mark_failed(rows, settings, sequence)
@@ -159,7 +170,7 @@ def mark_failed(rows: Sequence[MaskRow], settings: MatteSettings, sequence: str)
 
 
 def find_failed(coverage: NDArray[np.float64], settings: MatteSettings) -> NDArray[np.bool_]:
-    """(T,) whether the masks of one camera are implausible by their mean alpha (T,).
+    """(T,) whether the masks of one camera are implausible by their coverage (T,).
 
     A mask fails if it covers too little or too much of the image, or if its coverage differs too
     much from most of the `NEIGHBOURS` plausible masks that are nearest in time.
@@ -226,14 +237,14 @@ def batched(images: Iterator[Image], size: int) -> Iterator[list[Image]]:
         yield batch
 
 
-def steady(images: Iterable[Image], alphas: Iterable[Image]) -> Iterator[Image]:
-    """Alphas (S, S) with less flicker, given their frames (S, S, 3) in the order of time.
+def steady(images: Iterable[Image], masks: Iterable[Image]) -> Iterator[Image]:
+    """Masks (S, S) with less flicker, given their frames (S, S, 3) in the order of time.
 
-    Where a frame rests, that is equals the one before and the one after up to `REST`, its alpha is
+    Where a frame rests, that is equals the one before and the one after up to `REST`, its mask is
     the median of the three.
     """
     before = now = None
-    for after in zip(images, alphas, strict=True):
+    for after in zip(images, masks, strict=True):
         if now is not None:
             yield now[1] if before is None else _median_at_rest(before, now, after)
         before, now = now, after
@@ -244,7 +255,7 @@ def steady(images: Iterable[Image], alphas: Iterable[Image]) -> Iterator[Image]:
 def _median_at_rest(
     before: tuple[Image, Image], now: tuple[Image, Image], after: tuple[Image, Image]
 ) -> Image:
-    """The alpha of the middle one of three frames and alphas (see `steady`)."""
+    """The mask of the middle one of three frames and masks (see `steady`)."""
     rests = _rests(before[0], now[0]) & _rests(now[0], after[0])
     low, high = cv2.min(before[1], after[1]), cv2.max(before[1], after[1])
     return np.where(rests, cv2.max(low, cv2.min(high, now[1])), now[1])

@@ -1,4 +1,4 @@
-"""Alpha from the difference between a frame and the picture of the empty set, without a network."""
+"""Masks from the difference between a frame and the background plate, without a network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Mask = NDArray[np.bool_]
 
 # Distances are CIELAB ΔE, where about 2 is just noticeable.
 SHADOW = 6.0  # darkening of the set that a soft shadow explains
-LEAST_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
+MIN_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
 NOISE_FACTOR = 6.0  # threshold above the background's median, in its standard deviations
-BORDER = 1 / 16  # width of the strip taken as background, share of the image size
-COMPONENT = 0.1  # least area of a part of the subject, share of the largest part
-BAND = 1 / 96  # half width of the soft edge, share of the image size; at least 2 pixels
+BORDER = 1 / 16  # width of the strip taken as background, fraction of the image size
+MIN_COMPONENT = 0.1  # area of a part of the subject, fraction of the largest part
+BAND = 1 / 96  # half width of the soft edge, fraction of the image size; at least 2 pixels
 CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outweighs the colours
 
 
@@ -55,24 +55,24 @@ class Plate:
         return cls(window, colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), border)
 
 
-def alpha_from_plate(image: Image, plate: Plate) -> Image:
-    """(S, S) alpha of a frame: where it differs from the plate, with a soft edge.
+def mask_from_plate(image: Image, plate: Plate) -> Image:
+    """(S, S) mask of a frame: where it differs from the plate, with a soft edge.
 
     The plate is matched to the frame's exposure, the perceptual difference is thresholded above
     the noise of the background, the subject is its large components without their false holes, and
-    the alpha of its edge follows from the known background (see `_soft_edge`).
+    the mask at its edge follows from the known background (see `_soft_edge`).
     """
     colour = _match_exposure(image[plate.window], plate)
     distance = _distance(colour, plate)
     background = distance[plate.border]
     centre = float(np.median(background))
     deviation = 1.4826 * float(np.median(np.abs(background - centre)))
-    threshold = max(LEAST_THRESHOLD, centre + NOISE_FACTOR * deviation)
+    threshold = max(MIN_THRESHOLD, centre + NOISE_FACTOR * deviation)
     subject = _main_components(distance > threshold)
     subject = _fill_holes(subject, distance, centre + 2 * deviation)
-    alpha = np.zeros(image.shape[:2], np.uint8)
-    alpha[plate.window] = (_soft_edge(colour, plate.colour, subject) * 255).round()
-    return alpha
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[plate.window] = (_soft_edge(colour, plate.colour, subject) * 255).round()
+    return mask
 
 
 def _match_exposure(image: Image, plate: Plate) -> Float:
@@ -108,7 +108,7 @@ def _main_components(mask: Mask) -> Mask:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the background
-    return (areas >= max(1, COMPONENT * areas.max()))[labels]
+    return (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
 
 
 def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
@@ -134,7 +134,7 @@ def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
 
 
 def _soft_edge(colour: Float, plate: Float, subject: Mask) -> Float:
-    """(H, W) alpha in [0, 1] of a hard mask's edge, from the known background.
+    """(H, W) a hard mask with a soft edge, in [0, 1], from the known background.
 
     In a band along the edge the pixel is I = α F + (1 − α) B with B the plate and F a colour of the
     subject's inside nearby: of its dark or of its bright part (hair and skin, say), whichever

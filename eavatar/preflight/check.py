@@ -93,7 +93,11 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
     """Open all inputs that the chosen backends need and write what was found.
 
     Args:
+        settings: the blocks that say what is needed.
+        inputs: what there is.
+        morphable_model: the subject's.
         output: text file, a line for each item.
+
     Raises:
         UserError: all faults: what is wrong, where, and what to do.
     """
@@ -102,8 +106,8 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
         path = getattr(inputs, name)
         if path is not None and not path.exists():
             found.add(name, "missing", f"the {name} {path} does not exist; correct its path.")
-    examine_inputs(found, "", settings, inputs)
-    examine_model(found, "", morphable_model)
+    examine_inputs(found, settings, inputs)
+    examine_model(found, morphable_model)
     if found.faults:
         sentences = " ".join(finding.text for finding in found.faults)
         count = len(found.faults)
@@ -112,34 +116,34 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
         temporary.write_text(found.table() + "\n")
 
 
-def examine_inputs(
-    found: Examination, subject: str, settings: InputSettings, inputs: Inputs
-) -> Inventory | None:
+def examine_inputs(found: Examination, settings: InputSettings, inputs: Inputs) -> Inventory | None:
     """Look at the capture and at what is provided with it; what the capture holds, if readable.
 
     A path that does not exist is passed over: whoever gave it says so.
 
     Args:
-        subject: begins the names of the items.
+        found: receives the findings.
+        settings: the blocks that say what is needed.
+        inputs: what there is.
     """
-    item, names = f"{subject} capture".strip(), None
+    names = None
     if inputs.capture.exists():
-        names = found.attempt(item, None, list_sequence_names, inputs.capture)
+        names = found.attempt("capture", None, list_sequence_names, inputs.capture)
     sequences = select(names or [], settings.ingest.sequences, settings.ingest.exclude)
     inventory = None
     if names is not None:
-        inventory = _examine_capture(found, subject, settings, inputs.capture, names, sequences)
+        inventory = _examine_capture(found, settings, inputs.capture, names, sequences)
     for choice in settings.choices:
         if column := choice.chosen.column:
-            path = _given(found, subject, getattr(inputs, column), choice)
+            path = _given(found, getattr(inputs, column), choice)
             if path:
-                PROVIDED[column](found, subject, path, sequences, inventory)
+                PROVIDED[column](found, path, sequences, inventory)
     return inventory
 
 
-def examine_model(found: Examination, subject: str, path: Path) -> MorphableModel | None:
+def examine_model(found: Examination, path: Path) -> MorphableModel | None:
     """Look at a morphable model; the model, if it is readable."""
-    item = f"{subject} morphable model".strip()
+    item = "morphable model"
     try:
         model = read_morphable_model(path)
     except UserError as error:
@@ -160,7 +164,6 @@ def examine_model(found: Examination, subject: str, path: Path) -> MorphableMode
 
 def _examine_capture(
     found: Examination,
-    subject: str,
     settings: InputSettings,
     root: Path,
     names: Sequence[str],
@@ -169,9 +172,13 @@ def _examine_capture(
     """Look at the calibration, at every camera of the chosen sequences, and at the plates.
 
     Args:
-        names: all sequences of the capture; sequences: the chosen ones.
+        found: receives the findings.
+        settings: the blocks that say what is needed.
+        root: the capture's folder.
+        names: all sequences of the capture.
+        sequences: the chosen ones.
     """
-    item, ingest = f"{subject} capture".strip(), settings.ingest
+    item, ingest = "capture", settings.ingest
     found.attempt(item, None, _check_split, ingest, names, sequences)
     capture = found.attempt(item, None, open_capture, root)
     if capture is None:
@@ -183,23 +190,23 @@ def _examine_capture(
     headers: dict[tuple[str, str], Header] = {}
     faults = len(found.faults)
     for sequence, serial in views:
-        place = f"{subject} {sequence}".strip()
-        header = found.attempt(place, None, check_videos, capture, [sequence], [serial])
-        if header:
-            headers[sequence, serial] = header[sequence]
-    _examine_agreement(found, subject, capture, headers)
-    _examine_ends(found, subject, capture, list(headers))
+        read = found.attempt(sequence, None, check_videos, capture, [sequence], [serial])
+        if read:
+            headers[sequence, serial] = read[sequence]
+    _examine_agreement(found, capture, headers)
+    _examine_ends(found, capture, list(headers))
     if MATTING[settings.matte.backend].needs_plates:
-        _examine_plates(found, subject, capture, cameras)
+        _examine_plates(found, capture, cameras)
     usual = {
         sequence: _most_common(h for (name, _), h in headers.items() if name == sequence)
         for sequence in sequences
         if any(name == sequence for name, _ in headers)
     }
     if len(found.faults) == faults:
-        for sequence, clip in usual.items():
-            text = f"{len(cameras)} cameras × {clip.frames} frames, {clip.width}×{clip.height} px"
-            found.add(f"{subject} {sequence}".strip(), "ok", text)
+        for sequence, header in usual.items():
+            size = f"{header.width}×{header.height} px"
+            text = f"{len(cameras)} cameras × {header.frames} frames, {size}"
+            found.add(sequence, "ok", text)
     return Inventory(tuple(cameras), usual, capture.prepared)
 
 
@@ -235,26 +242,25 @@ def _most_common(headers: Iterable[Header]) -> Header:
 
 
 def _examine_agreement(
-    found: Examination, subject: str, capture: Capture, headers: Mapping[tuple[str, str], Header]
+    found: Examination, capture: Capture, headers: Mapping[tuple[str, str], Header]
 ) -> None:
-    """Find the clips that differ from most others in size, or in length from their sequence's."""
+    """Find the videos that differ from most others in size, or in length from their sequence's."""
     if not headers:
         return
     size = _most_common(Header(h.width, h.height, 0) for h in headers.values())
     for (sequence, serial), header in headers.items():
         path = capture.clips[sequence][serial].paths[0]
         usual = _most_common(h for (name, _), h in headers.items() if name == sequence)
-        item = f"{subject} {sequence}".strip()
         if (header.width, header.height) != (size.width, size.height):
             found.add(
-                item,
+                sequence,
                 "wrong",
-                f"{path} has {header.width}×{header.height} pixels but most clips have "
+                f"{path} has {header.width}×{header.height} pixels but most videos have "
                 f"{size.width}×{size.height}; store all at one size.",
             )
         if (header.frames, header.gaps) != (usual.frames, usual.gaps):
             found.add(
-                item,
+                sequence,
                 "wrong",
                 f"{path} has {header.frames} frames (skipped before: {list(header.gaps)}) but most "
                 f"cameras of {sequence} have {usual.frames} (skipped before: {list(usual.gaps)}); "
@@ -263,10 +269,8 @@ def _examine_agreement(
             )
 
 
-def _examine_ends(
-    found: Examination, subject: str, capture: Capture, clips: Sequence[tuple[str, str]]
-) -> None:
-    """Decode the first and last frame of clips, given by sequence and serial number."""
+def _examine_ends(found: Examination, capture: Capture, clips: Sequence[tuple[str, str]]) -> None:
+    """Decode the first and last frame of videos, given by sequence and serial number."""
 
     def fault(clip: tuple[str, str]) -> str | None:
         try:
@@ -275,10 +279,10 @@ def _examine_ends(
             return str(error)
         return None
 
-    sentences = in_threads(fault, clips, f"first and last frames {subject}".strip())
+    sentences = in_threads(fault, clips, f"first and last frames {found.subject}".strip())
     for (sequence, _), sentence in zip(clips, sentences, strict=True):
         if sentence:
-            found.add(f"{subject} {sequence}".strip(), "wrong", sentence)
+            found.add(sequence, "wrong", sentence)
 
 
 def decode_ends(clip: Clip) -> None:
@@ -309,10 +313,8 @@ def decode_ends(clip: Clip) -> None:
         raise UserError(f"the last frame of {path} is damaged; copy it again from its source.")
 
 
-def _examine_plates(
-    found: Examination, subject: str, capture: Capture, cameras: Sequence[str]
-) -> None:
-    item = f"{subject} plates".strip()
+def _examine_plates(found: Examination, capture: Capture, cameras: Sequence[str]) -> None:
+    item, faults = "plates", len(found.faults)
     bare = [serial for serial in cameras if serial not in capture.plates]
     if bare:
         folders = {path.parent for path in capture.plates.values()}
@@ -329,21 +331,19 @@ def _examine_plates(
         if image is not None:
             size = (image.shape[1], image.shape[0])
             found.attempt(item, None, check_size, path, *size, capture.full_size)
-    if not any(finding.item == item for finding in found.findings):
+    if len(found.faults) == faults:
         found.add(item, "ok", f"{len(cameras)} background plates")
 
 
 # --- what is provided ---------------------------------------------------------------------------
 
 
-def _given(
-    found: Examination, subject: str, path: Path | None, choice: BackendSettings
-) -> Path | None:
+def _given(found: Examination, path: Path | None, choice: BackendSettings) -> Path | None:
     """The path of the column that a backend needs; a finding if the column is empty."""
     backend, setting = choice.chosen, choice.registry.setting
     if path is None:
         found.add(
-            f"{subject} {backend.column}".strip(),
+            str(backend.column),
             "missing",
             f"{setting} is '{backend.name}', but the sample sheet's column '{backend.column}' is "
             "empty; fill it in or choose another value for the setting.",
@@ -354,13 +354,12 @@ def _given(
 
 def _examine_mattes(
     found: Examination,
-    subject: str,
     folder: Path,
     sequences: Sequence[str],
     inventory: Inventory | None,
 ) -> None:
-    """Look at provided alpha: a clip for each view, as long as the colour clip."""
-    item = f"{subject} mattes".strip()
+    """Look at provided alpha: a video for each view, as long as the colour video."""
+    item = "mattes"
     mattes = found.attempt(item, folder, open_mattes, folder)
     if mattes is None:
         return
@@ -397,14 +396,12 @@ def _check_matte(mattes: Mattes, clip: Clip, frames: int) -> None:
 
 def _examine_landmarks(
     found: Examination,
-    subject: str,
     folder: Path,
     sequences: Sequence[str],
     inventory: Inventory | None,
 ) -> None:
     """Look at provided landmarks: a file for each sequence, as long as its videos."""
-    item = f"{subject} landmarks".strip()
-    faults = len(found.faults)
+    item, faults = "landmarks", len(found.faults)
     sequences = sequences or [path.stem for path in sorted(folder.glob("*.npz"))]
     for sequence in sequences:
         path = folder / f"{sequence}.npz"
@@ -430,16 +427,14 @@ def _examine_landmarks(
 
 def _examine_prior(
     found: Examination,
-    subject: str,
     mesh: Path,
     sequences: Sequence[str],
     inventory: Inventory | None,
 ) -> None:
     """Look at a provided head mesh."""
-    item = f"{subject} prior".strip()
-    head = found.attempt(item, mesh, read_mesh, mesh)
+    head = found.attempt("prior", mesh, read_mesh, mesh)
     if head:
-        found.add(item, "ok", f"{mesh}: {len(head.vertices)} vertices")
+        found.add("prior", "ok", f"{mesh}: {len(head.vertices)} vertices")
 
 
 # By the sheet's column: how what it names is looked at.

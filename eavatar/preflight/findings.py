@@ -34,12 +34,23 @@ class Finding:
 
 @dataclass
 class Examination:
-    """Collects findings; a `UserError` becomes one of them and the examination goes on."""
+    """Collects findings; a `UserError` becomes one of them and the examination goes on.
+
+    Attributes:
+        findings: all of them, in order.
+        subject: begins the names of the items; empty if they are of no subject.
+    """
 
     findings: list[Finding] = field(default_factory=list)
+    subject: str = ""
+
+    def about(self, subject: str) -> Examination:
+        """The same examination, where it is about one subject."""
+        return Examination(self.findings, subject)
 
     def add(self, item: str, status: Status, text: str) -> None:
-        self.findings.append(Finding(item, status, text))
+        """Note a finding."""
+        self.findings.append(Finding(f"{self.subject} {item}".strip(), status, text))
 
     def attempt(
         self,
@@ -52,7 +63,11 @@ class Examination:
         """What a reader returns, or None and a finding.
 
         Args:
+            item: what is looked at.
             path: the file in question; the fault is ``missing`` if it does not exist.
+            reader: is called.
+            *arguments: of the reader.
+            **keywords: of the reader.
         """
         try:
             return reader(*arguments, **keywords)

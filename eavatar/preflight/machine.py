@@ -42,10 +42,10 @@ CPU_PIXELS_PER_SECOND = 1e6
 MAX_CPU_DAYS = 1.0
 
 # Bytes on disk per pixel of an ingested frame. Measured over the demo at 256 pixels and a rendered
-# capture at 256 and 640: JPEG of quality 95 0.15 to 0.24, alpha as PNG 0.06 to 0.08, small images
+# capture at 256 and 640: JPEG of quality 95 0.15 to 0.24, masks as PNG 0.06 to 0.08, small images
 # at the upper ends. Rounded up for the noise of real sensors.
-JPEG_BYTES, ALPHA_BYTES = 0.25, 0.08
-MODEL_BYTES = 2 * GIB  # models, resume points, pictures and report of a subject
+JPEG_BYTES, MASK_BYTES = 0.25, 0.08
+MODEL_BYTES = 2 * GIB  # models, resume points, images and report of a subject
 
 TORCHVISION_LICENCE = "BSD-3-Clause"
 # What every run imports; backends add theirs.
@@ -83,6 +83,8 @@ def examine_machine(found: Examination, blocks: Sequence[Blocks], kept: int) -> 
     """Look at packages, weights, GPU and memory that any of the subjects needs.
 
     Args:
+        found: receives the findings.
+        blocks: the settings of each subject.
         kept: see `bytes_kept`, of the subject with most.
     """
     choices = list(dict.fromkeys(choice for block in blocks for choice in block.choices()))
@@ -241,7 +243,7 @@ def _examine_gpu(
 
 
 def _examine_memory(found: Examination, kept: int) -> None:
-    """Whether the host has room for the frames that training keeps, and for itself."""
+    """Whether the host has memory for the frames that training keeps, and for itself."""
     has = sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
     if CGROUP.is_file() and CGROUP.read_text().strip().isdecimal():  # else "max": no limit
         has = min(has, int(CGROUP.read_text()))
@@ -262,6 +264,8 @@ def count_frames(ingest: IngestSettings, inventory: Inventory, done: Path | None
     """Frames that will be ingested, of all cameras.
 
     Args:
+        ingest: the subject's settings.
+        inventory: what its videos hold.
         done: ``results/<subject>/capture``; sequences that it holds with masks are left out.
     """
     every = 1 if inventory.prepared else ingest.every
@@ -286,15 +290,15 @@ def bytes_kept(blocks: Blocks, frames: int) -> int:
 def bytes_to_write(ingest: IngestSettings, frames: int) -> int:
     """An estimate of what a run of a subject will write, for frames that are still to be ingested.
 
-    Each frame has image_size² pixels of 0.25 bytes as JPEG and 0.08 bytes as alpha mask (see
-    `JPEG_BYTES`). Models, resume points, pictures and report add 2 GiB whatever the capture. At
+    Each frame has image_size² pixels of 0.25 bytes as JPEG and 0.08 bytes as mask (see
+    `JPEG_BYTES`). Models, resume points, images and report add 2 GiB whatever the capture. At
     2048² and 43,000 frames, a whole NeRSemble subject, this is 57 GiB.
     """
-    return round(frames * ingest.image_size**2 * (JPEG_BYTES + ALPHA_BYTES)) + MODEL_BYTES
+    return round(frames * ingest.image_size**2 * (JPEG_BYTES + MASK_BYTES)) + MODEL_BYTES
 
 
 def examine_disk(found: Examination, results: Path, need: int) -> None:
-    """Whether the disk of the results folder has room for what will be written."""
+    """Whether the disk of the results folder can take what will be written."""
     existing = next(path for path in (results, *results.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     text = f"{free / GIB:.1f} GiB free in {existing}; the run writes about {need / GIB:.1f} GiB"

@@ -37,10 +37,12 @@ class Subject:
         name: the subject's folder in ``results``.
         capture: raw capture, or None where our own `demo_capture` makes it.
         morphable_model: this subject's model instead of the configured one.
-        landmarks: folder of provided detections; mattes: folder of provided alpha videos.
+        landmarks: folder of provided detections.
+        mattes: folder of provided alpha videos.
         prior: head mesh made elsewhere.
         settings: YAML file laid over the configuration for this subject.
-        sequences, cameras: wildcards in place of those in ``capture.ingest``; none keeps them.
+        sequences: wildcards in place of those in ``capture.ingest``; none keeps them.
+        cameras: likewise, of serial numbers.
     """
 
     name: str

@@ -95,6 +95,9 @@ def warp(points: Float64, sources: Float64, targets: Float64, smoothing: Float64
     a linear part, which would shear the back of the head after the nearly flat face.
 
     Args:
+        points: (N, 3).
+        sources: (M, 3).
+        targets: (M, 3).
         smoothing: (M,) tolerance of each pair; zero interpolates.
     """
     from scipy.interpolate import RBFInterpolator

@@ -68,11 +68,11 @@ def test_alpha_is_that_of_the_network(weights: Path, size: int) -> None:
     network = load_background_matting(weights, size)
     plate = np.full((size, size, 3), 60, np.uint8)
     images = [disc(size, size // 2, size // 2), disc(size, size // 3, size // 2), plate]
-    alpha = network.alpha(images, plate)
+    alpha = network.masks(images, plate)
     assert alpha.shape == (3, size, size) and alpha.dtype == np.uint8
     difference = np.abs(np.stack(images).astype(float) - plate).mean(axis=-1)
     assert np.abs(alpha - np.clip(4 * difference, 0, 255)).max() <= 1
-    assert np.array_equal(network.alpha(images[1:2], plate)[0], alpha[1])
+    assert np.array_equal(network.masks(images[1:2], plate)[0], alpha[1])
 
 
 def test_channels_are_red_green_blue(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_channels_are_red_green_blue(tmp_path: Path) -> None:
     torch.jit.script(module).save(str(tmp_path / "red.pth"))
     plate = np.zeros((8, 8, 3), np.uint8)
     images = [np.full_like(plate, colour) for colour in ((255, 0, 0), (0, 0, 255))]  # BGR
-    alpha = load_background_matting(tmp_path / "red.pth", 8).alpha(images, plate)
+    alpha = load_background_matting(tmp_path / "red.pth", 8).masks(images, plate)
     assert alpha[0].max() == 0 and alpha[1].min() == 255
 
 
@@ -153,7 +153,7 @@ def test_half_precision_on_the_gpu(weights: Path, tmp_path: Path) -> None:
     torch.jit.script(Matting().half()).save(str(path))
     plate = np.full((66, 66, 3), 60, np.uint8)
     half, single = (
-        load_background_matting(file, 66).alpha([disc(66, 33, 30)], plate)
+        load_background_matting(file, 66).masks([disc(66, 33, 30)], plate)
         for file in (path, weights)
     )
     assert np.abs(half.astype(float) - single).max() <= 2  # float16 has 11 bits

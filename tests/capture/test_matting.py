@@ -21,7 +21,7 @@ from eavatar.capture.matting import (
     read_image,
     steady,
 )
-from eavatar.capture.plate import Plate, alpha_from_plate
+from eavatar.capture.plate import Plate, mask_from_plate
 from eavatar.capture.video import decode
 from eavatar.errors import UserError
 from eavatar.settings import read_config
@@ -76,7 +76,7 @@ def test_plate_finds_the_subject(gain: float, noise: float) -> None:
     plate = uneven_plate()
     image, truth = head(plate)
     prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
-    alpha = alpha_from_plate(expose(image, gain, noise), prepared) / 255
+    alpha = mask_from_plate(expose(image, gain, noise), prepared) / 255
     assert intersection_over_union(alpha > 0.5, truth > 0.5) > 0.985
     edge = (truth > 0) & (truth < 1)
     # A hard mask of the same disc would be 0.25 off on the edge on average.
@@ -90,7 +90,7 @@ def test_plate_forgives_a_soft_shadow() -> None:
     depth = 0.2 * np.exp(-((columns - 112) ** 2 + (rows - 60) ** 2) / 400)  # of linear light
     shadow = np.where(truth == 0, (1 - depth) ** (1 / 2.2), 1)[..., None]
     prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
-    alpha = alpha_from_plate(expose(image * shadow, 1.0, 1.0), prepared)
+    alpha = mask_from_plate(expose(image * shadow, 1.0, 1.0), prepared)
     assert intersection_over_union(alpha > 127, truth > 0.5) > 0.985
 
 
@@ -102,7 +102,7 @@ def test_plate_fills_false_holes_and_keeps_true_ones() -> None:
     seen_through = soft_disc(76, 70, 5)[..., None]
     image = image + seen_through * (plate - image)
     prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
-    alpha = alpha_from_plate(expose(image, 1.0, 1.0), prepared)
+    alpha = mask_from_plate(expose(image, 1.0, 1.0), prepared)
     assert alpha[70, 56] == 255
     assert alpha[70, 76] == 0
 
@@ -113,14 +113,14 @@ def test_plate_keeps_a_shirt_that_is_apart_and_drops_specks() -> None:
     image[88:96], truth[88:96] = plate[88:96], 0
     image[30:36, 10:16] = 40
     prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
-    alpha = alpha_from_plate(expose(image, 1.0, 1.0), prepared)
+    alpha = mask_from_plate(expose(image, 1.0, 1.0), prepared)
     assert intersection_over_union(alpha > 127, truth > 0.5) > 0.985
 
 
 def test_plate_of_an_empty_set_is_empty() -> None:
     plate = uneven_plate()
     prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
-    assert alpha_from_plate(expose(plate, 1.0, 2.0), prepared).max() == 0
+    assert mask_from_plate(expose(plate, 1.0, 2.0), prepared).max() == 0
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

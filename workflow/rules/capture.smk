@@ -1,4 +1,4 @@
-"""Capture: raw videos to colour-corrected, cropped frames, cameras and alpha masks.
+"""Capture: raw videos to colour-corrected, cropped frames, cameras and masks.
 
 in   a raw capture in the NeRSemble v2 layout (the sample sheet's, or generated)
 out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png

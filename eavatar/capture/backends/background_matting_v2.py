@@ -34,7 +34,7 @@ def matte_by_background_matting(shot: Shot) -> Iterator[Image]:
     plate = shot.plate()
     network = load_background_matting(shot.settings.own.weights, len(plate))
     batches = batched(shot.images(), network.batch_size)
-    masks = (mask for images in batches for mask in network.alpha(images, plate))
+    masks = (mask for images in batches for mask in network.masks(images, plate))
     return steady(shot.images(), masks)
 
 

@@ -17,12 +17,12 @@ def matte_by_plate(shot: Shot) -> Iterator[Image]:
     import numpy as np
 
     from eavatar.capture.matting import steady
-    from eavatar.capture.plate import Plate, alpha_from_plate
+    from eavatar.capture.plate import Plate, mask_from_plate
 
     if not shot.visible.any():  # a view that was marked as of no use: empty masks have failed
         return (np.zeros_like(shot.visible) for _ in shot.timesteps)
     plate = Plate.of(shot.plate(), shot.visible)
-    return steady(shot.images(), (alpha_from_plate(image, plate) for image in shot.images()))
+    return steady(shot.images(), (mask_from_plate(image, plate) for image in shot.images()))
 
 
 BACKEND = MattingBackend(

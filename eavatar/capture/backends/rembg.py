@@ -62,16 +62,16 @@ def matte_by_rembg(shot: Shot) -> Iterator[Image]:
 
 
 def segment(session: Any, image: Image) -> Image:
-    """(S, S) alpha of a BGR frame (S, S, 3); all zero where the network finds nothing."""
+    """(S, S) mask of a BGR frame (S, S, 3); all zero where the network finds nothing."""
     import cv2
     import numpy as np
     from rembg import remove
 
     with np.errstate(invalid="ignore"):  # of a constant answer, 0 / 0
         answer = remove(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), session=session, only_mask=True)
-    alpha = np.asarray(answer, np.uint8)
-    undecided = (alpha >= UNDECIDED[0]) & (alpha <= UNDECIDED[1])
-    return np.zeros_like(alpha) if undecided.mean() > MAX_UNDECIDED else alpha
+    mask = np.asarray(answer, np.uint8)
+    undecided = (mask >= UNDECIDED[0]) & (mask <= UNDECIDED[1])
+    return np.zeros_like(mask) if undecided.mean() > MAX_UNDECIDED else mask
 
 
 def open_session(name: str) -> Any:

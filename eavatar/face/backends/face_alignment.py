@@ -171,6 +171,7 @@ def detect_boxes(network: FaceAlignment, images: list[Image]) -> list[Array]:
     """The faces of each image as (n, 5) left, top, right, bottom, score; the highest score first.
 
     Args:
+        network: as loaded.
         images: RGB of one size (H, W, 3).
     """
     import torch
@@ -191,6 +192,7 @@ def locate_landmarks(
     Cropping is the package's; its points are ours cut down to whole pixels.
 
     Args:
+        network: as loaded.
         images: N RGB images (H, W, 3), of any sizes.
         boxes: (N, 4) left, top, right, bottom, pixels; they may leave the image.
 

@@ -77,7 +77,7 @@ def main() -> None:
     device = choose_device()
     places = (arguments.capture, arguments.face, arguments.prior)
     task = prepare(settings, SEED, *places, device)
-    with task.loader:
+    with task:
         times = time_steps(task, arguments.steps)
         for line in profile(task, arguments.kernels) if arguments.kernels else []:
             print(line)

@@ -137,11 +137,15 @@ class ImageStore:
             self._keep(timestep, camera, files)
         return files.colour
 
-    def _read(self, timestep: int, camera: int) -> Files:
+    def paths(self, timestep: int, camera: int) -> tuple[Path, Path]:
+        """The files of one frame: colour as JPEG, mask as PNG."""
         sequence, number = self.keys[timestep]
         place = Path(sequence, self.serials[camera], f"{number:05d}")
         colour = (self.capture / place).with_suffix(".jpg")
-        mask = (self.capture / "masks" / place).with_suffix(".png")
+        return colour, (self.capture / "masks" / place).with_suffix(".png")
+
+    def _read(self, timestep: int, camera: int) -> Files:
+        colour, mask = self.paths(timestep, camera)
         return Files(_read_bytes(colour, "ingest"), _read_bytes(mask, "matte"), colour, mask)
 
     def _decode(self, files: Files, camera: int, image: Uint8) -> None:

@@ -148,10 +148,22 @@ class Loader:
             )
         return self._upload(ready, results, self.stream)
 
+    def describe(self, step: int) -> str:
+        """The frames that a step sees, for a reader: sequence, timestep and cameras."""
+        chosen, frames = self._select(step), self.frames
+        return "; ".join(
+            f"{frames.sequences[timestep]} timestep {frames.timesteps[timestep]} in "
+            + ", ".join(frames.serials[camera] for camera in cameras)
+            for timestep, cameras in zip(chosen.timesteps, chosen.cameras, strict=True)
+        )
+
+    def _select(self, step: int) -> Selection:
+        return select(self.seed, step, self.frames.usable, self.timesteps, self.views)
+
     def _prepare(self, step: int) -> Pending:
         """Hand the views of a step to the threads."""
         store = self.frames.store
-        chosen = select(self.seed, step, self.frames.usable, self.timesteps, self.views)
+        chosen = self._select(step)
         host = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.stream is not None)
         fill = store.fill_mask if self.gpu_decoding else store.fill
         views = tuple(

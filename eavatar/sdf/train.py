@@ -26,8 +26,9 @@ from eavatar.sdf.field import LOWER, UPPER, HeadField, find_cut
 from eavatar.sdf.tetrahedra import Band, Cut, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import losses
+from eavatar.training.definition import define
 from eavatar.training.graphs import Captured, run_aside
-from eavatar.training.loop import fingerprint, finish, seed_everything, train
+from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
 from eavatar.transforms import axis_angle_to_matrix
 
 logger = logging.getLogger(__name__)
@@ -64,20 +65,19 @@ def train_sdf(
     seed_everything(seed)
     device = choose_device()
     task = prepare(settings, seed, capture, face, prior, device)
-    frames, shape = task.frames, task.shape
+    frames = task.frames
     logger.info(
         "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
         "coefficients, on %s",
         len(frames), len(frames.serials), frames.width, len(task.grid.vertices),
         task.field.expression_size, device,
     )  # fmt: skip
-    centre, size = shape.centre.tolist(), shape.size.item()
-    tracking = frames.expression.sum().item()
-    run = fingerprint(settings, seed, frames.sequences, frames.serials, centre, size, tracking)
-    with task.loader:
-        train(task, settings.steps, settings.run.checkpoint_every, output, "sdf", run)
-    save(task, output)
-    finish(output)
+    definition = define("sdf", settings, seed, frames, prior=prior)
+    run = Run("sdf", settings.steps, settings.run.checkpoint_every, definition)
+    with task:
+        train(task, run, output)
+        save(task, output)
+    finish(output, run)
 
 
 def prepare(
@@ -220,7 +220,7 @@ def gather_inputs(points: Tensor, crossings: Cut, batch: Batch) -> list[Tensor]:
     return [*parts, batch.timesteps, batch.cameras, batch.pixels]
 
 
-class SdfTraining:
+class SdfTraining(Trainable):
     """What the training loop runs: a few timesteps a step, each in a few cameras, all at once.
 
     The host finds out where the surface cuts the grid. All that follows is a function of tensors
@@ -408,6 +408,12 @@ class SdfTraining:
         matrices = (self.frames.world_to_camera[batch.cameras].double() @ to_world).float()
         matrices[..., :3, 3] /= self.frames.scale
         return matrices
+
+    def describe(self, step: int) -> str:
+        return self.loader.describe(step)
+
+    def close(self) -> None:
+        self.loader.close()
 
     def state(self) -> dict[str, Any]:
         """Also the sides of the grid's vertices, which decide where the field is evaluated."""

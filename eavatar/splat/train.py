@@ -22,8 +22,9 @@ from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.settings import SplatSettings
 from eavatar.splat.splitting import choose_parents, split
+from eavatar.training.definition import define
 from eavatar.training.graphs import Captured, run_aside
-from eavatar.training.loop import fingerprint, finish, seed_everything, train
+from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
 from eavatar.training.losses import rgb_loss
 from eavatar.training.optimiser import AveragingAdam
 from eavatar.training.perceptual import Perceptual, load_perceptual
@@ -34,6 +35,8 @@ BOX_MULTIPLE = 8  # splatted pixels: half a tile of the rasteriser
 SPARE = 1.4  # room for pairs of Gaussians and tiles / most seen
 PLAIN_STEPS = 3  # of a new set of Gaussians before the step is captured
 ROOM_EVERY = 100  # steps between looks at whether the room suffices
+
+FALLING_RATES = "the learning rates fall over the steps"
 
 Values = dict[str, Tensor]
 
@@ -61,19 +64,20 @@ def train_splat(
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     avatar = start_avatar(settings, sdf, frames).to(device)
-    run = fingerprint(
-        settings,
-        seed,
-        device.type,
-        avatar.settings.head,
-        frames.sequences,
-        avatar.neutral.positions.sum().item(),
+    definition = define("splat", settings, seed, frames, sdf=sdf / "model.safetensors")
+    definition["stage I"] = repr(avatar.settings)
+    run = Run(
+        "splat",
+        settings.steps,
+        settings.run.checkpoint_every,
+        definition,
+        bound=FALLING_RATES if settings.learning_rates.final != 1 else None,
     )
     with SplatTraining(settings, seed, frames, avatar, perceptual) as task:
-        train(task, settings.steps, settings.run.checkpoint_every, output, "splat", run)
+        train(task, run, output)
     with task.optimiser.averaged():
         path = write_avatar(output, avatar, settings)
-    finish(output)
+    finish(output, run)
     return path
 
 
@@ -105,7 +109,7 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
     return avatar
 
 
-class SplatTraining:
+class SplatTraining(Trainable):
     """What the training loop runs: one timestep a step, in a few cameras.
 
     The Gaussians are generated once for all cameras of a step. On CUDA a step is one captured
@@ -136,10 +140,10 @@ class SplatTraining:
         self.captured: Captured[Values] | None = None
         self._start_anew()
 
-    def __enter__(self) -> SplatTraining:
-        return self
+    def describe(self, step: int) -> str:
+        return self.loader.describe(step)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.loader.close()
 
     def _make_optimiser(self) -> AveragingAdam:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +131,7 @@ def test_training_finds_the_ball(subject: Path) -> None:
     colour = mesh.colours.mean(axis=0)
     assert colour[0] > colour[1] + 0.2
     assert {path.name for path in output.iterdir()} == {
-        "model.safetensors", "model.yaml", "neutral.ply", "log.csv",
+        "model.safetensors", "model.yaml", "neutral.ply", "log.csv", "checkpoints",
     }  # fmt: skip
     tensors = load_file(output / "model.safetensors")
     assert tensors["surface.positions"].shape == (len(mesh.vertices), 3)
@@ -137,6 +139,28 @@ def test_training_finds_the_ball(subject: Path) -> None:
     stage = read_stage_one(output)
     assert torch.equal(stage.vertices, tensors["surface.positions"])
     HeadField(settings(), 2).geometry.load_state_dict(stage.geometry)
+
+
+@pytest.fixture
+def begun(subject: Path) -> Path:
+    """The folder of a training of three steps."""
+    return run(subject, subject / "begun", settings(steps=3))
+
+
+def test_more_steps_go_on_whatever_way_they_are_carried_out(
+    subject: Path, begun: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = load_file(run(subject, subject / "whole", settings(steps=5)) / "model.safetensors")
+    base = settings().run
+    for change in ({"image_memory_gb": 0.0}, {"checkpoint_every": 1}):
+        assert base.model_copy(update=change) != base
+        output = shutil.copytree(begun, subject / next(iter(change)))
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(subject, output, settings(steps=5, run=base.model_copy(update=change)))
+        assert "resuming from" in caplog.text
+        model = load_file(output / "model.safetensors")
+        assert all(torch.equal(model[name], value) for name, value in whole.items())
 
 
 def test_sphere_start_is_checked() -> None:
@@ -204,7 +228,7 @@ def make_task(subject: Path, chosen: SdfSettings) -> SdfTraining:
 def test_resuming_between_two_looks_at_the_whole_grid_changes_nothing(subject: Path) -> None:
     assert REFRESH_EVERY > 8
     task = make_task(subject, settings(timesteps_per_step=2))
-    with task.loader:
+    with task:
         for step in range(4):
             task.step(step)
         file = io.BytesIO()
@@ -215,7 +239,7 @@ def test_resuming_between_two_looks_at_the_whole_grid_changes_nothing(subject: P
     other = make_task(subject, settings(timesteps_per_step=2))
     other.restore(torch.load(file, weights_only=True))
     torch.manual_seed(1)  # no draw comes from the global state
-    with other.loader:
+    with other:
         for step in range(4, 8):
             values = other.step(step)
     assert values == expected
@@ -239,7 +263,7 @@ class Waits(TorchDispatchMode):
 
 def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> None:
     task = make_task(subject, settings(timesteps_per_step=2))
-    with task.loader:
+    with task:
         task.step(0)
         sides = task.region
         with Waits() as waits:
@@ -256,7 +280,7 @@ def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> N
 def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
     """What CUDA captures: all tensors larger than the surface needs."""
     exact, roomy = (make_task(subject, settings(timesteps_per_step=2)) for _ in range(2))
-    with exact.loader, roomy.loader:
+    with exact, roomy:
         for step in range(6):
             batch = exact.loader.batch(step)
             cut = exact.neutral_cut(refresh=step == 0)
@@ -280,7 +304,7 @@ def test_a_lost_surface_is_one_sentence(subject: Path, refresh: bool) -> None:
     task.neutral_cut(refresh=True)
     with torch.no_grad():
         task.field.geometry.layers[-1].bias[0] += 100  # dm: outside everywhere
-    with task.loader, pytest.raises(UserError, match="lost its surface"):
+    with task, pytest.raises(UserError, match="lost its surface"):
         task.neutral_cut(refresh)
 
 
@@ -304,7 +328,7 @@ def test_steps_on_cuda_lower_the_loss(subject: Path) -> None:
     seed_everything(0)
     places = (subject / "capture", subject / "face", subject / "prior.ply")
     task = prepare(settings(timesteps_per_step=2), 0, *places, torch.device("cuda"))
-    with task.loader:
+    with task:
         values = task.step(0)
         assert all(value.is_cuda for value in values.values())
         # Read at once, since a captured step writes where the one before did.
@@ -320,7 +344,7 @@ def test_captured_steps_are_the_steps(subject: Path) -> None:
         places = (subject / "capture", subject / "face", subject / "prior.ply")
         task = prepare(settings(timesteps_per_step=2), 0, *places, torch.device("cuda"))
         task.captures = captures
-        with task.loader:
+        with task:
             losses.append([float(task.step(step)["loss"]) for step in range(8)])
         assert (task.captured is not None) == captures
     # gsplat adds in any order, and Adam amplifies it from step to step.

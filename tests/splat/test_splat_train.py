@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +29,9 @@ SMALL = {
     "split": {"start": 10, "every": 20, "stop": 50},
     "learning_rates": {"networks": 0.005, "features": 0.02, "opacities": 0.05, "scales": 0.01},
 }  # fmt: skip
+
+
+CONSTANT = {"learning_rates": {"final": 1}, "split": {"enabled": False}}
 
 
 def small_settings(**changes) -> SplatSettings:
@@ -89,6 +94,43 @@ def test_resumes_exactly(subject):
             torch.testing.assert_close(other[name], value, rtol=1e-5, atol=0, msg=name)
     for name, value in whole.avatar.state_dict().items():
         torch.testing.assert_close(later.avatar.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def begun(subject, tmp_path_factory) -> Path:
+    """The folder of a training of three steps whose learning rates do not fall."""
+    output = tmp_path_factory.mktemp("begun")
+    train_splat(small_settings(steps=3, **CONSTANT), 0, *folders(subject), output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(subject, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The model of five steps at once."""
+    output = tmp_path_factory.mktemp("whole")
+    return load_file(train_splat(small_settings(steps=5, **CONSTANT), 0, *folders(subject), output))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_memory_gb": 0},
+        {"checkpoint_every": 1},
+        {"mixed_precision": False},
+        {"compile": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_more_steps_go_on_whatever_way_they_are_carried_out(
+    subject, begun, whole, tmp_path, caplog, change
+):
+    assert small_settings().run != small_settings(run=change).run
+    output = shutil.copytree(begun, tmp_path / "splat")
+    settings = small_settings(steps=5, **CONSTANT, run=change)
+    with caplog.at_level(logging.INFO):
+        model = load_file(train_splat(settings, 0, *folders(subject), output))
+    assert "resuming from" in caplog.text
+    assert all(torch.equal(model[name], value) for name, value in whole.items())
 
 
 def test_what_is_saved_is_the_mean_of_the_last_steps(subject, tmp_path):

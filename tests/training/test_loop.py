@@ -1,8 +1,9 @@
-"""The training loop: resume, non-finite values, checkpoints of other runs."""
+"""The training loop: resume, values that are not finite, what a run's message says."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from eavatar.errors import UserError
-from eavatar.training.loop import finish, seed_everything, train
+from eavatar.training.checkpoints import Run
+from eavatar.training.loop import Trainable, seed_everything, train
 
 
-class Regression:
+class Regression(Trainable):
     """A linear fit to random points, with Adam, that can be told to fail at a step."""
 
     def __init__(self, killed_at: int = -1, poisoned_at: int = -1):
@@ -33,7 +35,10 @@ class Regression:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return {"loss": loss * float("nan") if step == self.poisoned_at else loss}
+        return {"loss": loss, "rgb": loss * float("nan") if step == self.poisoned_at else loss}
+
+    def describe(self, step: int) -> str:
+        return f"EXP-1 timestep {step} in 222200037"
 
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -42,15 +47,22 @@ class Regression:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
 
+    def close(self) -> None:
+        pass
 
-def run(task: Regression, folder: Path, name: str = "a") -> Regression:
-    train(task, 25, 5, folder, "test", name)
+
+def run_of(steps: int = 25, every: int = 5, bound: str | None = None, **definition: str) -> Run:
+    return Run("test", steps, every, definition, bound)
+
+
+def run(task: Regression, folder: Path, given: Run | None = None) -> Regression:
+    train(task, given or run_of(), folder)
     return task
 
 
-def interrupted(folder: Path) -> None:
+def interrupted(folder: Path, given: Run | None = None) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(Regression(killed_at=13), folder)
+        run(Regression(killed_at=13), folder, given)
 
 
 def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
@@ -65,21 +77,19 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     assert [int(row["step"]) for row in rows] == [0, 10, 20, 24]
 
 
-def test_another_run_starts_afresh(tmp_path: Path) -> None:
-    interrupted(tmp_path)
-    assert run(Regression(), tmp_path, name="b").steps == list(range(25))
+def test_another_checkpoint_interval_changes_nothing(tmp_path: Path) -> None:
+    whole = run(Regression(), tmp_path / "whole")
+    interrupted(tmp_path / "parts")
+    resumed = run(Regression(), tmp_path / "parts", run_of(every=3))
+    assert resumed.steps[0] == 10
+    assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
-def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    interrupted(tmp_path)
-    newest = max((tmp_path / "checkpoints").glob("*.pt"))
-    newest.write_bytes(newest.read_bytes()[:100])
-    assert run(Regression(), tmp_path).steps == list(range(5, 25))
-
-
-def test_non_finite_value_stops_and_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step 12: 'loss' is nan.*00000010\.pt"):
+def test_a_value_that_is_not_finite_is_named_with_step_and_what_it_saw(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
         run(Regression(poisoned_at=12), tmp_path)
+    for part in ("step 12, where rgb is nan;", "00000010.pt", "of EXP-1 timestep 12 in 222200037"):
+        assert part in str(caught.value)
     assert not (tmp_path / "log.csv").exists()
 
 
@@ -87,21 +97,14 @@ def test_resume_points_are_finite(tmp_path: Path) -> None:
     """A parameter may go bad without a trace in the loss; such a state is never written."""
     task = Regression()
     poison = torch.tensor(float("inf"))
-    state = task.state
+    state: Callable[[], dict[str, Any]] = task.state
     task.state = lambda: state() | {"spare": {"weight": poison}}  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"step 5: 'model\.spare\.weight'.*no checkpoint yet"):
+    with pytest.raises(UserError, match=r"step 5, where model\.spare\.weight.*no checkpoint yet"):
         run(task, tmp_path)
 
 
-def test_finish_removes_resume_points(tmp_path: Path) -> None:
-    interrupted(tmp_path)
-    assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == 2
-    finish(tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sums are in any order on CUDA")
-def test_the_same_seed_gives_the_same_gradients_to_the_bit():
+def test_the_same_seed_gives_the_same_gradients_to_the_bit() -> None:
     """Many rows gathered from few: their gradients are summed by all threads."""
 
     def gradient() -> torch.Tensor:

@@ -176,6 +176,12 @@ def _shorten(path: Path) -> None:
     np.savez(path, **{n: a if n == "cameras" else a[:1] for n, a in arrays.items()})
 
 
+def test_what_a_variant_needs_is_looked_for(healthy, place):
+    settings = overlay(place / "a.yaml", variants={"soft": {"sdf": {"renderer": "dibr"}}})
+    found = run(write_sheet(place, row(healthy, settings=settings)))
+    find(found, "kaolin.render.mesh cannot be imported", "set sdf.renderer to splats")
+
+
 def test_faulty_settings_or_sheet_do_not_hide_the_machine(place, capsys):
     faulty = place / "config.yaml"
     faulty.write_text((CONFIG / "config.yaml").read_text().replace("seed: 0", "seed: -1"))

@@ -4,8 +4,8 @@ Canonical frame: right-handed, y up, z out of the face, 1 unit = 1 dm. Both Base
 these axes already; the origin is put where it does not depend on the model's vertex set, at a
 fixed offset from the landmarks: see `LANDMARK_CENTROID`.
 
-A file is known by what it holds, not by its name. Nothing is unpickled: only HDF5 and MATLAB
-files are read. The models themselves cannot be passed on, so the readers were run on files of
+A file is recognised by its content, not by its name. Nothing is unpickled: only HDF5 and MATLAB
+files are read. The models themselves cannot be redistributed, so the readers were run on files of
 the published layouts with made-up values and on a head model stored in the 2017 layout.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eavatar.arrays import Float32, Int64
 from eavatar.errors import UserError
-from eavatar.io import LANDMARKS, Float, require
+from eavatar.io import LANDMARKS, require
 
 # Where the centroid of the mean face's 68 landmarks lies in canonical space. Gaussian Head Avatar
 # has the centroid of its face vertices as origin, which puts the nose tip at z = 0.55 and the chin
@@ -32,7 +33,7 @@ MILLIMETRES = 0.01  # in canonical units
 # model in other units is off by a factor of ten at least.
 LANDMARK_RADIUS = 0.2, 1.8
 
-WANTED = "a Basel Face Model 2017 or 2019 (.h5) or BFM09_model_info.mat"
+SUPPORTED = "a Basel Face Model 2017 or 2019 (.h5) or BFM09_model_info.mat"
 HDF5, MATLAB = "an HDF5 file", "a MATLAB file"
 SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": HDF5,
@@ -46,7 +47,7 @@ SIGNATURES = {
     b"ply\n": "a mesh",
     b"<": "a web page, perhaps the licence form instead of the file",
 }
-STATISMO = (
+STATISMO_ARRAYS = (
     "shape/model/mean",
     "shape/model/pcaVariance",
     "shape/model/pcaBasis",
@@ -56,9 +57,9 @@ STATISMO = (
     "shape/representer/cells",
     "color/model/mean",
 )
-INDICES = "landmarks68/vertex_index"  # iBUG-68; not in the published files
-BFM_2009 = ("meanshape", "meantex", "idBase", "exBase", "tri", "keypoints")
-MOST_NUMBERS = 10**9  # of one array in a .mat file; the largest of BFM 2009 has 3 · 10⁷
+LANDMARK_ARRAY = "landmarks68/vertex_index"  # iBUG-68; not in the published files
+BFM_2009_ARRAYS = ("meanshape", "meantex", "idBase", "exBase", "tri", "keypoints")
+MAX_ELEMENTS = 10**9  # of an array in a .mat file; the largest of BFM 2009 has 3 · 10⁷
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -78,14 +79,14 @@ class MorphableModel:
         colours: (V, 3) average skin colour in [0, 1], or None.
     """
 
-    mean: Float
-    identity_basis: Float
-    expression_basis: Float
-    faces: NDArray[np.int64]
-    landmark_vertices: NDArray[np.int64]
-    colours: Float | None = None
+    mean: Float32
+    identity_basis: Float32
+    expression_basis: Float32
+    faces: Int64
+    landmark_vertices: Int64
+    colours: Float32 | None = None
 
-    def vertices(self, identity: Float) -> Float:
+    def vertices(self, identity: Float32) -> Float32:
         """(V, 3) neutral vertices of the leading identity coefficients (n,), n ≤ I, canonical."""
         return self.mean + self.identity_basis[..., : len(identity)] @ identity
 
@@ -96,28 +97,32 @@ def read_morphable_model(
     """Read a BFM 2017 or 2019 ``.h5`` or a BFM 2009 ``.mat`` file into the canonical frame.
 
     Args:
-        identity_components, expression_components: the most leading components that are read;
-            None for all. All 299 of BFM 2017 take 0.2 GB.
+        path: the file.
+        identity_components: the largest number of leading components that are read; None for all.
+            All 299 components of BFM 2017 take 0.2 GB.
+        expression_components: likewise.
 
     Raises:
         UserError: the file is missing, of another format, damaged, or without landmark indices.
     """
-    kind = file_kind(path)
+    kind = _identify_file(path)
     if kind == HDF5:
-        model = bfm_2017(load_statismo(path, identity_components, expression_components), path)
+        model = _build_bfm_2017(
+            _load_statismo(path, identity_components, expression_components), path
+        )
     elif kind == MATLAB:
-        arrays = load_bfm_2009(path)
-        model = bfm_2009(arrays, path, identity_components, expression_components)
+        arrays = _load_bfm_2009(path)
+        model = _build_bfm_2009(arrays, path, identity_components, expression_components)
     else:
-        raise UserError(f"{path} is {kind}, which cannot be read: give {WANTED}.")
-    check_model(model, path)
+        raise UserError(f"{path} is {kind}, which cannot be read: give {SUPPORTED}.")
+    _check_model(model, path)
     landmarks = model.mean[model.landmark_vertices]
     centred = model.mean + (np.array(LANDMARK_CENTROID) - landmarks.mean(axis=0))
-    return replace(model, mean=centred.astype(np.float32), faces=turned_outward(model))
+    return replace(model, mean=centred.astype(np.float32), faces=_orient_faces(model))
 
 
-def file_kind(path: Path) -> str:
-    """What a file is, by its first bytes."""
+def _identify_file(path: Path) -> str:
+    """The kind of a file, by its first bytes."""
     if not require(path, "the morphable model").is_file():
         return "a folder"
     try:
@@ -133,7 +138,7 @@ def file_kind(path: Path) -> str:
     return "of an unknown format"
 
 
-def check_model(model: MorphableModel, path: Path) -> None:
+def _check_model(model: MorphableModel, path: Path) -> None:
     """Raise `UserError` for indices outside the mesh, values not finite, and other units."""
     count = len(model.mean)
     for name, indices in (("faces", model.faces), ("landmarks", model.landmark_vertices)):
@@ -155,7 +160,7 @@ def check_model(model: MorphableModel, path: Path) -> None:
         )
 
 
-def turned_outward(model: MorphableModel) -> NDArray[np.int64]:
+def _orient_faces(model: MorphableModel) -> Int64:
     """The faces (F, 3), reversed if those around the landmarks are clockwise seen from outside.
 
     The publishers do not state the winding; a face looks along z.
@@ -166,10 +171,16 @@ def turned_outward(model: MorphableModel) -> NDArray[np.int64]:
     return model.faces if normals[:, 2].sum() >= 0 else model.faces[:, ::-1]
 
 
-def shaped(
+def _check_shape(
     array: NDArray[Any], name: str, shape: tuple[int | None, ...], path: Path
 ) -> NDArray[Any]:
-    """The array called ``name`` as it is, if it has the ``shape``; None stands for any length.
+    """Return the array if it has the shape.
+
+    Args:
+        array: of the file.
+        name: of the array, for the message.
+        shape: expected; None stands for any length.
+        path: of the file, for the message.
 
     Raises:
         UserError: the shape is another one, transposed or not, or the array holds no numbers.
@@ -181,40 +192,40 @@ def shaped(
         )
 
     if array.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {name} holds no numbers; give {WANTED}.")
+        raise UserError(f"{path}: {name} holds no numbers; give {SUPPORTED}.")
     if not fits(array.shape):
         wanted = " × ".join("any" if length is None else str(length) for length in shape)
         found = " × ".join(str(length) for length in array.shape) or "a single number"
         transposed = ", transposed" if fits(array.shape[::-1]) else ""
         raise UserError(
-            f"{path}: {name} is {found} instead of {wanted}{transposed}; give {WANTED}."
+            f"{path}: {name} is {found} instead of {wanted}{transposed}; give {SUPPORTED}."
         )
     return array
 
 
-def vertices_of(array: NDArray[Any], name: str, path: Path) -> Float:
+def _as_vertices(array: NDArray[Any], name: str, path: Path) -> Float32:
     """(V, 3) of the array called ``name``, 3·V numbers in any shape."""
-    flat = shaped(array.reshape(-1), name, (None,), path)
+    flat = _check_shape(array.reshape(-1), name, (None,), path)
     if flat.size == 0 or flat.size % 3:
         raise UserError(f"{path}: {name} holds {flat.size} numbers, not three for each vertex.")
     return flat.astype(np.float32).reshape(-1, 3)
 
 
-def basis_of(
+def _as_basis(
     array: NDArray[Any], name: str, vertices: int, components: int | None, path: Path
-) -> Float:
+) -> Float32:
     """(V, 3, K) of a basis (3·V, all components), of which the K ≤ ``components`` leading ones."""
-    stored = shaped(array, name, (3 * vertices, None), path)
+    stored = _check_shape(array, name, (3 * vertices, None), path)
     return stored[:, :components].astype(np.float32).reshape(vertices, 3, -1)
 
 
 # --- BFM 2017 and 2019 --------------------------------------------------------------------------
 
 
-def load_statismo(
+def _load_statismo(
     path: Path, identity_components: int | None, expression_components: int | None
 ) -> Arrays:
-    """The arrays of an HDF5 file of the Statismo layout, by name; of the bases what is used."""
+    """The arrays of an HDF5 file of the Statismo layout, by name; leading parts of the bases."""
     import h5py
 
     limits = {
@@ -224,62 +235,65 @@ def load_statismo(
     try:
         with h5py.File(path) as file:
             groups = sorted(file)
-            missing = [name for name in STATISMO if name not in file]
+            missing = [name for name in STATISMO_ARRAYS if name not in file]
             arrays = {
                 name: np.asarray(file[name][limits.get(name, ...)])
-                for name in (*STATISMO, INDICES)
+                for name in (*STATISMO_ARRAYS, LANDMARK_ARRAY)
                 if name in file
             }
     except Exception as error:  # h5py raises errors of many types on damaged files
         raise UserError(
-            f"{path} is an HDF5 file, but damaged or cut short ({one_line(error)}); fetch it again."
+            f"{path} is an HDF5 file, but damaged or cut short ({_one_line(error)}); "
+            "fetch it again."
         ) from error
     if missing:
         raise UserError(
             f"{path} is an HDF5 file of {', '.join(groups) or 'nothing'} and lacks {missing[0]}: "
-            f"give {WANTED}."
+            f"give {SUPPORTED}."
         )
     return arrays
 
 
-def bfm_2017(arrays: Arrays, path: Path) -> MorphableModel:
+def _build_bfm_2017(arrays: Arrays, path: Path) -> MorphableModel:
     """The model of a Statismo file: millimetres, vertices from 0, in its own origin."""
-    mean = vertices_of(arrays["shape/model/mean"], "shape/model/mean", path)
-    offset = vertices_of(arrays["expression/model/mean"], "expression/model/mean", path)
-    colours = vertices_of(arrays["color/model/mean"], "color/model/mean", path)
+    mean = _as_vertices(arrays["shape/model/mean"], "shape/model/mean", path)
+    offset = _as_vertices(arrays["expression/model/mean"], "expression/model/mean", path)
+    colours = _as_vertices(arrays["color/model/mean"], "color/model/mean", path)
     if not len(mean) == len(offset) == len(colours):
         raise UserError(
             f"{path}: shape, expression and colour have {len(mean)}, {len(offset)} and "
             f"{len(colours)} vertices; fetch the file again."
         )
-    faces = shaped(arrays["shape/representer/cells"], "shape/representer/cells", (3, None), path)
-    if INDICES in arrays:
-        indices = shaped(arrays[INDICES], INDICES, (LANDMARKS,), path).astype(np.int64)
+    cells = "shape/representer/cells"
+    faces = _check_shape(arrays[cells], cells, (3, None), path)
+    if LANDMARK_ARRAY in arrays:
+        found = _check_shape(arrays[LANDMARK_ARRAY], LANDMARK_ARRAY, (LANDMARKS,), path)
+        indices = found.astype(np.int64)
     else:
-        indices = read_landmark_vertices(path)
+        indices = _read_landmark_vertices(path)
     return MorphableModel(
         (mean + offset) * np.float32(MILLIMETRES),
-        statismo_basis(arrays, "shape/model", len(mean), path),
-        statismo_basis(arrays, "expression/model", len(mean), path),
+        _build_statismo_basis(arrays, "shape/model", len(mean), path),
+        _build_statismo_basis(arrays, "expression/model", len(mean), path),
         faces.T.astype(np.int64),
         indices,
         colours.clip(0, 1),
     )
 
 
-def statismo_basis(arrays: Arrays, group: str, vertices: int, path: Path) -> Float:
+def _build_statismo_basis(arrays: Arrays, group: str, vertices: int, path: Path) -> Float32:
     """(V, 3, K) canonical deviations of a group, from unit components and variances in mm²."""
     name = f"{group}/pcaVariance"
-    basis = basis_of(arrays[f"{group}/pcaBasis"], f"{group}/pcaBasis", vertices, None, path)
+    basis = _as_basis(arrays[f"{group}/pcaBasis"], f"{group}/pcaBasis", vertices, None, path)
     count = basis.shape[2]
-    variance = shaped(arrays[name][:count], name, (count,), path)
+    variance = _check_shape(arrays[name][:count], name, (count,), path)
     if not (variance >= 0).all():
         raise UserError(f"{path}: {name} holds values that are not positive; fetch it again.")
     basis *= (np.sqrt(variance) * MILLIMETRES).astype(np.float32)
     return basis
 
 
-def read_landmark_vertices(path: Path) -> NDArray[np.int64]:
+def _read_landmark_vertices(path: Path) -> Int64:
     """The 68 vertex indices of the text file beside a model that does not hold them itself."""
     beside = path.with_suffix(".txt")
     if not beside.is_file():
@@ -299,19 +313,19 @@ def read_landmark_vertices(path: Path) -> NDArray[np.int64]:
 # --- BFM 2009 -----------------------------------------------------------------------------------
 
 
-def load_bfm_2009(path: Path) -> Arrays:
+def _load_bfm_2009(path: Path) -> Arrays:
     """The arrays of ``BFM09_model_info.mat`` by name."""
     import scipy.io
 
     try:
         sizes = {name: math.prod(shape) for name, shape, _ in scipy.io.whosmat(path)}
-        if any(not 0 <= size <= MOST_NUMBERS for size in sizes.values()):
+        if any(not 0 <= size <= MAX_ELEMENTS for size in sizes.values()):
             raise ValueError("a size in it is absurd")  # scipy would reserve the memory for it
-        arrays = scipy.io.loadmat(path, variable_names=BFM_2009)
+        arrays = scipy.io.loadmat(path, variable_names=BFM_2009_ARRAYS)
     except Exception as error:  # scipy raises errors of many types on damaged files
         raise UserError(
-            f"{path} is a MATLAB file, but damaged or cut short ({one_line(error)}); fetch or make "
-            "it again."
+            f"{path} is a MATLAB file, but damaged or cut short ({_one_line(error)}); fetch or "
+            "make it again."
         ) from error
     if "shapePC" in sizes:
         raise UserError(
@@ -320,36 +334,36 @@ def load_bfm_2009(path: Path) -> Arrays:
             "github.com/ascust/3DMM-Fitting-Pytorch, which adds those of Exp_Pca.bin of "
             "github.com/Juyong/3DFace."
         )
-    missing = [name for name in BFM_2009 if name not in arrays]
+    missing = [name for name in BFM_2009_ARRAYS if name not in arrays]
     if missing:
         raise UserError(
             f"{path} is a MATLAB file of {', '.join(sizes) or 'nothing'} and lacks {missing[0]}: "
-            f"give {WANTED}."
+            f"give {SUPPORTED}."
         )
-    return {name: np.asarray(arrays[name]) for name in BFM_2009}
+    return {name: np.asarray(arrays[name]) for name in BFM_2009_ARRAYS}
 
 
-def bfm_2009(
+def _build_bfm_2009(
     arrays: Arrays, path: Path, identity_components: int | None, expression_components: int | None
 ) -> MorphableModel:
     """The model of a .mat file: decimetres, vertices from 1, the deviations in the bases."""
-    mean = vertices_of(arrays["meanshape"], "meanshape", path)
-    colours = vertices_of(arrays["meantex"], "meantex", path)
+    mean = _as_vertices(arrays["meanshape"], "meanshape", path)
+    colours = _as_vertices(arrays["meantex"], "meantex", path)
     if len(mean) != len(colours):
         raise UserError(
             f"{path}: meanshape has {len(mean)} vertices and meantex {len(colours)}; make it again."
         )
-    indices = shaped(arrays["keypoints"].reshape(-1), "keypoints", (LANDMARKS,), path)
+    indices = _check_shape(arrays["keypoints"].reshape(-1), "keypoints", (LANDMARKS,), path)
     return MorphableModel(
         mean,
-        basis_of(arrays["idBase"], "idBase", len(mean), identity_components, path),
-        basis_of(arrays["exBase"], "exBase", len(mean), expression_components, path),
-        shaped(arrays["tri"], "tri", (None, 3), path).astype(np.int64) - 1,
+        _as_basis(arrays["idBase"], "idBase", len(mean), identity_components, path),
+        _as_basis(arrays["exBase"], "exBase", len(mean), expression_components, path),
+        _check_shape(arrays["tri"], "tri", (None, 3), path).astype(np.int64) - 1,
         indices.astype(np.int64) - 1,
         (colours / 255).clip(0, 1),
     )
 
 
-def one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """What an error of a library says, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

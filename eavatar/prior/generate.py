@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eavatar.arrays import Float64
 from eavatar.io import Mesh, write_mesh
 from eavatar.meshes import vertex_normals
-from eavatar.prior.template import Head, generic_head
+from eavatar.prior.template import TemplateHead, generic_head
 from eavatar.settings import GenerateSettings
 from eavatar.transforms import fit_similarity
 
@@ -64,7 +64,7 @@ def generate_prior(
     logger.info("prior from %s: %d vertices", settings.source, len(raw.vertices))
 
 
-def fit_head(landmarks: Float64, neutral: Mesh) -> Head:
+def fit_head(landmarks: Float64, neutral: Mesh) -> TemplateHead:
     """The generic head deformed to a subject's neutral face, in canonical space.
 
     A similarity brings the landmarks together; a smooth warp then makes them agree, and draws
@@ -85,7 +85,7 @@ def fit_head(landmarks: Float64, neutral: Mesh) -> Head:
         sources, targets = np.concatenate([marks, sources]), np.concatenate([landmarks, targets])
         moved = warp(np.concatenate([vertices, marks]), sources, targets, smoothing)
         vertices, marks = moved[: len(vertices)], moved[len(vertices) :]
-    return Head(replace(generic.mesh, vertices=vertices.astype(np.float32)), marks)
+    return TemplateHead(replace(generic.mesh, vertices=vertices.astype(np.float32)), marks)
 
 
 def warp(points: Float64, sources: Float64, targets: Float64, smoothing: Float64) -> Float64:

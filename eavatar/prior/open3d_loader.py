@@ -1,4 +1,4 @@
-"""The one place that imports Open3D, which wants a system library that many machines lack."""
+"""The one place that imports Open3D, which needs a system library that many machines lack."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def import_open3d() -> ModuleType:
     try:
         import open3d
     except (ImportError, OSError):
-        open3d = import_with_packaged_libusb()
+        open3d = _import_with_packaged_libusb()
     return open3d
 
 
-def import_with_packaged_libusb() -> ModuleType:
+def _import_with_packaged_libusb() -> ModuleType:
+    """Open3D after loading the copy of libusb that `libusb-package` brings."""
     try:
         import libusb_package
 

@@ -2,8 +2,7 @@
 
 It is the zero level of a blend of ellipsoids, in the axes of canonical space (x to the subject's
 left, y up, z out of the face) and in decimetres, at the measures of an average adult. It is the
-complete head that a capture without a generative model falls back on, and the shape that
-`align_prior` expects where the fitted face ends.
+prior of a capture without a generative model, and completes the fitted face in `align_prior`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from eavatar.arrays import Float64
 from eavatar.io import Mesh
 
 CELL = 0.055  # side of the sampling grid's cells, dm: lips and nostrils just show
-CREASE = 0.7  # standard deviation of the filter that softens the seams between blocks, cells
-LOWER, UPPER = np.array([-1.25, -1.7, -1.15]), np.array([1.25, 1.65, 1.4])
+SMOOTHING = 0.7  # standard deviation of the filter on the distances, cells: softens seams
+MIN_CORNER = np.array([-1.25, -1.7, -1.15])  # of the sampling grid, dm
+MAX_CORNER = np.array([1.25, 1.65, 1.4])
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Ellipsoid:
     """One building block; all lengths in dm.
 
     Attributes:
-        centre: x, y, z; a block off the median plane stands for itself and its mirror image.
+        centre: x, y, z; a block off the median plane represents its mirror image too.
         radii: along its own x, y, z.
-        blend: width of the fillet where it meets what was there before.
+        blend: width of the fillet where it meets the blocks before it.
         pitch: turn about x, degrees; positive tips the upper end backwards.
         yaw: turn about y, degrees; positive turns the outer end of a left block forwards.
-        carve: take away instead of adding.
+        carve: subtract instead of adding.
     """
 
     centre: tuple[float, float, float]
@@ -55,7 +55,7 @@ class Ellipsoid:
         return length * (length - 1) / np.maximum(slope, 1e-9)
 
 
-HEAD = (
+BLOCKS = (
     Ellipsoid((0, 0.55, -0.02), (0.79, 0.94, 0.98), 0),  # cranium with some hair
     Ellipsoid((0, -0.02, 0.38), (0.66, 0.74, 0.56), 0.3),  # face
     Ellipsoid((0, -0.38, 0.46), (0.57, 0.36, 0.44), 0.2),  # jaw
@@ -75,8 +75,8 @@ HEAD = (
     Ellipsoid((0, -0.345, 1.15), (0.26, 0.02, 0.08), 0.03, carve=True),  # mouth line
     Ellipsoid((0.81, 0.14, -0.06), (0.075, 0.31, 0.19), 0.08, pitch=10, yaw=-25),  # ears
 )
-# iBUG-68 landmarks of the subject's right side and the median, in the scheme's order; they are
-# moved on to the surface, and the left side is their mirror image.
+# iBUG-68 landmarks of the subject's right side and the median plane, in the scheme's order; they
+# are projected to the surface and mirrored to the left side.
 JAW = (
     (-0.76, 0.34, 0.2), (-0.74, 0.13, 0.25), (-0.71, -0.06, 0.3), (-0.67, -0.25, 0.37),
     (-0.58, -0.45, 0.5), (-0.45, -0.6, 0.65), (-0.31, -0.7, 0.8), (-0.16, -0.76, 0.92),
@@ -99,7 +99,7 @@ LOWER_INNER = ((-0.1, -0.36, 1.08), (0, -0.36, 1.1))
 
 
 @dataclass(frozen=True)
-class Head:
+class TemplateHead:
     """A complete head with its landmarks.
 
     Attributes:
@@ -113,18 +113,18 @@ class Head:
 
 def head_distance(points: Float64) -> Float64:
     """(...,) signed distance, dm, of points (..., 3) to the generic head, negative inside."""
-    result = HEAD[0].distance(points)
-    for block in HEAD[1:]:
+    result = BLOCKS[0].distance(points)
+    for block in BLOCKS[1:]:
         sign = -1.0 if block.carve else 1.0
         other, mine = block.distance(points), sign * result
-        # the polynomial smooth minimum; taking away is adding to the complement
+        # the polynomial smooth minimum; subtraction is union with the complement
         overlap = np.maximum(block.blend - np.abs(mine - other), 0) / block.blend
         result = sign * (np.minimum(mine, other) - overlap**2 * block.blend / 4)
     return result
 
 
-def project(points: Float64, iterations: int = 10) -> Float64:
-    """Points (N, 3) moved on to the generic head along its normals (Newton's method)."""
+def _project_to_surface(points: Float64, iterations: int = 10) -> Float64:
+    """Points (N, 3) projected to the generic head along its normals (Newton's method)."""
     step = 1e-4 * np.eye(3)
     for _ in range(iterations):
         ahead, behind = head_distance(points[:, None] + step), head_distance(points[:, None] - step)
@@ -134,34 +134,34 @@ def project(points: Float64, iterations: int = 10) -> Float64:
     return points
 
 
-def symmetric(half: tuple[tuple[float, float, float], ...]) -> Float64:
-    """Landmarks from the subject's right to the left, from those of the right side and median."""
+def _mirror_landmarks(half: tuple[tuple[float, float, float], ...]) -> Float64:
+    """Landmarks from the subject's right to the left, given those of the right side and median."""
     right = np.array(half, dtype=np.float64)
     left = right[right[:, 0] < 0][::-1] * (-1, 1, 1)
     return np.concatenate([right, left])
 
 
-def generic_landmarks() -> Float64:
+def _place_landmarks() -> Float64:
     """(68, 3) iBUG landmarks on the generic head, dm."""
     right_eye = np.array(EYE)
     left_eye = right_eye[[3, 2, 1, 0, 5, 4]] * (-1, 1, 1)
-    parts = [symmetric(half) for half in (JAW, BROW, BRIDGE, NOSTRILS)]
-    parts += [right_eye, left_eye, symmetric(UPPER_LIP), symmetric(LOWER_LIP)[::-1]]
-    parts += [symmetric(UPPER_INNER), symmetric(LOWER_INNER)[::-1]]
-    return project(np.concatenate(parts))
+    parts = [_mirror_landmarks(half) for half in (JAW, BROW, BRIDGE, NOSTRILS)]
+    parts += [right_eye, left_eye, _mirror_landmarks(UPPER_LIP), _mirror_landmarks(LOWER_LIP)[::-1]]
+    parts += [_mirror_landmarks(UPPER_INNER), _mirror_landmarks(LOWER_INNER)[::-1]]
+    return _project_to_surface(np.concatenate(parts))
 
 
 @cache
-def generic_head() -> Head:
+def generic_head() -> TemplateHead:
     """The generic head: about 9,000 vertices, closed, cut off flat at the upper chest."""
     from scipy.ndimage import gaussian_filter
     from skimage.measure import marching_cubes
 
-    axes = [np.arange(low, high, CELL) for low, high in zip(LOWER, UPPER, strict=True)]
+    axes = [np.arange(low, high, CELL) for low, high in zip(MIN_CORNER, MAX_CORNER, strict=True)]
     distance = head_distance(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1))
-    # a layer of outside all around closes the surface where the grid cuts the shoulders
-    closed = np.pad(gaussian_filter(distance, CREASE), 1, constant_values=CELL)
+    # Positive distances all around close the surface where the grid cuts the shoulders
+    closed = np.pad(gaussian_filter(distance, SMOOTHING), 1, constant_values=CELL)
     corners, faces, _, _ = marching_cubes(closed, 0.0)
-    vertices = (corners - 1) * CELL + LOWER
+    vertices = (corners - 1) * CELL + MIN_CORNER
     mesh = Mesh(vertices.astype(np.float32), faces.astype(np.int64))
-    return Head(mesh, generic_landmarks())
+    return TemplateHead(mesh, _place_landmarks())

@@ -20,9 +20,9 @@ from eavatar.io import (
     write_arrays,
     write_mesh,
 )
-from eavatar.prior.align import Target, align_prior, judge, score
+from eavatar.prior.align import AlignmentTarget, align_prior, measure_alignment, symmetric_distance
 from eavatar.prior.generate import generate_prior
-from eavatar.prior.template import Head
+from eavatar.prior.template import TemplateHead
 from eavatar.settings import AlignSettings, GenerateSettings
 from eavatar.transforms import Similarity
 from tests.scenes.heads import cut, random_head
@@ -30,7 +30,7 @@ from tests.scenes.heads import cut, random_head
 SETTINGS = AlignSettings(samples=8000, inlier_distance=0.1, min_fitness=0.9, max_rmse=0.05)
 
 
-def write_face(folder: Path, subject: Head, radius: float) -> tuple[Path, Path]:
+def write_face(folder: Path, subject: TemplateHead, radius: float) -> tuple[Path, Path]:
     """What `fit_face` leaves: identity, and the neutral mesh within ``radius`` of the landmarks."""
     near = cKDTree(subject.landmarks).query(subject.mesh.vertices)[0] < radius
     write_mesh(folder / "neutral.ply", cut(subject.mesh, near))
@@ -121,16 +121,20 @@ def test_a_neutral_mesh_apart_from_its_landmarks_is_refused(tmp_path: Path) -> N
         align_prior(SETTINGS, 0, tmp_path / "raw.ply", identity, neutral, tmp_path)
 
 
-def test_score_punishes_shrinking() -> None:
+def test_the_ranking_punishes_shrinking() -> None:
     points = np.random.default_rng(0).normal(size=(500, 3))
-    assert score(points, points, points) == 0
+    assert symmetric_distance(points, points, points) == 0
     # one-sided, a prior shrunk into the middle of its target is close to something everywhere
-    assert score(0.5 * points, points, points) > score(0.9 * points, points, points) > 0
+    assert (
+        symmetric_distance(0.5 * points, points, points)
+        > symmetric_distance(0.9 * points, points, points)
+        > 0
+    )
 
 
-def test_judge_counts_by_hand() -> None:
+def test_fitness_and_rmse_by_hand() -> None:
     face = np.array([[0, 0, 0], [0, 0, 0.05], [0, 0, 5.0], [0, 0.03, 0]])
     identity = Similarity(1.0, np.eye(3), np.zeros(3))
-    result = judge(identity, np.zeros((1, 3)), Target(face, face), 0.1)
+    result = measure_alignment(identity, np.zeros((1, 3)), AlignmentTarget(face, face), 0.1)
     assert result.fitness == 0.75
     assert result.inlier_rmse == pytest.approx(np.sqrt((0.05**2 + 0.03**2) / 3))

@@ -8,10 +8,10 @@ import numpy as np
 
 from eavatar.io import Mesh
 from eavatar.prior.generate import warp
-from eavatar.prior.template import Head, generic_head
+from eavatar.prior.template import TemplateHead, generic_head
 
 
-def random_head(seed: int, amplitude: float = 0.08) -> Head:
+def random_head(seed: int, amplitude: float = 0.08) -> TemplateHead:
     """The generic head under a random smooth warp of about ``amplitude`` dm per axis."""
     random = np.random.default_rng(seed)
     generic = generic_head()
@@ -19,7 +19,7 @@ def random_head(seed: int, amplitude: float = 0.08) -> Head:
     targets = sources + amplitude * random.normal(size=sources.shape)
     vertices = warp(generic.mesh.vertices.astype(np.float64), sources, targets, np.zeros(25))
     landmarks = warp(generic.landmarks, sources, targets, np.zeros(25))
-    return Head(replace(generic.mesh, vertices=vertices.astype(np.float32)), landmarks)
+    return TemplateHead(replace(generic.mesh, vertices=vertices.astype(np.float32)), landmarks)
 
 
 def cut(mesh: Mesh, keep: np.ndarray) -> Mesh:

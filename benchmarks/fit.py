@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from eavatar.arrays import Float32
 from eavatar.cameras import Camera
 from eavatar.face.fit import fit_face
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.io import Float, Landmarks, Tracking, read_arrays, write_arrays, write_cameras
+from eavatar.io import Landmarks, Tracking, read_arrays, write_arrays, write_cameras
 from eavatar.settings import read_config
 
 Array = NDArray[np.float64]
@@ -114,7 +115,7 @@ def make_cameras() -> dict[str, Camera]:
 
 
 def make_motion(
-    model: MorphableModel, neutral: Float, count: int, random: np.random.Generator
+    model: MorphableModel, neutral: Float32, count: int, random: np.random.Generator
 ) -> Array:
     """(T, 68, 3) world landmarks of a head that turns and speaks smoothly."""
     phase = np.arange(count)[:, None, None] / 24  # seconds

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from eavatar.arrays import Float64
 
 
 @dataclass(frozen=True)
@@ -22,35 +21,37 @@ class Camera:
     Attributes:
         intrinsics: (3, 3) pixels.
         world_to_camera: (4, 4) rigid, metres.
-        width, height: image size, pixels.
+        width: of the image, pixels.
+        height: of the image, pixels.
     """
 
-    intrinsics: Array
-    world_to_camera: Array
+    intrinsics: Float64
+    world_to_camera: Float64
     width: int
     height: int
 
     @property
-    def centre(self) -> Array:
+    def centre(self) -> Float64:
         """(3,) position of the camera in world space, metres."""
         rotation, translation = self.world_to_camera[:3, :3], self.world_to_camera[:3, 3]
         return -rotation.T @ translation
 
-    def project(self, points: Array) -> tuple[Array, Array]:
+    def project(self, points: Float64) -> tuple[Float64, Float64]:
         """World points (..., 3) to pixels (..., 2) and depths (...,) along the axis, metres."""
         in_camera = points @ self.world_to_camera[:3, :3].T + self.world_to_camera[:3, 3]
         in_image = in_camera @ self.intrinsics.T
         depth = in_camera[..., 2]
         return in_image[..., :2] / depth[..., None], depth
 
-    def unproject(self, pixels: Array, depth: Array) -> Array:
-        """Pixels (..., 2) at depths (...,) in metres to world points (..., 3)."""
-        homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)
-        in_camera = homogeneous @ np.linalg.inv(self.intrinsics).T * depth[..., None]
-        return (in_camera - self.world_to_camera[:3, 3]) @ self.world_to_camera[:3, :3]
-
     def crop(self, x: float, y: float, width: int, height: int) -> Camera:
-        """The camera of the window with corner (x, y), pixels; it may leave the image."""
+        """The camera of a window of the image, which it may exceed.
+
+        Args:
+            x: of the window's upper left corner, pixels.
+            y: of the window's upper left corner, pixels.
+            width: of the window, pixels.
+            height: of the window, pixels.
+        """
         intrinsics = self.intrinsics.copy()
         intrinsics[0, 2] -= x
         intrinsics[1, 2] -= y

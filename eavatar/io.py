@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eavatar import landmark_indices
+from eavatar.arrays import Float32, Int64
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.transforms import Similarity
 
-Float = NDArray[np.float32]
 # What NumPy raises for a file of arrays that is damaged or something else.
 DAMAGED_ARRAY = (
     OSError, ValueError, TypeError, KeyError, EOFError, AttributeError, SyntaxError, RuntimeError,
@@ -76,8 +76,8 @@ class Landmarks:
     """
 
     cameras: NDArray[np.str_]
-    points: Float
-    confidence: Float
+    points: Float32
+    confidence: Float32
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Identity:
         landmarks: (L, 3) landmarks of the neutral face, canonical.
     """
 
-    identity: Float
-    scale: Float
-    landmarks: Float
+    identity: Float32
+    scale: Float32
+    landmarks: Float32
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Timestep:
         translation: (3,) metres.
     """
 
-    expression: Float
-    rotation: Float
-    translation: Float
+    expression: Float32
+    rotation: Float32
+    translation: Float32
 
     def with_expression(self, expression: ArrayLike) -> Timestep:
         """The same pose with other expression coefficients (E,)."""
@@ -128,11 +128,16 @@ class Tracking:
         reprojection_error: (T, C) mean distance to the detections, pixels; NaN where none was seen.
     """
 
-    expression: Float
-    rotation: Float
-    translation: Float
-    landmarks: Float
-    reprojection_error: Float
+    expression: Float32
+    rotation: Float32
+    translation: Float32
+    landmarks: Float32
+    reprojection_error: Float32
+
+    @property
+    def poses(self) -> Float32:
+        """(T, 6) rotation, axis-angle, then translation, metres."""
+        return np.concatenate([self.rotation, self.translation], axis=1)
 
     def __len__(self) -> int:
         return len(self.expression)
@@ -243,6 +248,7 @@ def write_rows(path: Path, rows: Sequence[Any]) -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write a JSON file, indented."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     return path
@@ -310,7 +316,7 @@ class Alignment:
 
     Attributes:
         transform: generator's frame to canonical space.
-        fitness: share of the target's samples with a correspondence, in [0, 1].
+        fitness: fraction of the target's samples with a correspondence, in [0, 1].
         inlier_rmse: root mean square distance of the correspondences, canonical units.
     """
 
@@ -359,9 +365,9 @@ class Mesh:
         colours: (V, 3) in [0, 1], or None.
     """
 
-    vertices: Float
-    faces: NDArray[np.int64]
-    colours: Float | None = None
+    vertices: Float32
+    faces: Int64
+    colours: Float32 | None = None
 
 
 def write_mesh(path: Path, mesh: Mesh) -> Path:
@@ -390,7 +396,7 @@ def read_mesh(path: Path) -> Mesh:
         raise UserError(f"{path} cannot be read as a mesh: {error}.") from error
     if len(getattr(shape, "faces", ())) == 0:
         raise UserError(f"{path} holds no triangles; a mesh with faces is needed.")
-    colours: Float | None = None
+    colours: Float32 | None = None
     if shape.visual.kind == "vertex":
         colours = np.divide(shape.visual.vertex_colors[:, :3], 255, dtype=np.float32)
     vertices = np.asarray(shape.vertices, dtype=np.float32)

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from eavatar.arrays import Float64, Int64
+from eavatar.arrays import Float32, Float64, Int64
 from eavatar.errors import UserError
 from eavatar.face.views import Faces, complete_faces, usable_boxes
-from eavatar.io import LANDMARKS, Float, Landmarks, read_cameras, require, write_arrays
+from eavatar.io import LANDMARKS, Landmarks, read_cameras, require, write_arrays
 from eavatar.settings import IngestSettings, LandmarkSettings
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class FaceNetwork:
 
 def detect_in_views(
     network: FaceNetwork, frames: Frames, image_size: int, batch_size: int
-) -> tuple[Float, Float]:
+) -> tuple[Float32, Float32]:
     """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views.
 
     Faces that the network misses are looked for where neighbouring timesteps and other views

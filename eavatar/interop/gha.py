@@ -6,12 +6,12 @@
     params/<number>/lmk_3d.npy    (66, 3) world, metres
     params/<number>/vertices.npy  (V, 3) world, metres
     background/image_<camera>.jpg
-    sequences/<sequence>.txt      the numbers of its frames; for us, not read by GHA
+    sequences/<sequence>.txt      the numbers of its timesteps; not read by GHA, but by eavatar
     held_out/                     the same five folders for the held-out sequences
     frames.csv                    number, folder, sequence, timestep, split
 
-Its loader trains on every folder in ``images/``, so the held-out frames stand apart; their numbers
-go on where those of the training frames end. What differs between the two codes:
+Its loader trains on every folder in ``images/``, so the held-out timesteps are in a folder of their
+own; their numbers continue those of the training timesteps. What differs between the two codes:
 
 - Images have the ingested size and intrinsics count its pixels. The released settings expect 2048;
   at another size set ``original_resolution`` there. The low-res copies have 256 pixels.
@@ -23,8 +23,8 @@ go on where those of the training frames end. What differs between the two codes
 - The loader adds every hundredth vertex to the landmarks and cannot do without ``vertices.npy``,
   which needs the morphable model. Theirs has 35,709 vertices, another model another number.
 - The coefficients' number is the fit's; set the network sizes there to match.
-- A view whose matte failed is invisible everywhere, which takes it out of GHA's losses; a frame
-  without any usable view is left out.
+- A frame whose mask failed is marked invisible everywhere, which excludes it from GHA's losses; a
+  timestep without any usable frame is left out.
 """
 
 from __future__ import annotations
@@ -32,45 +32,41 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from eavatar.arrays import Float32, Image
 from eavatar.cameras import Camera
 from eavatar.data.frames import read_usable
-from eavatar.data.images import make_pool, read_grey, resize_area
+from eavatar.data.images import make_pool, read_colour, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.io import (
-    Float,
     Identity,
     Tracking,
     atomic,
     read_arrays,
     read_cameras,
-    require,
     write_rows,
 )
 from eavatar.landmark_indices import OUTER_LIP_CORNERS
 
-Image = NDArray[Any]
-
-LOWRES = 256  # stage I of GHA
+LOWRES_SIZE = 256  # stage I of GHA
 HELD_OUT = "held_out"
-QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95)
+JPEG_QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
 
 @dataclass(frozen=True)
-class ExportedFrame:
+class ExportedTimestep:
     """A row of ``frames.csv``.
 
     Attributes:
-        number: name of the frame's folders, at least four digits.
+        number: name of the timestep's folders, at least four digits.
         folder: ``.`` or ``held_out``, in which they are.
-        sequence, timestep: the frame in ``results/<subject>/capture``.
+        sequence: its name.
+        timestep: index in the sequence.
         split: ``train`` or ``test``.
     """
 
@@ -81,19 +77,22 @@ class ExportedFrame:
     split: str
 
     def place(self, output: Path, kind: str) -> Path:
-        """The frame's folder in ``images``, ``cameras`` or ``params``."""
+        """The timestep's folder in ``images``, ``cameras`` or ``params``."""
         return output / self.folder / kind / f"{self.number:04d}"
 
 
 @dataclass(frozen=True)
-class Source:
-    """What the frames of a subject share.
+class ExportSource:
+    """What the timesteps of a subject share.
 
     Attributes:
         capture: ``results/<subject>/capture``.
-        cameras: by serial number. visible: by serial number, (S, S) uint8.
-        failed: number and camera of the views without a usable matte.
-        identity: of the fit. tracking: by sequence. model: the one that was fitted, or None.
+        cameras: by serial number.
+        visible: by serial number, (S, S).
+        failed: number of the timestep and serial number of the frames whose mask failed.
+        identity: of the fit.
+        tracking: by sequence.
+        model: the one that was fitted, or None.
     """
 
     capture: Path
@@ -105,81 +104,95 @@ class Source:
     model: MorphableModel | None
 
 
-def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: Path) -> None:
+def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: Path) -> Path:
     """Write a subject for Gaussian Head Avatar; ``frames.csv`` comes last.
 
     Args:
-        capture: ``results/<subject>/capture``; face: ``results/<subject>/face``.
+        capture: ``results/<subject>/capture``.
+        face: ``results/<subject>/face``.
         morphable_model: what the face was fitted with, for ``vertices.npy``.
         output: a new or empty folder.
+
+    Returns:
+        ``output``.
+
     Raises:
         UserError: the output is not empty, a contract file is missing or malformed, or the
             morphable model is not the one of the fit.
     """
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} is not empty; name a new folder for the export or empty it.")
-    cameras = read_cameras(capture / "cameras.json")
-    frames, failed = list_frames(capture, tuple(cameras))
-    source = read_source(capture, face, morphable_model, cameras, frames, failed)
-    for folder in sorted({frame.folder for frame in frames}):
+    timesteps, failed = _list_timesteps(capture)
+    source = _read_source(capture, face, morphable_model, timesteps, failed)
+    for folder in sorted({each.folder for each in timesteps}):
         _write_plates(source, output / folder / "background")
     for name in source.tracking:
-        _write_list([frame for frame in frames if frame.sequence == name], output)
+        _write_list([each for each in timesteps if each.sequence == name], output)
     with make_pool() as pool:
-        work = pool.map(lambda frame: _write_frame(source, frame, output), frames)
-        list(tqdm(work, "export", total=len(frames), unit="frame"))
-    write_rows(output / "frames.csv", frames)
+        work = pool.map(lambda each: _write_timestep(source, each, output), timesteps)
+        list(tqdm(work, "export", total=len(timesteps), unit="timestep"))
+    write_rows(output / "frames.csv", timesteps)
+    return output
 
 
-def list_frames(
-    capture: Path, serials: tuple[str, ...]
-) -> tuple[list[ExportedFrame], frozenset[tuple[int, str]]]:
-    """The frames to export, the training sequences first, and the views whose matte failed.
+def _list_timesteps(capture: Path) -> tuple[list[ExportedTimestep], frozenset[tuple[int, str]]]:
+    """The timesteps to export, the training sequences first.
 
     Args:
-        serials: all cameras.
+        capture: ``results/<subject>/capture``.
+
     Returns:
-        The frames, and number and camera of the failed views among theirs.
+        The timesteps, and number and serial number of the frames whose mask failed.
     """
-    frames: list[ExportedFrame] = []
+    serials = tuple(read_cameras(capture / "cameras.json"))
+    timesteps: list[ExportedTimestep] = []
     failed = set()
     for split, folder in (("train", "."), ("test", HELD_OUT)):
         keys, usable = read_usable(capture, split, serials)
-        for (sequence, timestep), views in zip(keys, usable, strict=True):
-            number = len(frames)
-            frames.append(ExportedFrame(number, folder, sequence, timestep, split))
-            failed |= {(number, s) for s, fine in zip(serials, views, strict=True) if not fine}
-    return frames, frozenset(failed)
+        for (sequence, index), cameras in zip(keys, usable, strict=True):
+            number = len(timesteps)
+            timesteps.append(ExportedTimestep(number, folder, sequence, index, split))
+            failed |= {(number, s) for s, fine in zip(serials, cameras, strict=True) if not fine}
+    return timesteps, frozenset(failed)
 
 
-def read_source(
+def _read_source(
     capture: Path,
     face: Path,
     morphable_model: Path | None,
-    cameras: dict[str, Camera],
-    frames: list[ExportedFrame],
+    timesteps: list[ExportedTimestep],
     failed: frozenset[tuple[int, str]],
-) -> Source:
-    """What the frames of a subject share, checked to belong together."""
-    names = sorted({frame.sequence for frame in frames})
+) -> ExportSource:
+    """What the timesteps of a subject share, checked to belong together.
+
+    Args:
+        capture: ``results/<subject>/capture``.
+        face: ``results/<subject>/face``.
+        morphable_model: what the face was fitted with, or None.
+        timesteps: to export.
+        failed: number of the timestep and serial number of the frames whose mask failed.
+    """
+    cameras = read_cameras(capture / "cameras.json")
+    names = sorted({each.sequence for each in timesteps})
     identity = read_arrays(Identity, face / "identity.npz")
     tracking = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
-    for frame in frames:
-        if frame.timestep >= len(tracking[frame.sequence].rotation):
+    for each in timesteps:
+        if each.timestep >= len(tracking[each.sequence]):
             raise UserError(
-                f"{face}/tracking/{frame.sequence}.npz lacks timestep {frame.timestep} of the "
+                f"{face}/tracking/{each.sequence}.npz lacks timestep {each.timestep} of the "
                 "ingested frames; fit the face again."
             )
     model = None if morphable_model is None else read_morphable_model(morphable_model)
     if model is not None:
         _check_model(model, identity, tracking, f"{morphable_model}")
     visible = {serial: read_grey(capture / "visible" / f"{serial}.png") for serial in cameras}
-    return Source(capture, cameras, visible, failed, identity, tracking, model)
+    return ExportSource(capture, cameras, visible, failed, identity, tracking, model)
 
 
 def _check_model(
     model: MorphableModel, identity: Identity, tracking: dict[str, Tracking], where: str
 ) -> None:
+    """Raise `UserError` if the fit has more coefficients than the model components."""
     fitted = len(identity.identity), next(iter(tracking.values())).expression.shape[1]
     held = model.identity_basis.shape[2], model.expression_basis.shape[2]
     if fitted[0] > held[0] or fitted[1] > held[1]:
@@ -189,34 +202,37 @@ def _check_model(
         )
 
 
-def _write_list(frames: list[ExportedFrame], output: Path) -> None:
-    """The numbers of one sequence's frames."""
-    with atomic(output / frames[0].folder / "sequences" / f"{frames[0].sequence}.txt") as temporary:
-        temporary.write_text("".join(f"{frame.number:04d}\n" for frame in frames))
+def _write_list(timesteps: list[ExportedTimestep], output: Path) -> None:
+    """Write the numbers of one sequence's timesteps."""
+    with atomic(
+        output / timesteps[0].folder / "sequences" / f"{timesteps[0].sequence}.txt"
+    ) as temporary:
+        temporary.write_text("".join(f"{each.number:04d}\n" for each in timesteps))
 
 
-def _write_plates(source: Source, folder: Path) -> None:
+def _write_plates(source: ExportSource, folder: Path) -> None:
+    """Write the background plates that the capture has."""
     for serial in source.cameras:
         path = source.capture / "plates" / f"{serial}.png"
         if path.is_file():  # a capture need not have plates, and GHA reads none for training
-            _write_jpeg(folder / f"image_{serial}.jpg", _read_colour(path, "calibrate"))
+            _write_jpeg(folder / f"image_{serial}.jpg", read_colour(path, "calibrate"))
 
 
-def _write_frame(source: Source, frame: ExportedFrame, output: Path) -> None:
-    """Images, cameras and parameters of one frame."""
-    images, cameras = frame.place(output, "images"), frame.place(output, "cameras")
+def _write_timestep(source: ExportSource, exported: ExportedTimestep, output: Path) -> None:
+    """Write images, cameras and parameters of one timestep."""
+    images, cameras = exported.place(output, "images"), exported.place(output, "cameras")
     for serial, camera in source.cameras.items():
-        _write_view(source, frame, serial, images)
+        _write_frame(source, exported, serial, images)
         cameras.mkdir(parents=True, exist_ok=True)
         np.savez(
             cameras / f"camera_{serial}.npz",
             extrinsic=camera.world_to_camera[:3],
             intrinsic=camera.intrinsics,
         )
-    params = frame.place(output, "params")
+    params = exported.place(output, "params")
     params.mkdir(parents=True)
-    tracking, timestep = source.tracking[frame.sequence], frame.timestep
-    pose = np.concatenate([tracking.rotation[timestep], tracking.translation[timestep]])
+    tracking, timestep = source.tracking[exported.sequence], exported.timestep
+    pose = tracking.poses[timestep]
     np.savez(
         params / "params.npz",
         id_coeff=source.identity.identity[None],
@@ -224,25 +240,26 @@ def _write_frame(source: Source, frame: ExportedFrame, output: Path) -> None:
         scale=source.identity.scale.reshape(1),
         pose=pose[None],
     )
-    np.save(
-        params / "lmk_3d.npy", np.delete(tracking.landmarks[timestep], OUTER_LIP_CORNERS, axis=0)
-    )
+    landmarks = np.delete(tracking.landmarks[timestep], OUTER_LIP_CORNERS, axis=0)
+    np.save(params / "lmk_3d.npy", landmarks)
     if source.model is not None:
         expression = tracking.expression[timestep]
-        world = fitted_vertices(source.model, source.identity, expression, pose)
+        world = _fitted_vertices(source.model, source.identity, expression, pose)
         np.save(params / "vertices.npy", world)
 
 
-def _write_view(source: Source, frame: ExportedFrame, serial: str, folder: Path) -> None:
-    """Image, mask and visibility of one camera at both sizes."""
-    place = Path(frame.sequence, serial, f"{frame.timestep:05d}")
+def _write_frame(
+    source: ExportSource, exported: ExportedTimestep, serial: str, folder: Path
+) -> None:
+    """Write image, mask and visibility of one camera's frame at both sizes."""
+    place = Path(exported.sequence, serial, f"{exported.timestep:05d}")
     colour_path = (source.capture / place).with_suffix(".jpg")
     mask = read_grey((source.capture / "masks" / place).with_suffix(".png"))
     visible = source.visible[serial]
-    if (frame.number, serial) in source.failed:
+    if (exported.number, serial) in source.failed:
         visible = np.zeros_like(visible)
-    colour = _read_colour(colour_path, "ingest")
-    small = min(LOWRES, len(colour))
+    colour = read_colour(colour_path)
+    small = min(LOWRES_SIZE, len(colour))
     for name, image in (("image", colour), ("mask", mask), ("visible", visible)):
         _write_jpeg(folder / f"{name}_lowres_{serial}.jpg", resize_area(image, small))
     for name, image in (("mask", mask), ("visible", visible)):
@@ -250,13 +267,16 @@ def _write_view(source: Source, frame: ExportedFrame, serial: str, folder: Path)
     shutil.copyfile(colour_path, folder / f"image_{serial}.jpg")  # coding it again would lose
 
 
-def fitted_vertices(
-    model: MorphableModel, identity: Identity, expression: Float, pose: Float
-) -> Float:
+def _fitted_vertices(
+    model: MorphableModel, identity: Identity, expression: Float32, pose: Float32
+) -> Float32:
     """(V, 3) vertices of the fit at one timestep, world, metres.
 
     Args:
-        expression: (E,). pose: (6,) axis-angle and translation.
+        model: that was fitted.
+        identity: of the fit.
+        expression: (E,).
+        pose: (6,) axis-angle and translation.
     """
     basis = model.expression_basis[..., : len(expression)]
     canonical = model.vertices(identity.identity) + basis @ expression
@@ -264,16 +284,8 @@ def fitted_vertices(
     return (identity.scale * canonical @ rotation.T + pose[3:]).astype(np.float32)
 
 
-def _read_colour(path: Path, stage: str) -> Image:
-    """(S, S, 3) BGR."""
-    image = cv2.imread(str(require(path, "the image")), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"the image {path} is damaged; run `{stage}` again.")
-    return image
-
-
 def _write_jpeg(path: Path, image: Image) -> None:
     """Write (S, S, 3) BGR, or (S, S) as three equal channels, which GHA's loader indexes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    cv2.imwrite(str(path), colour, QUALITY)
+    cv2.imwrite(str(path), colour, JPEG_QUALITY)

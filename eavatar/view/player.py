@@ -206,7 +206,7 @@ def read_drive(folder: Path, sequence: str, expressions: int, neutral: bool) -> 
     if len(tracking.expression) == 0:
         raise UserError(f"{path} holds no timestep; track the sequence again.")
     expression = torch.from_numpy(tracking.expression)
-    pose = torch.from_numpy(np.concatenate([tracking.rotation, tracking.translation], axis=1))
+    pose = torch.from_numpy(tracking.poses)
     return Drive(0 * expression if neutral else expression, pose)
 
 

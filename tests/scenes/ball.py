@@ -32,6 +32,7 @@ from eavatar.io import (
 from eavatar.settings import SplatSettings, read_config
 from eavatar.transforms import Similarity
 from tests.scenes import CONFIG
+from tests.scenes.rays import pixel_rays
 
 SIZE, EXPRESSION, SCALE = 64, 3, 0.1
 SEQUENCES = {"EXP-1-head": ("train", 2), "FREE": ("test", 3)}
@@ -65,11 +66,7 @@ def full_cameras() -> dict[str, Camera]:
 
 def ball_mask(camera: Camera) -> np.ndarray:
     """Which pixels see the ball of radius 0.1 m at the origin."""
-    across, down = np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5
-    pixels = np.stack(np.meshgrid(across, down), axis=-1)
-    rays = camera.unproject(pixels, np.ones(pixels.shape[:2])) - camera.centre
-    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-    along = -(rays @ camera.centre)
+    along = -(pixel_rays(camera) @ camera.centre)
     return (camera.centre @ camera.centre - along**2 < 0.1**2).astype(np.uint8) * 255
 
 

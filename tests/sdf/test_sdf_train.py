@@ -34,6 +34,7 @@ from eavatar.sdf.train import (
 from eavatar.settings import RunSettings, SdfSettings, read_config
 from eavatar.training.loop import seed_everything
 from tests.scenes import ROOT
+from tests.scenes.rays import pixel_rays
 
 SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])
 SERIALS = ("1", "2", "3", "4")
@@ -69,11 +70,8 @@ def camera_towards_head(azimuth: float) -> Camera:
 
 def picture(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """A red ball: colour (H, W, 3) RGB and mask (H, W)."""
-    centres = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), axis=-1)
-    rays = camera.unproject(centres, np.ones(SIZE)) - camera.centre
-    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     to_ball = CENTRE.numpy() * 0.1 - camera.centre
-    across = np.linalg.norm(np.cross(rays, to_ball), axis=-1)
+    across = np.linalg.norm(np.cross(pixel_rays(camera), to_ball), axis=-1)
     mask = (across < RADIUS * 0.1).astype(np.uint8) * 255
     return np.where(mask[..., None] > 0, [200, 60, 40], 255).astype(np.uint8), mask
 

@@ -30,8 +30,8 @@ from eavatar.settings import Settings
 if TYPE_CHECKING:
     from face_alignment import FaceAlignment
 
+    from eavatar.arrays import Float32
     from eavatar.face.landmarks import LandmarkJob
-    from eavatar.io import Float
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -107,7 +107,7 @@ def weights_folder() -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
-def detect_by_face_alignment(job: LandmarkJob) -> tuple[Float, Float]:
+def detect_by_face_alignment(job: LandmarkJob) -> tuple[Float32, Float32]:
     """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views."""
     from eavatar.face.landmarks import FaceNetwork, detect_in_views
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from eavatar.arrays import Float32
 from eavatar.backends import LandmarkBackend
 from eavatar.errors import UserError
-from eavatar.io import DAMAGED_ARRAY, LANDMARKS, Float, require
+from eavatar.io import DAMAGED_ARRAY, LANDMARKS, require
 
 if TYPE_CHECKING:
     from eavatar.face.landmarks import LandmarkJob
 
 
-def take_provided(job: LandmarkJob) -> tuple[Float, Float]:
+def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
     """Points (T, C, 68, 2) and confidence (T, C, 68), cropped like the frames.
 
     Raises:

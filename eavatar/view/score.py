@@ -1,18 +1,18 @@
-"""Figures against ground truth, for subjects that have it: the generated one and rendered ones.
+"""Metrics against ground truth, for subjects that have it: the generated one and rendered ones.
 
 A tool beside the pipeline: no stage reads ground truth. A truth folder holds
 
     <sequence>.npz              R (T, 3, 3), t (T, 3): X_world = R X_model + t, metres;
                                 landmarks68 (T, 68, 3) world; T video frames
-    <sequence>_mask/cam_<serial>.mp4    alpha of the uncropped image, threshold 127
+    <sequence>_mask/cam_<serial>.mp4    mask of the uncropped image, threshold 127
     neutral.ply                 the head at rest in its model's frame, metres
 
-The figures:
+The metrics:
 
-mask IoU             mean over images; both masks at threshold 127, the truth cropped and averaged
+mask IoU             mean over frames; both masks at threshold 127, the truth cropped and resampled
                      as the frames are
 head rotation error  degrees between fitted and true head rotation, median over timesteps; and the
-                     same after the mean rotation between the two head frames is taken away
+                     same without the mean rotation between the two head frames
 landmark error       distance of fitted and true landmarks, mm, median over landmarks and timesteps
 reprojection error   distance of their projections, % of the face width, median over landmarks,
                      cameras and timesteps; the face width is the distance of the ends of the jaw
@@ -20,9 +20,9 @@ reprojection error   distance of their projections, % of the face width, median 
                      depth of the face
 surfaces             fitted face, aligned prior, stage I: mean distance from points of the true
                      face to the nearest point of the surface, % of the head size. Canonical space
-                     goes to the truth's model frame by the poses alone (`canonical_to_model`),
-                     without any fitting. The face is what is seen first from the front within the
-                     outline of the landmarks (`face_points`); the head size is the height from
+                     goes to the truth's model frame by the poses alone (`_map_to_model`),
+                     without any fitting. The face is the foremost surface within the outline of
+                     the landmarks (`face_points`); the head size is the height from
                      the chin (landmark 8) to the highest vertex.
 """
 
@@ -37,11 +37,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import trimesh
-from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, Delaunay, cKDTree
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from eavatar.arrays import Bool, Float64, Int64
 from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
 from eavatar.data.frames import read_grey
@@ -51,44 +51,53 @@ from eavatar.landmark_indices import CHIN, JAW_ENDS
 from eavatar.meshes import sample_surface
 from eavatar.transforms import Similarity
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-SURFACE_SAMPLES = 400_000  # dozens in each cell of the front view, so that none falls through
-CELL = 0.004  # metres; side of the cells in which the face is looked at from the front
-CANDIDATES = 8  # nearest samples whose triangles are tried for the nearest point
+SURFACE_SAMPLES = 400_000  # dozens in each cell of the front view, so that none is empty
+CELL = 0.004  # metres; side of the cells of the front view
+NEAREST_SAMPLES = 8  # whose triangles are tried for the nearest point
 
 
 @dataclass(frozen=True)
-class Row:
-    """A figure over the test sequences (NaN if it does not depend on them) and over all."""
+class ScoreRow:
+    """One metric.
 
-    figure: str
+    Attributes:
+        metric: its name.
+        unit: of the values.
+        held_out: over the test sequences; NaN if it does not depend on them.
+        all: over all sequences.
+    """
+
+    metric: str
     unit: str
     held_out: float
     all: float
 
 
 @dataclass(frozen=True)
-class Sequence:
+class ScoredSequence:
     """One sequence's fit beside its truth, the same T timesteps.
 
     Attributes:
-        name; held_out: whether it is in the test split.
-        source_frames: (T,) frame of the video.
-        rotation, true_rotation: (T, 3, 3); translation, true_translation: (T, 3) metres.
-        landmarks, true_landmarks: (T, 68, 3) world, metres.
+        name: of the sequence.
+        held_out: whether it is in the test split.
+        source_frames: (T,) indices in the video.
+        rotation: (T, 3, 3) of the fit.
+        translation: (T, 3) of the fit, metres.
+        landmarks: (T, 68, 3) of the fit, world, metres.
+        true_rotation: (T, 3, 3).
+        true_translation: (T, 3) metres.
+        true_landmarks: (T, 68, 3) world, metres.
     """
 
     name: str
     held_out: bool
-    source_frames: NDArray[np.int64]
-    rotation: Array
-    translation: Array
-    landmarks: Array
-    true_rotation: Array
-    true_translation: Array
-    true_landmarks: Array
+    source_frames: Int64
+    rotation: Float64
+    translation: Float64
+    landmarks: Float64
+    true_rotation: Float64
+    true_translation: Float64
+    true_landmarks: Float64
 
 
 def score(
@@ -102,7 +111,7 @@ def score(
         capture: the raw capture, for the calibration of the uncropped image; by default
             ``results/raw``, where a generated subject has it.
     Returns:
-        the table: figure, unit, held_out (test sequences), all.
+        the table: metric, unit, held_out (test sequences), all.
     """
     cameras = read_cameras(results / "capture" / "cameras.json")
     full = open_capture(capture or results / "raw").cameras
@@ -115,13 +124,13 @@ def score(
     return table
 
 
-def _pose_rows(sequences: list[Sequence], cameras: dict[str, Camera]) -> list[Row]:
+def _pose_rows(sequences: list[ScoredSequence], cameras: dict[str, Camera]) -> list[ScoreRow]:
     constant = _mean_rotation(sequences)
-    measures: list[tuple[str, str, Callable[[Sequence], Array]]] = [
-        ("head rotation error", "°", lambda s: rotation_errors(s, np.eye(3))),
-        ("… less a constant rotation", "°", lambda s: rotation_errors(s, constant)),
-        ("landmark error", "mm", lambda s: 1000 * landmark_errors(s)),
-        ("reprojection error", "% of face width", lambda s: reprojection_errors(s, cameras)),
+    measures: list[tuple[str, str, Callable[[ScoredSequence], Float64]]] = [
+        ("head rotation error", "°", lambda s: _rotation_errors(s, np.eye(3))),
+        ("… less a constant rotation", "°", lambda s: _rotation_errors(s, constant)),
+        ("landmark error", "mm", lambda s: 1000 * _landmark_errors(s)),
+        ("reprojection error", "% of face width", lambda s: _reprojection_errors(s, cameras)),
     ]
     return [
         _row(name, unit, sequences, [measure(s) for s in sequences], np.median)
@@ -132,10 +141,10 @@ def _pose_rows(sequences: list[Sequence], cameras: dict[str, Camera]) -> list[Ro
 def _mask_rows(
     results: Path,
     truth: Path,
-    sequences: list[Sequence],
+    sequences: list[ScoredSequence],
     cameras: dict[str, Camera],
     full: Mapping[str, Camera],
-) -> list[Row]:
+) -> list[ScoreRow]:
     overlaps = [
         _mask_overlaps(results, truth, sequence, cameras, full)
         for sequence in tqdm(sequences, desc="score masks", unit="sequence")
@@ -146,14 +155,22 @@ def _mask_rows(
 def _row(
     name: str,
     unit: str,
-    sequences: list[Sequence],
-    values: list[Array],
-    average: Callable[[Array], np.floating],
-) -> Row:
-    """A figure over the held-out and over all sequences, from the values of each sequence."""
+    sequences: list[ScoredSequence],
+    values: list[Float64],
+    average: Callable[[Float64], np.floating],
+) -> ScoreRow:
+    """A metric over the held-out and over all sequences.
+
+    Args:
+        name: of the metric.
+        unit: of its values.
+        sequences: to average over.
+        values: of each sequence, any shape.
+        average: median or mean.
+    """
     flat = [value.ravel() for value in values]
     held_out = [v for v, sequence in zip(flat, sequences, strict=True) if sequence.held_out]
-    return Row(
+    return ScoreRow(
         name,
         unit,
         float(average(np.concatenate(held_out))) if held_out else np.nan,
@@ -161,22 +178,23 @@ def _row(
     )
 
 
-def rotation_errors(sequence: Sequence, constant: Array) -> Array:
+def _rotation_errors(sequence: ScoredSequence, constant: Float64) -> Float64:
     """Angle between fitted and true head rotation, degrees, (T,).
 
     Args:
+        sequence: fit and truth.
         constant: (3, 3) rotation from the canonical frame to the truth's model frame.
     """
     between = sequence.true_rotation @ constant @ sequence.rotation.transpose(0, 2, 1)
     return np.degrees(Rotation.from_matrix(between).magnitude())
 
 
-def landmark_errors(sequence: Sequence) -> Array:
+def _landmark_errors(sequence: ScoredSequence) -> Float64:
     """Distance of fitted and true landmarks, metres, (T, 68)."""
     return np.linalg.norm(sequence.landmarks - sequence.true_landmarks, axis=-1)
 
 
-def reprojection_errors(sequence: Sequence, cameras: dict[str, Camera]) -> Array:
+def _reprojection_errors(sequence: ScoredSequence, cameras: dict[str, Camera]) -> Float64:
     """Distance of projected fitted and true landmarks, % of the face width, (C, T, 68)."""
     first, last = (sequence.true_landmarks[:, end] for end in JAW_ENDS)
     width = np.linalg.norm(first - last, axis=-1)
@@ -190,7 +208,7 @@ def reprojection_errors(sequence: Sequence, cameras: dict[str, Camera]) -> Array
     return np.stack(errors)
 
 
-def canonical_to_model(sequences: list[Sequence], scale: float) -> Similarity:
+def _map_to_model(sequences: list[ScoredSequence], scale: float) -> Similarity:
     """The map from canonical space to the truth's model frame that the poses imply.
 
     Of each timestep X = R'ᵀ (scale · R x + t − t'); the rotations are averaged as the nearest
@@ -204,14 +222,15 @@ def canonical_to_model(sequences: list[Sequence], scale: float) -> Similarity:
     return Similarity(scale, rotation, np.median(np.concatenate(offsets), axis=0))
 
 
-def face_points(mesh: Mesh, landmarks: Array) -> Array:
-    """Points of a head that are seen first from the front, inside the landmarks' outline, (N, 3).
+def face_points(mesh: Mesh, landmarks: Float64) -> Float64:
+    """The foremost points of a head inside the landmarks' outline, (N, 3).
 
     One for each cell of a grid in x and y: the sample of the surface with the largest z. Eyeballs,
-    teeth and the back of the head, which the face hides, are thus left out.
+    teeth and the back of the head, which the face occludes, are thus left out.
 
     Args:
-        mesh: y up, z out of the face, metres. landmarks: (68, 3).
+        mesh: y up, z out of the face, metres.
+        landmarks: (68, 3) in the frame of the mesh.
     """
     samples, _ = sample_surface(mesh, SURFACE_SAMPLES, seed=0)
     samples = samples[samples[:, 2].argsort()[::-1]]
@@ -222,26 +241,27 @@ def face_points(mesh: Mesh, landmarks: Array) -> Array:
     return samples[first][inside]
 
 
-def surface_distances(points: Array, mesh: Mesh) -> Array:
+def surface_distances(points: Float64, mesh: Mesh) -> Float64:
     """Distance from points (N, 3) to the nearest point of a mesh's surface, (N,).
 
     Exact for the triangles tried: those of the nearest of many samples of the surface.
     """
     samples, owners = sample_surface(mesh, SURFACE_SAMPLES, seed=0)
-    _, nearest = cKDTree(samples).query(points, CANDIDATES, workers=-1)
+    _, nearest = cKDTree(samples).query(points, NEAREST_SAMPLES, workers=-1)
     triangles = mesh.vertices[mesh.faces][owners[nearest]].reshape(-1, 3, 3)
-    repeated = np.repeat(points, CANDIDATES, axis=0)
+    repeated = np.repeat(points, NEAREST_SAMPLES, axis=0)
     closest = trimesh.triangles.closest_point(triangles, repeated)
     distances = np.linalg.norm(closest - repeated, axis=1)
-    return distances.reshape(-1, CANDIDATES).min(axis=1)
+    return distances.reshape(-1, NEAREST_SAMPLES).min(axis=1)
 
 
-def crop_mask(mask: Mask, full: Camera, frame: Camera) -> Mask:
-    """A mask of the uncropped image as the ingested frames see it.
+def crop_mask(mask: Bool, full: Camera, frame: Camera) -> Bool:
+    """A mask of the uncropped image resampled to the ingested frames.
 
     Args:
         mask: (h, w) of any size that shows the whole image.
-        full, frame: the same camera, uncropped at full size and as ingested.
+        full: the camera at full size, uncropped.
+        frame: the same camera as ingested.
     """
     stored = full.resize(mask.shape[1], mask.shape[0])
     fine = 4  # samples per pixel and axis
@@ -258,14 +278,14 @@ def crop_mask(mask: Mask, full: Camera, frame: Camera) -> Mask:
     return cv2.resize(sampled, size, interpolation=cv2.INTER_AREA) >= 0.5
 
 
-def overlap(first: Mask, second: Mask) -> float:
+def overlap(first: Bool, second: Bool) -> float:
     """Intersection over union; 1 if both are empty."""
     union = np.count_nonzero(first | second)
     return float(np.count_nonzero(first & second) / union) if union else 1.0
 
 
-def _read_sequences(results: Path, truth: Path) -> list[Sequence]:
-    """The sequences that were ingested and have a truth."""
+def _read_sequences(results: Path, truth: Path) -> list[ScoredSequence]:
+    """The sequences that were ingested and have ground truth."""
     ingested = {path.stem for path in (results / "capture").glob("*.csv")}
     paths = [path for path in sorted(truth.glob("*.npz")) if path.stem in ingested]
     if not paths:
@@ -273,14 +293,14 @@ def _read_sequences(results: Path, truth: Path) -> list[Sequence]:
     return [_read_sequence(results, path) for path in paths]
 
 
-def _read_sequence(results: Path, path: Path) -> Sequence:
+def _read_sequence(results: Path, path: Path) -> ScoredSequence:
     index = pd.read_csv(results / "capture" / f"{path.stem}.csv")
     index = index.drop_duplicates("timestep").sort_values("timestep")
     track = read_arrays(Tracking, results / "face" / "tracking" / path.name)
     source = index["source_frame"].to_numpy()
     with np.load(path, allow_pickle=False) as archive:
         true = {name: archive[name][source] for name in ("R", "t", "landmarks68")}
-    return Sequence(
+    return ScoredSequence(
         name=path.stem,
         held_out=bool((index["split"] == "test").any()),
         source_frames=source,
@@ -296,11 +316,11 @@ def _read_sequence(results: Path, path: Path) -> Sequence:
 def _mask_overlaps(
     results: Path,
     truth: Path,
-    sequence: Sequence,
+    sequence: ScoredSequence,
     cameras: dict[str, Camera],
     full: Mapping[str, Camera],
-) -> Array:
-    """IoU of every image of a sequence, (C, T)."""
+) -> Float64:
+    """IoU of every frame of a sequence, (C, T)."""
 
     def overlaps(serial: str) -> list[float]:
         folder = results / "capture" / "masks" / sequence.name / serial
@@ -316,22 +336,24 @@ def _mask_overlaps(
         return np.array(list(pool.map(overlaps, cameras)))
 
 
-def _read_masks(path: Path) -> list[Mask]:
+def _read_masks(path: Path) -> list[Bool]:
     import av
 
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="gray") > 127 for frame in container.decode(video=0)]
 
 
-def _mean_rotation(sequences: list[Sequence]) -> Array:
+def _mean_rotation(sequences: list[ScoredSequence]) -> Float64:
     """The mean over all timesteps of R'ᵀ R, (3, 3)."""
     rotations = [s.true_rotation.transpose(0, 2, 1) @ s.rotation for s in sequences]
     return Rotation.from_matrix(np.concatenate(rotations)).mean().as_matrix()
 
 
-def _surface_rows(results: Path, truth: Path, sequences: list[Sequence], variant: str) -> list[Row]:
+def _surface_rows(
+    results: Path, truth: Path, sequences: list[ScoredSequence], variant: str
+) -> list[ScoreRow]:
     identity = read_arrays(Identity, results / "face" / "identity.npz")
-    to_model = canonical_to_model(sequences, float(identity.scale))
+    to_model = _map_to_model(sequences, float(identity.scale))
     head = read_mesh(truth / "neutral.ply")
     in_model = [
         np.einsum("tji,tlj->tli", s.true_rotation, s.true_landmarks - s.true_translation[:, None])
@@ -352,5 +374,5 @@ def _surface_rows(results: Path, truth: Path, sequences: list[Sequence], variant
             to_model.apply(mesh.vertices.astype(np.float64)).astype(np.float32), mesh.faces
         )
         error = 100 * float(surface_distances(points, placed).mean()) / size
-        rows.append(Row(name, "% of head size", np.nan, error))
+        rows.append(ScoreRow(name, "% of head size", np.nan, error))
     return rows

@@ -23,37 +23,37 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def figures(subject: Subject):
-    return score(subject.results, subject.truth).set_index("figure")
+def metrics(subject: Subject):
+    return score(subject.results, subject.truth).set_index("metric")
 
 
-def test_poses_are_compared_with_the_right_frames(figures) -> None:
+def test_poses_are_compared_with_the_right_frames(metrics) -> None:
     # The canonical frame is the truth's turned by 2°; float32 storage.
     for column in ("held_out", "all"):
-        assert figures.loc["head rotation error", column] == pytest.approx(2.0, abs=1e-3)
-        assert figures.loc["… less a constant rotation", column] < 1e-3
-        assert figures.loc["landmark error", column] == pytest.approx(1.0, abs=1e-3)
+        assert metrics.loc["head rotation error", column] == pytest.approx(2.0, abs=1e-3)
+        assert metrics.loc["… less a constant rotation", column] < 1e-3
+        assert metrics.loc["landmark error", column] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_reprojection_is_relative_to_the_face_width(figures) -> None:
+def test_reprojection_is_relative_to_the_face_width(metrics) -> None:
     # 1 mm along x of a face 140 mm wide is 0.71 % seen from the front, less from the side and,
     # near the sides of the ball, a little more or less by depth.
     front = 100 * LANDMARK_SHIFT / 0.14
-    assert 0.7 * front < figures.loc["reprojection error", "all"] < 1.1 * front
+    assert 0.7 * front < metrics.loc["reprojection error", "all"] < 1.1 * front
 
 
-def test_masks_overlap(figures) -> None:
+def test_masks_overlap(metrics) -> None:
     # The masks are the same disc, 29 pixels wide, sampled at two resolutions.
-    assert 0.97 < figures.loc["mask IoU", "all"] <= 1
+    assert 0.97 < metrics.loc["mask IoU", "all"] <= 1
 
 
-def test_surfaces_are_compared_in_the_models_frame(figures) -> None:
+def test_surfaces_are_compared_in_the_models_frame(metrics) -> None:
     # Balls of radius 1, 1.05 and 0.98 dm against 1 dm; chin at -0.7 dm to crown at 1 dm.
     # 0.1 %: the ball's facets.
     size = 1.7
     expected = {"fitted face": 0.0, "aligned prior": 0.05, "stage I surface": 0.02}
     for name, distance in expected.items():
-        assert figures.loc[name, "all"] == pytest.approx(100 * distance / size, abs=0.1)
+        assert metrics.loc[name, "all"] == pytest.approx(100 * distance / size, abs=0.1)
 
 
 def test_truth_of_another_subject_is_refused(subject: Subject, tmp_path) -> None:

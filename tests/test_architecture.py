@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
+from docs.architecture import PICTURE, draw
 from tests.scenes import ROOT
 
 FOUNDATION = "foundation"
@@ -171,6 +172,10 @@ def test_imports_point_down_and_stages_import_no_stage():
 
 def test_every_unit_of_the_layers_exists():
     assert package_units() == set(FLOOR)
+
+
+def test_the_picture_shows_these_layers():
+    assert PICTURE.read_text() == draw(LAYERS), "draw it again: python -m docs.architecture"
 
 
 @pytest.mark.parametrize(

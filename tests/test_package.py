@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import eavatar
 from tests.scenes import ROOT
@@ -45,3 +46,9 @@ def test_installed_command_tells_its_version(wheel, tmp_path):
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == eavatar.__version__
+
+
+def test_citation_and_changelog_name_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == eavatar.__version__
+    assert f"## [{eavatar.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

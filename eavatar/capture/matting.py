@@ -123,7 +123,7 @@ def matte(
     sequence: str,
     mattes: Path | None,
     output: Path,
-) -> None:
+) -> Path:
     """Write a mask for every frame of a sequence.
 
     Args:
@@ -133,6 +133,9 @@ def matte(
         sequence: its name.
         mattes: for ``provided``, a folder with <sequence>/cam_<serial>.mp4 of the uncropped image.
         output: receives <sequence>/<camera>/<timestep:05d>.png and then <sequence>.csv.
+
+    Returns:
+        The index, <sequence>.csv.
 
     Raises:
         UserError: an input of the chosen backend is missing or does not fit the frames.
@@ -152,7 +155,7 @@ def matte(
 
     shots = _read_shots(settings, ingest, frames, sequence, mattes)
     rows = [row for rows in in_threads(matte_shot, shots, f"matte {sequence}") for row in rows]
-    write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
+    return write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
 
 
 def mark_failed(rows: Sequence[MaskRow], settings: MatteSettings, sequence: str) -> list[MaskRow]:

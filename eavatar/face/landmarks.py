@@ -76,7 +76,7 @@ def detect_landmarks(
     sequence: str,
     landmarks: Path | None,
     output: Path,
-) -> None:
+) -> Path:
     """Write the landmarks of one sequence to ``output``.
 
     Args:
@@ -87,6 +87,9 @@ def detect_landmarks(
         landmarks: folder of detections that came with the capture, for the backend `provided`.
         output: the ``.npz`` file.
 
+    Returns:
+        ``output``.
+
     Raises:
         UserError: an input is missing or malformed, or the detector's weights are not there.
     """
@@ -95,7 +98,7 @@ def detect_landmarks(
     points, confidence = settings.chosen.run(job)
     seen = (confidence > 0).any(axis=2)
     logger.info("%s: faces in %d of %d frames", sequence, seen.sum(), seen.size)
-    write_arrays(output, Landmarks(np.array(frames.serials), points, confidence))
+    return write_arrays(output, Landmarks(np.array(frames.serials), points, confidence))
 
 
 def read_frames(capture: Path, sequence: str) -> Frames:

@@ -89,7 +89,7 @@ class Inventory:
     prepared: bool
 
 
-def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output: Path) -> None:
+def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output: Path) -> Path:
     """Open all inputs that the chosen backends need and write what was found.
 
     Args:
@@ -97,6 +97,9 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
         inputs: what there is.
         morphable_model: the subject's.
         output: text file, a line for each item.
+
+    Returns:
+        ``output``.
 
     Raises:
         UserError: all faults: what is wrong, where, and what to do.
@@ -114,6 +117,7 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
         raise UserError(sentences if count == 1 else f"{count} inputs are faulty: {sentences}")
     with atomic(output) as temporary:
         temporary.write_text(found.table() + "\n")
+    return output
 
 
 def examine_inputs(found: Examination, settings: InputSettings, inputs: Inputs) -> Inventory | None:

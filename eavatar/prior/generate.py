@@ -46,7 +46,7 @@ class PriorJob:
 
 def generate_prior(
     settings: GenerateSettings, identity: Path, neutral: Path, mesh: Path | None, output: Path
-) -> None:
+) -> Path:
     """Write the prior mesh of a subject, in the frame of whatever made it.
 
     Args:
@@ -56,12 +56,16 @@ def generate_prior(
         mesh: the ready mesh of the backend `provided`.
         output: ``prior/raw.ply``.
 
+    Returns:
+        ``output``.
+
     Raises:
         UserError: an input is missing or malformed, or `provided` is given no mesh.
     """
     raw = settings.chosen.run(PriorJob(settings, identity, neutral, mesh))
     write_mesh(output, raw)
     logger.info("prior from %s: %d vertices", settings.source, len(raw.vertices))
+    return output
 
 
 def fit_head(landmarks: Float64, neutral: Mesh) -> TemplateHead:

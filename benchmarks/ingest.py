@@ -18,8 +18,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from os import sched_getaffinity
 from pathlib import Path
 
 import av
@@ -30,6 +28,7 @@ from eavatar.capture.captures import open_capture
 from eavatar.capture.ingest import ingest
 from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.settings import IngestSettings, read_config
+from eavatar.threads import count_threads, make_pool
 
 CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
 SEQUENCE = "EXP-1-head"
@@ -118,7 +117,7 @@ def main() -> None:
 
 def report(settings: IngestSettings, root: Path, sequence: str, output: Path, rounds: int) -> None:
     """Time ingest, decoding and encoding in turn and print the rates."""
-    threads = len(sched_getaffinity(0))
+    threads = count_threads()
     paths = [clip.paths[0] for clip in open_capture(root).clips[sequence].values()]
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     ingest(settings, root, sequence, output)
@@ -139,7 +138,7 @@ def report(settings: IngestSettings, root: Path, sequence: str, output: Path, ro
             cv2.imwrite(str(path), pictures[serial], quality)
 
     times: dict[str, list[float]] = {"ingest": [], "PyAV": [], "OpenCV": []}
-    with ThreadPoolExecutor(threads) as pool:
+    with make_pool() as pool:
         for _ in range(rounds):
             times["ingest"].append(seconds(lambda: ingest(settings, root, sequence, output)))
             times["PyAV"].append(seconds(lambda: list(pool.map(decode_kept, paths))))

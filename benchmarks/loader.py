@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from os import sched_getaffinity
 from pathlib import Path
 
 import cv2
@@ -25,6 +24,7 @@ import torch
 from eavatar.data.frames import FrameSet
 from eavatar.data.images import composite
 from eavatar.data.loader import Loader
+from eavatar.threads import count_threads
 from tests.scenes.head_pictures import write_pictures
 
 VIEWS = 4
@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if options.device == "auto" else options.device)
-    threads = len(sched_getaffinity(0))
+    threads = count_threads()
     print(f"{options.size}², to {device}, {threads} threads, 1 timestep × {VIEWS} cameras a step")
     with tempfile.TemporaryDirectory() as folder:
         root = write_pictures(Path(folder), options.size, options.timesteps, options.cameras)

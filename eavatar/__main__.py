@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eavatar import __version__, settings
+from eavatar import __version__, settings, threads
 from eavatar.errors import UserError
 
 Arguments = argparse.Namespace
@@ -364,6 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    threads.set_environment()  # before a verb imports what makes threads
     try:
         parsed.function(parsed)
     except UserError as error:

@@ -24,6 +24,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "arrays",
         "landmark_indices",
         "device",
+        "threads",
         "transforms",
         "cameras",
         "meshes",

@@ -16,6 +16,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from eavatar.threads import count_threads
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -40,7 +42,9 @@ def find_neighbours(positions: Tensor, radius: float, most: int) -> Neighbours:
     most = min(most, len(points) - 1)
     tree = cKDTree(points)
     # One more than wanted, as the point finds itself; duplicates may come before it.
-    distances, found = tree.query(points, k=most + 1, distance_upper_bound=radius, workers=-1)
+    distances, found = tree.query(
+        points, k=most + 1, distance_upper_bound=radius, workers=count_threads()
+    )
     itself = np.arange(len(points))[:, None]
     distances[found == itself] = np.inf
     order = np.argsort(distances, axis=1, kind="stable")

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +28,7 @@ from eavatar.capture.video import Header, Image, read_picture
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras, write_rows
 from eavatar.settings import IngestSettings, select
+from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
 
@@ -209,14 +208,8 @@ def chosen_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
-    """Apply a function to each item in threads, with a progress bar; results in order.
-
-    As many threads as the job was given: Snakemake announces it in OMP_NUM_THREADS, otherwise all
-    cores that the process may use.
-    """
-    threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
-    cv2.setNumThreads(1)  # the items run side by side already
-    with ThreadPoolExecutor(threads) as pool:
+    """Apply a function to each item in threads, with a progress bar; results in order."""
+    with make_pool() as pool:
         return list(tqdm(pool.map(work, items), title, total=len(items), unit="camera"))
 
 

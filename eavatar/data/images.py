@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from os import sched_getaffinity
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,7 @@ from numba import njit
 
 from eavatar.arrays import Image, Uint8
 from eavatar.errors import UserError
+from eavatar.threads import make_pool
 
 
 @dataclass(frozen=True)
@@ -163,16 +162,6 @@ class ImageStore:
             if self.used + content.nbytes <= self.memory and (timestep, camera) not in self.kept:
                 self.kept[timestep, camera] = content
                 self.used += content.nbytes
-
-
-def make_pool() -> ThreadPoolExecutor:
-    """A thread for each core that this process may use, one image each.
-
-    OpenCV's own threads would only get in their way. It has one setting for the whole process.
-    """
-    return ThreadPoolExecutor(
-        len(sched_getaffinity(0)), initializer=cv2.setNumThreads, initargs=(1,)
-    )
 
 
 @njit(cache=True, nogil=True)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from os import sched_getaffinity
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from eavatar.arrays import Bool, Uint8
 from eavatar.data.frames import FrameSet
-from eavatar.data.images import make_pool
+from eavatar.threads import count_threads, make_pool
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class Loader:
         self.gpu_decoding = gpu_decoding and frames.store.keeps_files and nvjpeg_works(self.device)
         shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width)
         self.shape = shape if self.gpu_decoding else (*shape, 4)
-        threads = len(sched_getaffinity(0))
+        threads = count_threads()
         affordable = max(1, MAX_PREFETCH // math.prod(self.shape))
         self.ahead = min(max(2, math.ceil(2 * threads / math.prod(shape[:2]))), affordable)
         self.pending: dict[int, Pending] = {}

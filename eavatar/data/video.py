@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eavatar.arrays import Image
 from eavatar.io import atomic
+from eavatar.threads import count_threads
 
 BT_601, BT_709 = 6, 1  # numbers of ITU-T H.273
 
@@ -19,7 +20,7 @@ def write_video(
     rate: float,
     pixel_format: str,
     quality: str,
-    threads: int = 0,
+    threads: int | None = None,
 ) -> None:
     """Write uint8 images, (H, W, 3) RGB or (H, W), at least one and all of one size, as they come.
 
@@ -27,7 +28,7 @@ def write_video(
         rate: images per second.
         pixel_format: FFmpeg's name; yuv420p, which all players show, takes even sizes only.
         quality: x264's constant rate factor, "0" lossless.
-        threads: of the encoder, 0 for all.
+        threads: of the encoder; None for as many as this process may use.
     """
     import av
 
@@ -38,7 +39,7 @@ def write_video(
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = pixel_format
         stream.options = {"crf": quality, "preset": "veryfast"}
-        stream.thread_count = threads
+        stream.thread_count = threads or count_threads()
         # What the conversion does; players guess by the size of the image else.
         stream.codec_context.colorspace = BT_601
         stream.codec_context.color_primaries = stream.codec_context.color_trc = BT_709

@@ -11,11 +11,10 @@ The truth is for scoring; no stage reads it.
 
 from __future__ import annotations
 
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, Motion, motion
 from eavatar.demo.render import Geometry, NoiseTables
 from eavatar.demo.rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
 from eavatar.settings import DemoSettings
+from eavatar.threads import make_pool
 
 Array = NDArray[np.float64]
 
@@ -182,7 +182,7 @@ def film_all(scene: Scene, takes: list[Take], raw: Path, truth: Path) -> list[Fo
     """All videos, on all cores, with a progress bar over the videos."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with make_pool() as pool:
         jobs: list[Future[Footage]] = [
             pool.submit(film, scene, take, serial, raw, truth)
             for take in takes

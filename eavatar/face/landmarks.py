@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from eavatar.errors import UserError
 from eavatar.face.views import Faces, complete_faces, usable_boxes
 from eavatar.io import LANDMARKS, Landmarks, read_cameras, require, write_arrays
 from eavatar.settings import IngestSettings, LandmarkSettings
+from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _read_batches(
         frames.folder / frames.serials[camera] / f"{timestep:05d}.jpg" for timestep, camera in keys
     ]
     read = partial(read_image, size=frames.size, image_size=image_size)
-    with ThreadPoolExecutor() as pool, tqdm(total=len(keys), desc=purpose, unit="frame") as bar:
+    with make_pool() as pool, tqdm(total=len(keys), desc=purpose, unit="frame") as bar:
         for start in range(0, len(keys), batch_size):
             rows = slice(start, start + batch_size)
             images = list(pool.map(read, paths[rows]))

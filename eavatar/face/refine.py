@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from eavatar.arrays import Float32, Float64, Int64, Uint8
 from eavatar.cameras import Camera
-from eavatar.data.images import make_pool, read_colour, read_grey, resize_area
+from eavatar.data.images import read_colour, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.face.photometric import (
@@ -54,6 +54,7 @@ from eavatar.io import (
 )
 from eavatar.meshes import vertex_areas, vertex_normals
 from eavatar.settings import RefineSettings
+from eavatar.threads import make_pool
 from eavatar.transforms import cross_matrices, fit_similarity
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from eavatar.arrays import Float32, Image
 from eavatar.cameras import Camera
 from eavatar.data.frames import read_usable
-from eavatar.data.images import make_pool, read_colour, read_grey, resize_area
+from eavatar.data.images import read_colour, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.io import (
@@ -52,6 +52,7 @@ from eavatar.io import (
     write_rows,
 )
 from eavatar.landmark_indices import OUTER_LIP_CORNERS
+from eavatar.threads import make_pool
 
 LOWRES_SIZE = 256  # stage I of GHA
 HELD_OUT = "held_out"

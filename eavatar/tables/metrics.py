@@ -7,13 +7,12 @@ PSNR and SSIM.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
+
+from eavatar.threads import make_pool
 
 Float = NDArray[np.float32]
 
@@ -56,5 +55,5 @@ def ssim(renders: Float, truths: Float, visible: Float) -> NDArray[np.float64]:
         inner = (slice(WINDOW_RADIUS, -WINDOW_RADIUS),) * 2
         return float(full.mean(axis=-1)[inner][visible[index][inner] > 0].mean())
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with make_pool() as pool:
         return np.array(list(pool.map(similarity, range(len(renders)))))

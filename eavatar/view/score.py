@@ -29,7 +29,6 @@ surfaces             fitted face, aligned prior, stage I: mean distance from poi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +48,7 @@ from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
 from eavatar.landmark_indices import CHIN, JAW_ENDS
 from eavatar.meshes import sample_surface
+from eavatar.threads import count_threads, make_pool
 from eavatar.transforms import Similarity
 
 SURFACE_SAMPLES = 400_000  # dozens in each cell of the front view, so that none is empty
@@ -247,7 +247,7 @@ def surface_distances(points: Float64, mesh: Mesh) -> Float64:
     Exact for the triangles tried: those of the nearest of many samples of the surface.
     """
     samples, owners = sample_surface(mesh, SURFACE_SAMPLES, seed=0)
-    _, nearest = cKDTree(samples).query(points, NEAREST_SAMPLES, workers=-1)
+    _, nearest = cKDTree(samples).query(points, NEAREST_SAMPLES, workers=count_threads())
     triangles = mesh.vertices[mesh.faces][owners[nearest]].reshape(-1, 3, 3)
     repeated = np.repeat(points, NEAREST_SAMPLES, axis=0)
     closest = trimesh.triangles.closest_point(triangles, repeated)
@@ -332,7 +332,7 @@ def _mask_overlaps(
             values.append(overlap(found, crop_mask(true[source], full[serial], cameras[serial])))
         return values
 
-    with ThreadPoolExecutor() as pool:
+    with make_pool() as pool:
         return np.array(list(pool.map(overlaps, cameras)))
 
 

@@ -55,7 +55,6 @@ rule fit_face:
         "results/{subject}/benchmarks/fit_face.tsv"
     conda:
         "../../envs/face.yaml"
-    threads: 1  # small matrices: more threads only wait for one another
     resources:
         mem_mb=8000,
         runtime=120,
@@ -98,7 +97,7 @@ rule refine_face:
         capture=input_folder("cameras"),
         fit=input_folder("identity"),
         folder=output_folder("identity"),
-    shell:  # one thread of BLAS for each of the timesteps that are solved side by side
-        "OMP_NUM_THREADS=1 python -m eavatar refine-face --settings {params.settings:q}"
+    shell:
+        "python -m eavatar refine-face --settings {params.settings:q}"
         " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
         " --fit {params.fit:q} --output {params.folder:q} 2>&1 | tee {log:q}"

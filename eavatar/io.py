@@ -244,6 +244,11 @@ def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
+def read_tracking(path: str | Path) -> Tracking:
+    """Read ``face/tracking/<sequence>.npz``; arguments and errors as of `read_arrays`."""
+    return read_arrays(Tracking, Path(path))
+
+
 # --- JSON -------------------------------------------------------------------------------------
 
 
@@ -287,9 +292,13 @@ def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> Path:
     return write_json(path, content)
 
 
-def read_cameras(path: Path) -> dict[str, Camera]:
-    """Read ``capture/cameras.json``: serial number to camera, sorted by serial number."""
-    cameras = {}
+def read_cameras(path: str | Path) -> dict[str, Camera]:
+    """Read ``capture/cameras.json``: serial number to camera, sorted by serial number.
+
+    Raises:
+        UserError: the file is missing, malformed, or of an unknown format.
+    """
+    path, cameras = Path(path), {}
     content = read_json(path, "the camera file")
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a camera file: it holds no mapping of serial numbers.")

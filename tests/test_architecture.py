@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "cameras",
         "meshes",
     }
-    | {"io", "backends", "settings"},
+    | {"io", "backends", "settings", "results"},
     "data and drawing": {"data", "rendering"},
     "training and model": {"training", "avatar"},
     STAGES: {"capture", "face", "prior", "sdf", "splat", "tables"},
@@ -81,6 +81,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "prior/backends/template": "prior/test_template.py",
     "prior/generate": "prior/test_template.py",
     "rendering/cpu": "rendering/test_splatting.py",
+    "results": "test_api.py",
     "sdf/field": "sdf/test_sdf_train.py",
     "sdf/renderers/dibr": "sdf/test_dibr.py",
     "sdf/renderers/splats": "sdf/test_surface.py",

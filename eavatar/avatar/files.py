@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,8 +26,10 @@ from torch import Tensor
 from eavatar.avatar.drivers import Drivers
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.avatar.torso import Torso
+from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.io import atomic, check_format, require
+from eavatar.results import Results
 from eavatar.settings import Settings, read_yaml, validate
 
 FORMAT = 1
@@ -121,6 +124,26 @@ def read_avatar(folder: Path) -> Avatar:
         avatar = Avatar.blank(settings, len(tensors["neutral.positions"]))
         avatar.load_state_dict(tensors)
     return avatar.eval()
+
+
+def load_avatar(
+    path: str | Path, variant: str | None = None, device: str | torch.device | None = None
+) -> Avatar:
+    """Load a trained avatar to draw with it.
+
+    Args:
+        path: a subject's results folder (``results/<subject>``), or that of an avatar in it
+            (``results/<subject>/splat/<variant>``).
+        variant: which avatar of a results folder; the only one if not given, or ``full``.
+        device: where it is to draw; a GPU if there is one.
+
+    Raises:
+        UserError: there is no such avatar, or it cannot be read.
+    """
+    folder = Path(path)
+    if not (folder / "model.yaml").exists():
+        folder = Results.open(folder).avatar(variant)
+    return read_avatar(folder).to(device or choose_device())
 
 
 def _write(

@@ -25,6 +25,7 @@ from tests.scenes.splat_scene import cameras, sphere
 from tests.stored import FOLDER
 
 GAUSSIANS, EXPRESSIONS, TIMESTEPS, SIZE, SCALE = 64, 4, 3, 64, 0.1
+SERIALS = ("222200036", "222200037")
 RADIUS, SIGMA = 1.0, 0.5  # of the controls: as few Gaussians are far apart
 
 
@@ -75,7 +76,8 @@ def main() -> None:
     avatar.set_changed()
     write_avatar(folder / "splat" / "full", avatar.eval(), splat)
 
-    tracking, views = make_tracking(), cameras(2, SIZE)
+    tracking, arc = make_tracking(), cameras(len(SERIALS), SIZE)
+    views = dict(zip(SERIALS, arc.values(), strict=True))
     write_arrays(folder / "face" / "tracking" / "FREE.npz", tracking)
     write_cameras(folder / "capture" / "cameras.json", views)
     images = (255 * avatar.render(tracking, views)).round().byte().numpy()

@@ -80,6 +80,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "prior/backends/provided": "prior/test_template.py",
     "prior/backends/template": "prior/test_template.py",
     "prior/generate": "prior/test_template.py",
+    "prior/template_fit": "prior/test_template.py",
     "rendering/cpu": "rendering/test_splatting.py",
     "results": "test_api.py",
     "sdf/field": "sdf/test_sdf_train.py",

@@ -30,8 +30,8 @@ from eavatar.io import (
     write_mesh,
 )
 from eavatar.meshes import sample_surface
-from eavatar.prior.generate import fit_head
 from eavatar.prior.open3d_loader import import_open3d
+from eavatar.prior.template_fit import fit_head
 from eavatar.settings import AlignSettings
 from eavatar.transforms import Similarity
 

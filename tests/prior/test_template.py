@@ -11,14 +11,9 @@ import trimesh
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, read_mesh, write_arrays, write_mesh
 from eavatar.meshes import vertex_normals
-from eavatar.prior.generate import (
-    fit_head,
-    generate_prior,
-    on_border,
-    surface_pulls,
-    warp,
-)
+from eavatar.prior.generate import generate_prior
 from eavatar.prior.template import generic_head, head_distance
+from eavatar.prior.template_fit import fit_head, on_border, surface_pulls, warp
 from eavatar.settings import GenerateSettings
 from tests.scenes.heads import cut, random_head
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from eavatar.io import Mesh
-from eavatar.prior.generate import warp
 from eavatar.prior.template import TemplateHead, generic_head
+from eavatar.prior.template_fit import warp
 
 
 def random_head(seed: int, amplitude: float = 0.08) -> TemplateHead:

@@ -20,7 +20,7 @@ def generate_template(job: PriorJob) -> Mesh:
     The frame is that of TRELLIS' meshes: a unit box around the origin, z up, the
     face towards -y. Whatever the source, a prior thus passes the same alignment.
     """
-    from eavatar.prior.generate import fit_head
+    from eavatar.prior.template_fit import fit_head
 
     landmarks = read_arrays(Identity, job.identity).landmarks
     head = fit_head(landmarks.astype(np.float64), read_mesh(job.neutral)).mesh

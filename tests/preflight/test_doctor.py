@@ -205,6 +205,16 @@ def test_settings_as_json(healthy, place):
     assert not found.faults
 
 
+def test_a_faulty_variant_is_found(healthy, place):
+    config = json.loads(read_config(CONFIG / "config.yaml").model_dump_json())
+    config["variants"]["x"] = {"splat": {"control": {"radios": 1}}}
+    found = examine(json.dumps(config), write_sheet(place, row(healthy)), [])
+    sentence = "variant 'x': unknown setting 'splat.control.radios'; check its spelling."
+    assert [fault.text for fault in found.faults if "radios" in fault.text] == [
+        f"as given: {sentence}"
+    ]
+
+
 def test_published_weights_are_told_from_others(healthy, place):
     """A file is taken for the published one only if its digest is."""
     content = b"weights"

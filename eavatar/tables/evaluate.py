@@ -8,12 +8,14 @@ expression adds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -87,48 +89,52 @@ def evaluate(
     rows: dict[str, list[pd.DataFrame]] = {protocol: [] for protocol in EXPRESSION_FACTORS}
     for index in tqdm(range(len(frames)), desc="evaluate", unit="timestep"):
         truth = Truth.read(frames, index)
-        for protocol, images in predict(drawing, frames, index, truth).items():
+        for protocol, images in predict(drawing, frames, index, truth):
+            keys = {
+                "protocol": protocol,
+                "sequence": frames.sequences[index],
+                "timestep": frames.timesteps[index],
+                "camera": [frames.serials[camera] for camera in truth.cameras],
+            }
             measured = measure(images, truth, perceptual)
-            measured.insert(0, "camera", [frames.serials[camera] for camera in truth.cameras])
-            measured.insert(0, "timestep", frames.timesteps[index])
-            measured.insert(0, "sequence", frames.sequences[index])
-            measured.insert(0, "protocol", protocol)
-            rows[protocol].append(measured)
+            rows[protocol].append(pd.DataFrame({**keys, **measured}))
             if protocol == RECORDED:
                 _write_pictures(folder, frames, index, shown.get(index, []), truth, images)
-    write_table(
-        output / "images.csv", pd.concat([part for parts in rows.values() for part in parts])
-    )
+    table = pd.concat([part for parts in rows.values() for part in parts])
+    write_table(output / "images.csv", table)
     return output
 
 
-def predict(method: Method, frames: FrameSet, index: int, truth: Truth) -> dict[str, Tensor]:
+def predict(
+    method: Method, frames: FrameSet, index: int, truth: Truth
+) -> Iterator[tuple[str, Tensor]]:
     """What a method draws of a timestep in the cameras of the truth, the padding white.
 
-    Returns:
-        images (K, H, W, 3) by protocol; only self-reenactment if the method is not drivable.
+    Yields:
+        protocol and images (K, H, W, 3); only self-reenactment if the method is not drivable.
     """
-    factors = EXPRESSION_FACTORS if method.drivable else {RECORDED: 1.0}
-    return {
-        protocol: whiten_padding(
-            method.render(_request(frames, index, truth.cameras, factor)), truth.visible
-        )
-        for protocol, factor in factors.items()
-    }
+    for protocol, factor in EXPRESSION_FACTORS.items():
+        if protocol == RECORDED or method.drivable:
+            images = method.render(_request(frames, index, truth.cameras, factor))
+            yield protocol, whiten_padding(images, truth.visible)
 
 
-def measure(images: Tensor, truth: Truth, perceptual: Perceptual | None) -> pd.DataFrame:
-    """The metrics of K images against the truth: columns psnr_db, ssim, lpips.
+def measure(
+    images: Tensor, truth: Truth, perceptual: Perceptual | None
+) -> dict[str, NDArray[np.floating]]:
+    """The metrics of K images against the truth: psnr_db, ssim, lpips, each (K,).
 
     Args:
         images: (K, H, W, 3) in [0, 1], the padding white.
         truth: what the same cameras recorded.
-        perceptual: None leaves LPIPS empty.
+        perceptual: None makes LPIPS NaN.
     """
-    with torch.no_grad():
-        lpips = perceptual(images, truth.images).cpu().numpy() if perceptual else np.nan
     arrays = [tensor.cpu().numpy() for tensor in (images, truth.images, truth.visible)]
-    return pd.DataFrame({"psnr_db": psnr(*arrays), "ssim": ssim(*arrays), "lpips": lpips})
+    lpips = np.full(len(images), np.nan)
+    if perceptual:
+        with torch.no_grad():
+            lpips = perceptual(images, truth.images).cpu().numpy()
+    return {"psnr_db": psnr(*arrays), "ssim": ssim(*arrays), "lpips": lpips}
 
 
 def choose_views(frames: FrameSet, count: int) -> dict[int, list[int]]:

@@ -118,7 +118,7 @@ def main() -> None:
 def report(settings: IngestSettings, root: Path, sequence: str, output: Path, rounds: int) -> None:
     """Time ingest, decoding and encoding in turn and print the rates."""
     threads = count_threads()
-    paths = [clip.paths[0] for clip in open_capture(root).clips[sequence].values()]
+    paths = [clip.paths[0] for clip in open_capture(root).frames[sequence].values()]
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     ingest(settings, root, sequence, output)
     pictures = {

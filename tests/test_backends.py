@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from eavatar.arrays import Image
 from eavatar.backends import (
     LANDMARKS,
     MATTING,
@@ -28,7 +29,6 @@ from eavatar.backends import (
 )
 from eavatar.capture.ingest import calibrate, ingest
 from eavatar.capture.matting import Shot, matte, read_image
-from eavatar.capture.video import Image
 from eavatar.errors import UserError
 from eavatar.face.landmarks import FaceNetwork, LandmarkJob, detect_in_views, detect_landmarks
 from eavatar.io import Landmarks, read_arrays

@@ -1,1 +1,1 @@
-"""Stage `capture`: raw videos to colour-corrected, cropped frames, cameras and alpha masks."""
+"""Stage `capture`: raw videos to colour-corrected, cropped frames, cameras and masks."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from eavatar.arrays import Image
 from eavatar.capture.backends.background_matting_v2 import RELEASE
-from eavatar.capture.video import Image
 from eavatar.device import choose_device
 from eavatar.errors import UserError
 

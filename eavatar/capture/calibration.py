@@ -1,26 +1,29 @@
-"""Matrices of unknown files to checked ones, and cameras from them."""
+"""Checked matrices from unknown files, and cameras from them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Float64
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 
-Array = NDArray[np.float64]
-
 RIGID_TOLERANCE = 1e-3  # of the entries of RᵀR; published calibrations are rounded to float32
-FARTHEST = 0.25  # of the principal point from the image's centre, share of the image's size
+MAX_OFFSET = 0.25  # of the principal point from the image's centre, fraction of its size
 
 
-def finite_matrix(rows: Any, shape: tuple[int, ...], where: str) -> Array:
-    """Nested lists or an array as a finite matrix of the given shape.
+def finite_matrix(rows: Any, shape: tuple[int, ...], where: str) -> Float64:
+    """Nested lists or an array as a finite matrix.
+
+    Args:
+        rows: of a file.
+        shape: expected.
+        where: the file and the part of it, for the message.
 
     Raises:
-        UserError: it is anything else; the sentence starts with ``where``.
+        UserError: it is anything else.
     """
     text = "×".join(map(str, shape))
     try:
@@ -32,11 +35,17 @@ def finite_matrix(rows: Any, shape: tuple[int, ...], where: str) -> Array:
     return matrix
 
 
-def read_intrinsics(rows: Any, width: int, height: int, where: str) -> Array:
+def read_intrinsics(rows: Any, width: int, height: int, where: str) -> Float64:
     """(3, 3) intrinsics for an image of width × height pixels.
 
     A principal point far from the centre is refused: intrinsics in the pixels of another image
     size would go unnoticed otherwise.
+
+    Args:
+        rows: of a file.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        where: the file and the part of it, for the message.
 
     Raises:
         UserError: not the matrix of a pinhole camera, or not of such an image.
@@ -49,7 +58,7 @@ def read_intrinsics(rows: Any, width: int, height: int, where: str) -> Array:
             "0, 0, 1; restore the file."
         )
     offset = np.abs(intrinsics[:2, 2] / (width, height) - 0.5).max()
-    if offset > FARTHEST:
+    if offset > MAX_OFFSET:
         raise UserError(
             f"{where}: the principal point ({intrinsics[0, 2]:.0f}, {intrinsics[1, 2]:.0f}) is far "
             f"from the centre of {width}×{height} pixels; give intrinsics for that size."
@@ -57,8 +66,15 @@ def read_intrinsics(rows: Any, width: int, height: int, where: str) -> Array:
     return intrinsics
 
 
-def read_camera(intrinsics: Array, rows: Any, width: int, height: int, where: str) -> Camera:
-    """The camera of checked intrinsics and a 4×4 world-to-camera matrix that is checked here.
+def read_camera(intrinsics: Float64, rows: Any, width: int, height: int, where: str) -> Camera:
+    """The camera of checked intrinsics and an unchecked world-to-camera matrix.
+
+    Args:
+        intrinsics: (3, 3) of `read_intrinsics`.
+        rows: 4×4 matrix of a file.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        where: the file and the part of it, for the message.
 
     Raises:
         UserError: the matrix is no rotation and translation.

@@ -1,4 +1,4 @@
-"""Opening a capture or its alpha, whatever the layout."""
+"""Opening a capture or masks made elsewhere, whatever the layout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from eavatar.capture.gha import read_gha
 from eavatar.capture.layouts import Layout, recognise
 from eavatar.capture.nersemble import FULL_SIZE, read_benchmark, read_v1, read_v2
-from eavatar.capture.recording import Capture, Clips
-from eavatar.capture.video import Clip
+from eavatar.capture.recording import Capture, FramesBySequence
+from eavatar.capture.video import CameraFrames
 from eavatar.errors import UserError
 
 READERS = {
@@ -31,40 +31,42 @@ def open_capture(root: Path) -> Capture:
 
 
 @dataclass(frozen=True)
-class Mattes:
-    """Alpha that was made elsewhere.
+class ProvidedMasks:
+    """Masks that were made elsewhere.
 
     Attributes:
-        clips: sequence to serial number to clip.
+        frames: sequence to serial number to the camera's masks.
         full_size: width and height of the uncropped image, pixels.
         prepared: the images are cropped already (see `Capture`).
     """
 
-    clips: Clips
+    frames: FramesBySequence
     full_size: tuple[int, int]
     prepared: bool
 
 
-def open_mattes(folder: Path) -> Mattes:
-    """The alpha in a folder of <sequence>/cam_<serial>.mp4, or that a capture's layout brings.
+def open_masks(folder: Path) -> ProvidedMasks:
+    """The masks in a folder of <sequence>/cam_<serial>.mp4, or those of a capture's layout.
 
     Raises:
         UserError: the folder holds neither.
     """
-    videos: dict[str, dict[str, Clip]] = {}
+    videos: dict[str, dict[str, CameraFrames]] = {}
     for path in sorted(folder.glob("*/cam_*.mp4")):
-        videos.setdefault(path.parent.name, {})[path.stem.removeprefix("cam_")] = Clip((path,))
+        videos.setdefault(path.parent.name, {})[path.stem.removeprefix("cam_")] = CameraFrames(
+            (path,)
+        )
     if videos:
-        return Mattes(videos, FULL_SIZE, prepared=False)
+        return ProvidedMasks(videos, FULL_SIZE, prepared=False)
     nothing = UserError(
         f"{folder} holds neither an alpha video of cameras (<sequence>/cam_<serial>.mp4) nor a "
-        "capture in a layout that brings alpha; correct the sheet's column 'mattes'."
+        "capture in a layout that has masks; correct the sheet's column 'mattes'."
     )
     try:
         layout = recognise(folder)
     except UserError as error:
         raise nothing from error
     capture = READERS[layout](folder)
-    if not capture.mattes:
+    if not capture.masks:
         raise nothing
-    return Mattes(capture.mattes, capture.full_size, capture.prepared)
+    return ProvidedMasks(capture.masks, capture.full_size, capture.prepared)

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from eavatar.capture.video import Image
+from eavatar.arrays import Float64, Image, Int64
 
 _SQUARES = "R G B RG RB GB RR GG BB"
 _CUBES = f"{_SQUARES} RGB RRG GGB BBR RRB GGR BBG RRR GGG BBB"
@@ -39,21 +39,21 @@ TERMS: dict[int, tuple[str, ...]] = {
 """Number of terms to the monomials, each written as the product of its channels."""
 
 
-STARTS = 4096  # steps of a value from which the search for its 8-bit level starts
+SEARCH_STARTS = 4096  # quantisation steps of a value, each with a start of the search for its level
 
 
 @dataclass(frozen=True)
 class Polynomial:
     """NeRSemble v2: a (3, terms) matrix on monomials of linear RGB."""
 
-    matrix: NDArray[np.float64]
+    matrix: Float64
 
 
 @dataclass(frozen=True)
 class Affine:
     """NeRSemble v1: encoded RGB in [0, 1] as a row times A[:, :3], plus A[:, 3]; A is (3, 4)."""
 
-    matrix: NDArray[np.float64]
+    matrix: Float64
 
 
 Colour = Polynomial | Affine
@@ -62,9 +62,9 @@ Colour = Polynomial | Affine
 class ColourTable:
     """The colour correction of one camera.
 
-    An 8-bit colour is corrected when it is first seen and looked up from then on: a frame has
-    some 100,000 colours but millions of pixels, and the result is exact whatever the polynomial.
-    The table takes up to 64 MB. Not for several threads at once.
+    An 8-bit colour is corrected at its first occurrence and cached: a frame has some 100,000
+    colours but millions of pixels, and the result is exact whatever the polynomial. The table takes
+    up to 64 MB. Not thread-safe.
     """
 
     def __init__(self, colour: Colour) -> None:
@@ -77,10 +77,10 @@ class ColourTable:
             terms = TERMS[colour.matrix.shape[1]]
             self._matrix = np.ascontiguousarray(colour.matrix)
             self._decoded, self._edges = _linear_light(levels), _linear_light(edges)
-        self._edges[[0, -1]] = -np.inf, np.inf  # what is beyond black and white is clipped
-        self._starts = np.searchsorted(self._edges, np.arange(STARTS) / STARTS) - 1
+        self._edges[[0, -1]] = -np.inf, np.inf  # values beyond black and white are clipped
+        self._starts = np.searchsorted(self._edges, np.arange(SEARCH_STARTS) / SEARCH_STARTS) - 1
         self._exponents = exponents(terms)
-        self._seen = np.zeros(1 << 24, np.uint32)  # memory comes with the colours
+        self._seen = np.zeros(1 << 24, np.uint32)  # pages are allocated as colours occur
 
     def apply(self, image: Image) -> Image:
         """Correct an (H, W, 3) sRGB image in OpenCV's BGR order."""
@@ -94,13 +94,13 @@ class ColourTable:
         _look_up(image, self._seen, _keys(), *formula, target)
 
 
-def _linear_light(encoded: NDArray[np.float64]) -> NDArray[np.float64]:
+def _linear_light(encoded: Float64) -> Float64:
     """sRGB values, 0 black and 1 white, to linear light."""
     power = ((np.maximum(encoded, 0) + 0.055) / 1.055) ** 2.4
     return np.where(encoded <= 0.04045, encoded / 12.92, power)
 
 
-def exponents(terms: tuple[str, ...]) -> NDArray[np.int64]:
+def exponents(terms: tuple[str, ...]) -> Int64:
     """(terms, 3) powers of R, G and B in each monomial."""
     return np.array([[term.count(letter) for letter in "RGB"] for term in terms])
 

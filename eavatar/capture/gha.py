@@ -1,7 +1,7 @@
 """Captures in the layout that Gaussian Head Avatar's code trains on.
 
     images/<timestep>/image_<camera>.jpg      square crops, any size; their lowres_ copies unused
-    images/<timestep>/mask_<camera>.jpg       alpha: the layout's own mattes (optional)
+    images/<timestep>/mask_<camera>.jpg       the layout's own masks (optional)
     images/<timestep>/visible_<camera>.jpg    0 in the padding of the crop (optional)
     cameras/<timestep>/camera_<camera>.npz    extrinsic (3, 4) world-to-camera, OpenCV; intrinsic
                                               (3, 3) in the image's pixels, 2048×2048 as published
@@ -10,8 +10,8 @@
     sequences/<name>.txt                      ours: the timesteps of a sequence, one folder name
                                               per line (optional)
 
-The crop and the thinning in time are made already. Timesteps are the folders named by a number, in
-numeric order. The layout knows no sequences: without lists, images/ is one called 'all', and a
+The images are cropped and subsampled in time already. Timesteps are the folders named by a number,
+in numeric order. The layout knows no sequences: without lists, images/ is one called 'all', and a
 test set needs lists. params/, if there, is not read: the face is fitted anew.
 """
 
@@ -26,11 +26,11 @@ from eavatar.cameras import Camera
 from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
 from eavatar.capture.layouts import GHA_PARTS
 from eavatar.capture.recording import Capture
-from eavatar.capture.video import Clip, read_picture
+from eavatar.capture.video import CameraFrames, read_raw_image
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY
 
-STILL = 1e-4  # of the camera's matrices over time: metres, and pixels
+MAX_MOTION = 1e-4  # change of a camera's matrices over time: metres, and pixels
 
 
 def read_gha(root: Path) -> Capture:
@@ -51,15 +51,15 @@ def read_gha(root: Path) -> Capture:
     serials = [name for name in names if not name.startswith("lowres_")]
     if not serials:
         raise UserError(f"{first} holds no image_<camera>.jpg; copy the folder again.")
-    height, width = read_picture(first / f"image_{serials[0]}.jpg").shape[:2]
+    height, width = read_raw_image(first / f"image_{serials[0]}.jpg").shape[:2]
 
-    def clips(kind: str) -> dict[str, dict[str, Clip]]:
-        """The pictures of a kind by sequence and camera; none if a camera lacks them."""
+    def list_frames(kind: str) -> dict[str, dict[str, CameraFrames]]:
+        """The images of a kind by sequence and camera; none if a camera lacks them."""
         if not all((first / f"{kind}_{serial}.jpg").exists() for serial in serials):
             return {}
         return {
             name: {
-                serial: Clip(tuple(folder / f"{kind}_{serial}.jpg" for folder in folders))
+                serial: CameraFrames(tuple(folder / f"{kind}_{serial}.jpg" for folder in folders))
                 for serial in serials
             }
             for name, folders in sequences.items()
@@ -70,14 +70,14 @@ def read_gha(root: Path) -> Capture:
         root,
         cameras={serial: _read_still_camera(ends, serial, width, height) for serial in serials},
         colours=None,
-        clips=clips("image"),
+        frames=list_frames("image"),
         plates={
             serial: path
             for serial in serials
             if (path := root / "background" / f"image_{serial}.jpg").exists()
         },
-        mattes=clips("mask"),
-        visible=clips("visible"),
+        masks=list_frames("mask"),
+        visible=list_frames("visible"),
         prepared=True,
     )
 
@@ -122,7 +122,14 @@ def _read_numbers(path: Path) -> list[int]:
 
 
 def _read_still_camera(ends: Sequence[Path], serial: str, width: int, height: int) -> Camera:
-    """A camera's calibration, which must be the same at the timesteps of some image folders."""
+    """A camera's calibration, which must be the same at some timesteps.
+
+    Args:
+        ends: image folders of the timesteps.
+        serial: of the camera.
+        width: of the images, pixels.
+        height: of the images, pixels.
+    """
     paths = [
         end.parent.parent / "cameras" / end.name / f"camera_{serial}.npz"
         for end in dict.fromkeys(ends)
@@ -131,7 +138,7 @@ def _read_still_camera(ends: Sequence[Path], serial: str, width: int, height: in
     for camera, path in zip(cameras, paths, strict=True):
         moved = np.abs(camera.world_to_camera - cameras[0].world_to_camera).max()
         zoomed = np.abs(camera.intrinsics - cameras[0].intrinsics).max()
-        if max(moved, zoomed) > STILL:
+        if max(moved, zoomed) > MAX_MOTION:
             raise UserError(f"{path} differs from {paths[0]}; cameras must stand still.")
     return cameras[0]
 

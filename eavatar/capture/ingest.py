@@ -1,8 +1,8 @@
 """Raw videos to colour-corrected, cropped frames, and the cameras that belong to them.
 
-The crop is GHA's, given in full-size pixels. In the stored pixels it is rounded to whole ones
-once, in `Window`, and both the frames and the cameras follow the rounded window: the resampling
-and the calibration agree exactly.
+The crop is GHA's, given in full-size pixels. It is rounded to whole stored pixels once, in
+`Window`, and both the frames and the cameras follow the rounded window: the resampling and the
+calibration agree exactly.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from eavatar.arrays import Image
 from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
 from eavatar.capture.colour import ColourTable
 from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.capture.recording import Capture, check_size, check_videos
-from eavatar.capture.video import Header, Image, read_picture
+from eavatar.capture.video import Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras, write_rows
 from eavatar.settings import IngestSettings, select
@@ -41,8 +42,12 @@ class Window:
     """The crop in the pixels of one stored image size; it may leave the image.
 
     Attributes:
-        x, y, width, height: the window, whole stored pixels.
-        stored_width, stored_height: the size of the stored images, pixels.
+        x: first column, whole stored pixels.
+        y: first row.
+        width: number of columns.
+        height: number of rows.
+        stored_width: of the stored images, pixels.
+        stored_height: of the stored images, pixels.
         image_size: side of the ingested frames, pixels.
     """
 
@@ -79,6 +84,10 @@ class Window:
         that interval where the image shrinks to less than half, otherwise linear interpolation at
         its centre, as GHA crops. Colours are corrected before the resize mixes them, but only
         inside the window.
+
+        Args:
+            image: (H, W[, 3]) at the stored size.
+            colour: correction, if any.
         """
         left, top = max(0, -self.x), max(0, -self.y)
         inner = image[self.y + top : self.y + self.height, self.x + left : self.x + self.width]
@@ -90,8 +99,8 @@ class Window:
         else:
             colour.correct(inner, target)
         size = self.image_size
-        halves = min(self.width, self.height) > 2 * size
-        method = cv2.INTER_AREA if halves else cv2.INTER_LINEAR
+        shrinks = min(self.width, self.height) > 2 * size
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(window, (size, size), interpolation=method)
 
     def camera(self, full: Camera) -> Camera:
@@ -141,22 +150,27 @@ class FrameRow:
     sharpness: float
 
 
-def calibrate(settings: IngestSettings, capture: Path, output: Path) -> None:
+def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     """Write the cameras of the ingested frames, the visible masks and the plates.
 
     All videos of the chosen sequences are checked first, so that a fault stops the run here.
 
     Args:
+        settings: sequences, cameras and the crop.
         capture: the raw capture's folder.
         output: receives cameras.json, visible/<camera>.png and plates/<camera>.png.
+
+    Returns:
+        ``output``.
+
     Raises:
         UserError: the capture is faulty, or the settings choose no sequence or camera.
     """
     raw = open_capture(capture)
-    sequences = select(list(raw.clips), settings.sequences, settings.exclude)
+    sequences = select(list(raw.frames), settings.sequences, settings.exclude)
     if not sequences:
-        raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.clips)}.")
-    serials = chosen_cameras(settings, raw)
+        raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.frames)}.")
+    serials = choose_cameras(settings, raw)
     header = check_videos(raw, sequences, serials)[sequences[0]]
     window = _window(settings, raw, header)
     for serial in serials:
@@ -167,19 +181,26 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> None:
     write_cameras(
         output / "cameras.json", {serial: window.camera(raw.cameras[serial]) for serial in serials}
     )
+    return output
 
 
-def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path) -> None:
-    """Decode one sequence into frames; whatever an interrupted run left is replaced.
+def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path) -> Path:
+    """Decode one sequence into frames; what an interrupted run left is replaced.
 
     Args:
+        settings: cameras, crop, subsampling and image size.
         capture: the raw capture's folder.
+        sequence: its name.
         output: receives <sequence>/<camera>/<timestep:05d>.jpg and then <sequence>.csv.
+
+    Returns:
+        the path of <sequence>.csv.
+
     Raises:
         UserError: the capture is faulty, or a video cannot be decoded to its end.
     """
     raw = open_capture(capture)
-    serials = chosen_cameras(settings, raw)
+    serials = choose_cameras(settings, raw)
     header = check_videos(raw, [sequence], serials)[sequence]
     folder, index = output / sequence, output / f"{sequence}.csv"
     index.unlink(missing_ok=True)
@@ -190,11 +211,15 @@ def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path)
 
     results = in_threads(ingest_camera, serials, f"ingest {sequence}")
     rows = [row for camera_rows in results for row in camera_rows]
-    write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
+    return write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
 
 
-def chosen_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
-    """Serial numbers that the settings choose, sorted, and with what their frames need."""
+def choose_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
+    """Serial numbers that the settings choose, sorted.
+
+    Raises:
+        UserError: none is chosen, or the colour calibration that the settings want is missing.
+    """
     serials = select(list(capture.cameras), settings.cameras)
     if not serials:
         raise UserError(f"the setting 'cameras' chooses none of {list(capture.cameras)}.")
@@ -228,7 +253,7 @@ def _ingest_camera(
     header: Header,
     folder: Path,
 ) -> list[FrameRow]:
-    """Write the frames of one camera of one sequence and give their rows."""
+    """Write the frames of one camera of one sequence and return their rows."""
     window = _window(settings, capture, header)
     table = _table(settings, capture, serial)
     inside = _box(_visible(capture, serial, window))
@@ -237,10 +262,10 @@ def _ingest_camera(
     every = 1 if capture.prepared else settings.every
     folder.mkdir(parents=True)
     rows = []
-    for index, image in capture.clips[sequence][serial].decode(every):
+    for index, image in capture.frames[sequence][serial].decode(every):
         frame = window.apply(image, table)
         path = folder / f"{index // every:05d}.jpg"
-        if not cv2.imwrite(str(path), frame, quality):  # the index, written last, vouches for it
+        if not cv2.imwrite(str(path), frame, quality):  # the index, written last, makes it atomic
             raise UserError(f"{path} cannot be written; is the disk full?")
         sharpness = _sharpness(frame[inside])
         rows.append(FrameRow(index // every, serial, index, split, sharpness))
@@ -254,10 +279,10 @@ def _window(settings: IngestSettings, capture: Capture, header: Header) -> Windo
 
 def _visible(capture: Capture, serial: str, window: Window) -> Image:
     """(S, S) 255 where a camera's frames show the sensor, 0 in the padding of the crop."""
-    for path in (path for clips in capture.visible.values() for path in clips[serial].paths):
-        image = read_picture(path)
+    for path in (path for kept in capture.visible.values() for path in kept[serial].paths):
+        image = read_raw_image(path)
         check_size(path, image.shape[1], image.shape[0], capture.full_size)
-        if image.max() > 127:  # else the view was marked as of no use, not as padded
+        if image.max() > 127:  # else the frame is marked as unusable, not as padded
             size = (window.stored_width, window.stored_height)
             known = cv2.resize(image[..., 1], size, interpolation=cv2.INTER_AREA) > 127
             return np.where(window.apply(known.astype(np.uint8)) == 1, 255, 0).astype(np.uint8)
@@ -277,9 +302,9 @@ def _table(settings: IngestSettings, capture: Capture, serial: str) -> ColourTab
 
 
 def _read_plate(capture: Capture, serial: str, window: Window) -> Image:
-    """A plate at the stored size of the clips; real plates are larger than reduced videos."""
+    """A plate at the stored size of the frames; real plates are larger than reduced videos."""
     path = capture.plates[serial]
-    plate = read_picture(path)
+    plate = read_raw_image(path)
     check_size(path, plate.shape[1], plate.shape[0], capture.full_size)
     size = (window.stored_width, window.stored_height)
     return cv2.resize(plate, size, interpolation=cv2.INTER_AREA)

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from eavatar.errors import UserError
 
-BACKGROUND = "BACKGROUND"  # the plates' folder among the sequences
+BACKGROUND = "BACKGROUND"  # the folder of the plates among the sequences
 GHA_PARTS = {".": "all", "held_out": "held_out"}
-"""The parts of a Gaussian Head Avatar folder, and the one sequence of a part without lists."""
+"""The parts of a Gaussian Head Avatar folder, and the name of a part's only sequence if it has no
+lists."""
 
 
 class Layout(Enum):
@@ -45,8 +46,8 @@ def recognise(root: Path) -> Layout:
     if root.parent.name == "camera_params" and (root / "camera_params.json").exists():
         return Layout.NERSEMBLE_V1
     if (root / "sequences").is_dir():
-        mattes = next(root.glob("sequences/*/alpha_maps"), None)
-        return Layout.BENCHMARK if mattes else Layout.NERSEMBLE_V2
+        masks = next(root.glob("sequences/*/alpha_maps"), None)
+        return Layout.BENCHMARK if masks else Layout.NERSEMBLE_V2
     raise UserError(
         f"{root} is no capture of a known layout: it needs a folder 'sequences' (NeRSemble v2 and "
         "benchmark), to be <download>/camera_params/<participant> (NeRSemble v1), or folders "
@@ -70,11 +71,11 @@ def list_sequence_names(root: Path) -> list[str]:
             for name in ([path.stem for path in part.glob("sequences/*.txt")] or [whole])
         )
     if layout is Layout.NERSEMBLE_V1:
-        return sorted(set(v1_folders(root)) - {BACKGROUND})
+        return sorted(set(list_v1_folders(root)) - {BACKGROUND})
     return sorted(path.parent.name for path in root.glob("sequences/*/images") if path.is_dir())
 
 
-def v1_folders(root: Path) -> dict[str, list[Path]]:
+def list_v1_folders(root: Path) -> dict[str, list[Path]]:
     """Sequence (BACKGROUND too) to its folders in the parts of a NeRSemble v1 download."""
     folders = defaultdict(list)
     for path in sorted(root.parent.parent.glob(f"sequence_*_part-*/{root.name}/*/")):

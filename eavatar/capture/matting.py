@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from eavatar.arrays import Image
 from eavatar.backends import MATTING
 from eavatar.capture.ingest import in_threads, write_image
-from eavatar.capture.video import Image
 from eavatar.errors import UserError
 from eavatar.io import require, write_rows
 from eavatar.settings import IngestSettings, MatteSettings

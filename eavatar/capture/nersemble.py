@@ -8,7 +8,7 @@ v2 (github.com/tobias-kirschstein/nersemble-data); a capture is one participant'
     sequences/BACKGROUND/image_<serial>.jpg    plates without the subject (optional)
 
 Benchmark (github.com/tobias-kirschstein/nersemble-benchmark), <download>/nvs/<participant>: as v2
-but for intrinsics per serial number, 1100×1604 images, no colour calibration, and alpha in
+but for intrinsics per serial number, 1100×1604 images, no colour calibration, and masks in
 sequences/<sequence>/alpha_maps/cam_<serial>.mp4. Held-out cameras are calibrated but have no
 video. Written from the published description and downloader; no download was read here. That the
 intrinsics refer to the 1100×1604 pixels is our reading, which the check of the principal point
@@ -34,9 +34,9 @@ import numpy as np
 from eavatar.cameras import Camera
 from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
 from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
-from eavatar.capture.layouts import BACKGROUND, v1_folders
-from eavatar.capture.recording import Capture, Clips
-from eavatar.capture.video import Clip
+from eavatar.capture.layouts import BACKGROUND, list_v1_folders
+from eavatar.capture.recording import Capture, FramesBySequence
+from eavatar.capture.video import CameraFrames
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY, read_json
 
@@ -49,47 +49,49 @@ def read_v2(root: Path) -> Capture:
     cameras = _read_cameras(root / "calibration" / "camera_params.json", FULL_SIZE)
     colours = _read_polynomials(root / "calibration" / "color_calibration.json", cameras)
     plates = _by_serial([root / "sequences" / BACKGROUND], "image_*.jpg")
-    return Capture(root, cameras, colours, _clips_of(root, "images"), plates, {}, {})
+    return Capture(root, cameras, colours, _list_frames(root, "images"), plates, {}, {})
 
 
 def read_benchmark(root: Path) -> Capture:
     """A participant of the benchmark for novel views; `UserError` where it is malformed."""
-    clips = _clips_of(root, "images")
-    recorded = {serial for by_serial in clips.values() for serial in by_serial}
+    frames = _list_frames(root, "images")
+    recorded = {serial for by_serial in frames.values() for serial in by_serial}
     stored = _read_cameras(root / "calibration" / "camera_params.json", BENCHMARK_SIZE)
     cameras = {serial: c.resize(*FULL_SIZE) for serial, c in stored.items() if serial in recorded}
     if not cameras:
         raise UserError(f"{root}: no camera has both a calibration and a video; download it again.")
-    return Capture(root, cameras, None, clips, {}, _clips_of(root, "alpha_maps"), {})
+    return Capture(root, cameras, None, frames, {}, _list_frames(root, "alpha_maps"), {})
 
 
 def read_v1(root: Path) -> Capture:
     """A participant of NeRSemble v1; `UserError` where it is malformed."""
     cameras = _read_cameras(root / "camera_params.json", FULL_SIZE)
-    folders = v1_folders(root)
+    folders = list_v1_folders(root)
     plates = _by_serial(folders.pop(BACKGROUND, []), "image_*.jpg")
     if not folders:
         raise UserError(
             f"{root.parent.parent} holds no video of participant {root.name} "
             f"(sequence_<sequence>_part-<n>/{root.name}/<sequence>/cam_<serial>.mp4)."
         )
-    clips = {name: _videos(parts) for name, parts in folders.items()}
+    frames = {name: _list_videos(parts) for name, parts in folders.items()}
     colours = _read_affines(root.parent.parent / "color_correction" / root.name, cameras)
-    return Capture(root, cameras, colours, clips, plates, {}, {})
+    return Capture(root, cameras, colours, frames, plates, {}, {})
 
 
-def _clips_of(root: Path, kind: str) -> Clips:
+def _list_frames(root: Path, kind: str) -> FramesBySequence:
     """The videos of all sequences in the folders of one kind: images or alpha_maps."""
     folders = sorted(path for path in root.glob(f"sequences/*/{kind}") if path.is_dir())
     if not folders:
         raise UserError(
             f"{root / 'sequences'} holds no sequence (<sequence>/{kind}/cam_<serial>.mp4)."
         )
-    return {folder.parent.name: _videos([folder]) for folder in folders}
+    return {folder.parent.name: _list_videos([folder]) for folder in folders}
 
 
-def _videos(folders: Iterable[Path]) -> dict[str, Clip]:
-    return {serial: Clip((path,)) for serial, path in _by_serial(folders, "cam_*.mp4").items()}
+def _list_videos(folders: Iterable[Path]) -> dict[str, CameraFrames]:
+    return {
+        serial: CameraFrames((path,)) for serial, path in _by_serial(folders, "cam_*.mp4").items()
+    }
 
 
 def _by_serial(folders: Iterable[Path], pattern: str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eavatar.capture.video import Image
+from eavatar.arrays import Image
 
 Float = NDArray[Any]  # float32; OpenCV annotates no narrower type
 Mask = NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""What a raw recording is, whatever its layout, and the check that its clips are complete."""
+"""A raw recording, whatever its layout, and the check that its frames are complete."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from eavatar.cameras import Camera
 from eavatar.capture.colour import Colour
-from eavatar.capture.video import Clip, Header
+from eavatar.capture.video import CameraFrames, Header
 from eavatar.errors import UserError
 
 SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
 
-Clips = Mapping[str, Mapping[str, Clip]]
-"""Sequence to serial number to clip."""
+FramesBySequence = Mapping[str, Mapping[str, CameraFrames]]
+"""Sequence to serial number to the camera's frames."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class Capture:
             the stored ones.
         colours: serial number to colour correction; empty if its files are missing, None if the
             layout has none and the images are used as they are.
-        clips: the colour images; `check_videos` finds those that are missing.
+        frames: the colour images; `check_videos` finds those that are missing.
         plates: serial number to the image without the subject; may be empty.
-        mattes: the alpha that the layout itself brings, as clips beside the colour images; may be
+        masks: those that the layout itself contains, frame by frame as the colour images; may be
             empty. A user who wants them names the capture's folder in the column ``mattes``.
-        visible: images that are 0 in the padding of a crop made earlier, and everywhere where a
-            view is of no use; may be empty.
-        prepared: the images are cropped and thinned out in time already: the settings ``crop_*``
+        visible: images that are 0 in the padding of an earlier crop, and 0 everywhere where a
+            frame is unusable; may be empty.
+        prepared: the images are cropped and subsampled in time already: the settings ``crop_*``
             and ``every`` do not apply to them.
     """
 
     root: Path
     cameras: Mapping[str, Camera]
     colours: Mapping[str, Colour] | None
-    clips: Clips
+    frames: FramesBySequence
     plates: Mapping[str, Path]
-    mattes: Clips
-    visible: Clips
+    masks: FramesBySequence
+    visible: FramesBySequence
     prepared: bool = False
 
     @property
@@ -56,31 +56,37 @@ class Capture:
 def check_videos(
     capture: Capture, sequences: Sequence[str], cameras: Iterable[str] | None = None
 ) -> dict[str, Header]:
-    """Check that the clips of some sequences are complete and agree; give each sequence's header.
+    """Check that the frames of some sequences are complete and agree; return their headers.
 
-    Fast: of a video only the container is opened (see `read_header`), of images the first.
+    Fast: of a video only the container is opened (see `read_video_header`), of images the first.
 
     Args:
+        capture: the recording.
+        sequences: to check.
         cameras: serial numbers to check; all that are calibrated or have recorded if None.
+
+    Returns:
+        sequence to header, which its cameras share.
+
     Raises:
-        UserError: a sequence that the capture lacks, a camera without a clip or without
+        UserError: a sequence that the capture lacks, a camera without frames or without
             calibration, a truncated video, a missing image, a size that is not that of the full
-            image scaled down, or clips of different sizes or lengths.
+            image scaled down, or cameras of different sizes or lengths.
     """
     headers: dict[str, Header] = {}
     for sequence in sequences:
-        if sequence not in capture.clips:
+        if sequence not in capture.frames:
             raise UserError(f"{capture.root} has no sequence '{sequence}'.")
-        clips = capture.clips[sequence]
-        for serial in sorted({*clips, *capture.cameras} if cameras is None else cameras):
-            _match(capture, sequence, serial)
-            header, path = clips[serial].header(), clips[serial].paths[0]
+        recorded = capture.frames[sequence]
+        for serial in sorted({*recorded, *capture.cameras} if cameras is None else cameras):
+            _check_presence(capture, sequence, serial)
+            header, path = recorded[serial].header(), recorded[serial].paths[0]
             check_size(path, header.width, header.height, capture.full_size)
-            _agree(path, header, headers.setdefault(sequence, header), sequence)
+            _check_synchrony(path, header, headers.setdefault(sequence, header), sequence)
             size = next(iter(headers.values()))
             if (header.width, header.height) != (size.width, size.height):
                 raise UserError(
-                    f"{path} has {header.width}×{header.height} pixels but other clips have "
+                    f"{path} has {header.width}×{header.height} pixels but other videos have "
                     f"{size.width}×{size.height}; store all at one size."
                 )
     return headers
@@ -96,22 +102,24 @@ def check_size(path: Path, width: int, height: int, full_size: tuple[int, int]) 
         )
 
 
-def _match(capture: Capture, sequence: str, serial: str) -> None:
-    clips = capture.clips[sequence]
+def _check_presence(capture: Capture, sequence: str, serial: str) -> None:
+    """Raise `UserError` unless a camera has both frames and a calibration."""
+    recorded = capture.frames[sequence]
     if serial not in capture.cameras:
         raise UserError(
-            f"the calibration lacks camera {serial}, which recorded {clips[serial].paths[0]}; "
+            f"the calibration lacks camera {serial}, which recorded {recorded[serial].paths[0]}; "
             "restore it or leave the camera out with capture.ingest.cameras."
         )
-    if serial not in clips:
-        folder = next(iter(clips.values())).paths[0].parent if clips else capture.root
+    if serial not in recorded:
+        folder = next(iter(recorded.values())).paths[0].parent if recorded else capture.root
         raise UserError(
             f"the video of camera {serial} is missing from {sequence}: {folder} has no "
             f"cam_{serial}.mp4; restore it or leave the camera out with capture.ingest.cameras."
         )
 
 
-def _agree(path: Path, header: Header, first: Header, sequence: str) -> None:
+def _check_synchrony(path: Path, header: Header, first: Header, sequence: str) -> None:
+    """Raise `UserError` unless a video has the frames and gaps of the sequence's first."""
     if header.frames != first.frames:
         raise UserError(
             f"{path} has {header.frames} frames but other cameras of {sequence} have "

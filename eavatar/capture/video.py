@@ -1,7 +1,7 @@
 """The frames of one camera: a video read with PyAV, or an image file per frame.
 
 Videos are decoded from the first frame to the last, never by seeking; their containers alone give
-sizes and lengths, and tell a file that was cut off.
+sizes and lengths, and reveal a truncated file.
 """
 
 from __future__ import annotations
@@ -9,29 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Image
 from eavatar.errors import UserError
 
-Image = NDArray[Any]  # 8 bits; OpenCV and PyAV annotate no narrower type
-
-JPEG_END = b"\xff\xd9"  # decoders fill a JPEG that lacks it with grey, in silence
-TRAILER = 64  # bytes at the end of a file in which the marker must be; some writers pad
+JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
+MAX_PADDING = 64  # bytes at the end of a file in which the marker must be; some writers pad
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a clip without decoding it.
+    """What is known of a camera's frames without decoding them.
 
     Attributes:
-        width, height: image size, pixels.
+        width: of the images, pixels.
+        height: of the images, pixels.
         frames: number of frames.
-        gaps: indices of the frames before which the timestamps leave out at least one frame.
+        gaps: indices of the frames before which the timestamps skip at least one frame.
     """
 
     width: int
@@ -41,7 +39,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Clip:
+class CameraFrames:
     """The frames of one camera of one sequence, in order.
 
     Attributes:
@@ -52,30 +50,34 @@ class Clip:
 
     @property
     def is_video(self) -> bool:
+        """Whether the frames are in one video file."""
         return self.paths[0].suffix == ".mp4"
 
     def header(self) -> Header:
         """Size and length; `UserError` if the video is cut off or an image file is missing."""
         if self.is_video:
-            return read_header(self.paths[0])
+            return read_video_header(self.paths[0])
         for path in self.paths:
             if not path.is_file():
                 raise UserError(f"the image {path} does not exist; copy it again from its source.")
-        height, width = read_picture(self.paths[0]).shape[:2]
+        height, width = read_raw_image(self.paths[0]).shape[:2]
         return Header(width, height, len(self.paths))
 
     def decode(self, every: int = 1) -> Iterator[tuple[int, Image]]:
         """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first.
 
+        Args:
+            every: n.
+
         Raises:
             UserError: a frame cannot be decoded, has another size than the first, or is missing.
         """
         if self.is_video:
-            yield from decode(self.paths[0], every)
+            yield from decode_video(self.paths[0], every)
             return
         shape = None
         for index in range(0, len(self.paths), every):
-            image = read_picture(self.paths[index])
+            image = read_raw_image(self.paths[index])
             shape = shape or image.shape
             if image.shape != shape:
                 raise UserError(
@@ -85,13 +87,13 @@ class Clip:
             yield index, image
 
 
-def read_picture(path: Path) -> Image:
+def read_raw_image(path: Path) -> Image:
     """An (H, W, 3) BGR image file; `UserError` if it is missing, cut off or no image."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"the image {path} cannot be read ({error.strerror}).") from error
-    if path.suffix == ".jpg" and JPEG_END not in content[-TRAILER:]:
+    if path.suffix == ".jpg" and JPEG_END not in content[-MAX_PADDING:]:
         raise UserError(f"{path} is cut off; copy it again from its source.")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
@@ -99,11 +101,11 @@ def read_picture(path: Path) -> Image:
     return image
 
 
-def read_header(path: Path) -> Header:
+def read_video_header(path: Path) -> Header:
     """Size and length of a video whose file is complete; no frame is decoded.
 
-    The container's table of packets gives the byte range of every frame, so a file that was cut
-    off is found without reading it.
+    The container's table of packets gives the byte range of every frame, so a truncated file is
+    found without reading it.
 
     Raises:
         UserError: the file cannot be opened, holds no video, or ends before its last packet.
@@ -130,17 +132,21 @@ def read_header(path: Path) -> Header:
 
 
 def _gaps(times: list[int]) -> tuple[int, ...]:
-    """Indices before which the time grows by more than half a frame too much."""
+    """Indices before which the time step is more than 1.5 times the median."""
     steps = np.diff(times)
     if len(steps) == 0:
         return ()
     return tuple((np.flatnonzero(steps > 1.5 * np.median(steps)) + 1).tolist())
 
 
-def decode(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
+def decode_video(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
     """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first, in one pass.
 
-    Damage that the decoder would paper over is an error.
+    Damage that the decoder would conceal is an error.
+
+    Args:
+        path: the video.
+        every: n.
 
     Raises:
         UserError: a frame cannot be decoded or has another size, or the video ends early.
@@ -150,7 +156,7 @@ def decode(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}
-            stream.codec_context.thread_count = 1  # cameras run side by side; more miss damage
+            stream.codec_context.thread_count = 1  # cameras run in parallel; more miss damage
             size, declared = (stream.width, stream.height), stream.frames
             for frame in container.decode(stream):
                 if frame.is_corrupt or (frame.width, frame.height) != size:

@@ -15,12 +15,12 @@ from pathlib import Path
 import av
 
 from eavatar.backends import MATTING
-from eavatar.capture.captures import Mattes, open_capture, open_mattes
-from eavatar.capture.ingest import chosen_cameras, in_threads
+from eavatar.capture.captures import ProvidedMasks, open_capture, open_masks
+from eavatar.capture.ingest import choose_cameras, in_threads
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.capture.matting import without_plates
 from eavatar.capture.recording import Capture, check_size, check_videos
-from eavatar.capture.video import Clip, Header, read_picture
+from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import read_provided
 from eavatar.face.morphable import MorphableModel, read_morphable_model
@@ -187,7 +187,7 @@ def _examine_capture(
     capture = found.attempt(item, None, open_capture, root)
     if capture is None:
         return None
-    found.attempt(item, None, chosen_cameras, ingest, capture)  # also misses the colours
+    found.attempt(item, None, choose_cameras, ingest, capture)  # also misses the colours
     cameras = select(list(capture.cameras), ingest.cameras)
     views = [(sequence, serial) for sequence in sequences for serial in cameras]
     views += _uncalibrated(capture, sequences, ingest)
@@ -220,7 +220,7 @@ def _uncalibrated(
     """A sequence and the serial number of each camera that recorded but has no calibration."""
     first: dict[str, str] = {}
     for sequence in sequences:
-        for serial in set(capture.clips.get(sequence, {})) - set(capture.cameras):
+        for serial in set(capture.frames.get(sequence, {})) - set(capture.cameras):
             first.setdefault(serial, sequence)
     return [(first[serial], serial) for serial in select(sorted(first), ingest.cameras)]
 
@@ -253,7 +253,7 @@ def _examine_agreement(
         return
     size = _most_common(Header(h.width, h.height, 0) for h in headers.values())
     for (sequence, serial), header in headers.items():
-        path = capture.clips[sequence][serial].paths[0]
+        path = capture.frames[sequence][serial].paths[0]
         usual = _most_common(h for (name, _), h in headers.items() if name == sequence)
         if (header.width, header.height) != (size.width, size.height):
             found.add(
@@ -278,7 +278,7 @@ def _examine_ends(found: Examination, capture: Capture, clips: Sequence[tuple[st
 
     def fault(clip: tuple[str, str]) -> str | None:
         try:
-            decode_ends(capture.clips[clip[0]][clip[1]])
+            decode_ends(capture.frames[clip[0]][clip[1]])
         except UserError as error:
             return str(error)
         return None
@@ -289,15 +289,15 @@ def _examine_ends(found: Examination, capture: Capture, clips: Sequence[tuple[st
             found.add(sequence, "wrong", sentence)
 
 
-def decode_ends(clip: Clip) -> None:
+def decode_ends(clip: CameraFrames) -> None:
     """Decode the first frame and the last; of a video also what the last depends on.
 
     Raises:
         UserError: one of them cannot be decoded.
     """
     if not clip.is_video:
-        read_picture(clip.paths[0])
-        read_picture(clip.paths[-1])
+        read_raw_image(clip.paths[0])
+        read_raw_image(clip.paths[-1])
         return
     path = clip.paths[0]
     with closing(clip.decode()) as frames:  # type: ignore[type-var]
@@ -331,7 +331,7 @@ def _examine_plates(found: Examination, capture: Capture, cameras: Sequence[str]
         )
     for serial in set(cameras) - set(bare):
         path = capture.plates[serial]
-        image = found.attempt(item, path, read_picture, path)
+        image = found.attempt(item, path, read_raw_image, path)
         if image is not None:
             size = (image.shape[1], image.shape[0])
             found.attempt(item, None, check_size, path, *size, capture.full_size)
@@ -364,12 +364,12 @@ def _examine_mattes(
 ) -> None:
     """Look at provided alpha: a video for each view, as long as the colour video."""
     item = "mattes"
-    mattes = found.attempt(item, folder, open_mattes, folder)
+    mattes = found.attempt(item, folder, open_masks, folder)
     if mattes is None:
         return
     faults = len(found.faults)
-    for sequence in sequences or mattes.clips:
-        clips = mattes.clips.get(sequence, {})
+    for sequence in sequences or mattes.frames:
+        clips = mattes.frames.get(sequence, {})
         cameras = list(clips) if inventory is None else inventory.cameras
         gone = [serial for serial in cameras if serial not in clips]
         if gone or not clips:
@@ -388,7 +388,7 @@ def _examine_mattes(
         found.add(item, "ok", f"{folder}: {len(sequences)} sequences")
 
 
-def _check_matte(mattes: Mattes, clip: Clip, frames: int) -> None:
+def _check_matte(mattes: ProvidedMasks, clip: CameraFrames, frames: int) -> None:
     header = clip.header()
     check_size(clip.paths[0], header.width, header.height, mattes.full_size)
     if header.frames < frames:

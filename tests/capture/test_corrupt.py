@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from eavatar.capture.captures import open_capture
 from eavatar.capture.recording import Capture, check_videos
-from eavatar.capture.video import Clip
+from eavatar.capture.video import CameraFrames
 from eavatar.errors import UserError
 from tests.scenes.small_capture import (
     HEIGHT,
@@ -183,7 +183,7 @@ def test_a_colour_array_of_junk(tmp_path: Path, content: bytes) -> None:
 
 def decoded(path: Path) -> list[np.ndarray] | None:
     """All frames, as ingest takes them, or None where the file is refused."""
-    clip = Clip((path,))
+    clip = CameraFrames((path,))
     try:
         frames = clip.header().frames
         images = [image for _, image in clip.decode()]
@@ -245,12 +245,12 @@ def test_a_frame_that_was_left_out_is_found_by_its_time(tmp_path: Path) -> None:
         check_videos(open_capture(root), ["FREE"])
 
 
-def write_images(folder: Path, shapes: list[tuple[int, int]]) -> Clip:
+def write_images(folder: Path, shapes: list[tuple[int, int]]) -> CameraFrames:
     paths = []
     for index, shape in enumerate(shapes):
         paths.append(folder / f"{index}.jpg")
         cv2.imwrite(str(paths[-1]), NOISE[0][: shape[0], : shape[1]])
-    return Clip(tuple(paths))
+    return CameraFrames(tuple(paths))
 
 
 def test_an_image_of_another_size_stops_the_decoding(tmp_path: Path) -> None:

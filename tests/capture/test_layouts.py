@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eavatar.capture.captures import open_capture, open_mattes
+from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.ingest import calibrate, ingest
 from eavatar.capture.layouts import Layout, list_sequence_names, recognise
 from eavatar.capture.matting import matte
 from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
 from eavatar.io import read_cameras
-from tests.capture.test_matting import matte_settings
 from tests.scenes.small_capture import (
     HEIGHT,
     INTRINSICS,
@@ -26,6 +25,7 @@ from tests.scenes.small_capture import (
     WIDTH,
     grey_frames,
     ingest_settings,
+    matte_settings,
     world_to_camera,
     write_capture,
     write_video,
@@ -150,7 +150,7 @@ def contracts(roots: dict[Layout, Path], tmp_path_factory: pytest.TempPathFactor
 def test_layouts_are_recognised(roots: dict[Layout, Path]) -> None:
     for layout, root in roots.items():
         assert recognise(root) is layout
-        assert list_sequence_names(root) == list(SEQUENCES) == sorted(open_capture(root).clips)
+        assert list_sequence_names(root) == list(SEQUENCES) == sorted(open_capture(root).frames)
 
 
 def read(path: Path) -> np.ndarray:
@@ -228,7 +228,7 @@ def test_a_benchmark_capture_brings_its_mattes(roots: dict[Layout, Path], tmp_pa
     check_videos(raw, ["HAIR"])
     calibrate(SETTINGS, root, tmp_path / "capture")
     ingest(SETTINGS, root, "HAIR", tmp_path / "capture")
-    assert open_mattes(root).clips["HAIR"][SERIALS[0]].header().frames == 2
+    assert open_masks(root).frames["HAIR"][SERIALS[0]].header().frames == 2
 
 
 def test_a_gha_folder_without_lists_is_one_sequence(roots: dict[Layout, Path], tmp_path) -> None:
@@ -236,7 +236,7 @@ def test_a_gha_folder_without_lists_is_one_sequence(roots: dict[Layout, Path], t
     shutil.copytree(roots[Layout.GHA], root)
     shutil.rmtree(root / "sequences")
     assert list_sequence_names(root) == ["FREE", "all"]
-    assert sorted(open_capture(root).clips) == ["FREE", "all"]
+    assert sorted(open_capture(root).frames) == ["FREE", "all"]
     (root / "sequences").mkdir()
     (root / "sequences" / "some.txt").write_text("0000\n0007\n")
     with pytest.raises(UserError, match="lists 7, which is no folder"):

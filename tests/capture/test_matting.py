@@ -22,7 +22,7 @@ from eavatar.capture.matting import (
     steady,
 )
 from eavatar.capture.plate import Plate, mask_from_plate
-from eavatar.capture.video import decode
+from eavatar.capture.video import decode_video
 from eavatar.errors import UserError
 from eavatar.settings import read_config
 from tests.scenes import CONFIG
@@ -296,7 +296,7 @@ def test_subject_901_masks_match_the_truth(tmp_path: Path, serial: str) -> None:
     matte(matte_settings("plate"), settings, tmp_path, "FREE", None, tmp_path / "masks")
     visible = read_image(tmp_path / "visible" / f"{serial}.png", cv2.IMREAD_GRAYSCALE) > 0
     overlaps, errors = [], []
-    for timestep, image in decode(shared / "truth/901/FREE_mask" / f"cam_{serial}.mp4"):
+    for timestep, image in decode_video(shared / "truth/901/FREE_mask" / f"cam_{serial}.mp4"):
         truth = Window.of(settings, 550, 802).apply(image[..., 1].copy())
         path = tmp_path / "masks" / "FREE" / serial / f"{timestep:05d}.png"
         mask = read_image(path, cv2.IMREAD_GRAYSCALE)

@@ -11,7 +11,7 @@ import pytest
 
 from eavatar.capture.captures import open_capture
 from eavatar.capture.recording import check_videos
-from eavatar.capture.video import decode, read_header
+from eavatar.capture.video import decode_video, read_video_header
 from eavatar.errors import UserError
 from tests.scenes.small_capture import (
     HEIGHT,
@@ -38,7 +38,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 def test_a_sound_capture_opens(capture: Path) -> None:
     raw = open_capture(capture)
     assert list(raw.cameras) == sorted(SERIALS)
-    assert list(raw.clips) == ["EXP-1-head", "FREE"]
+    assert list(raw.frames) == ["EXP-1-head", "FREE"]
     assert raw.plates == {}
     camera = raw.cameras[SERIALS[0]]
     assert (camera.width, camera.height) == (2200, 3208)
@@ -126,7 +126,7 @@ def test_an_empty_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cam_1.mp4"
     path.touch()
     with pytest.raises(UserError, match="not a complete video"):
-        read_header(path)
+        read_video_header(path)
 
 
 def test_a_lost_packet_stops_the_decoding(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_lost_packet_stops_the_decoding(tmp_path: Path) -> None:
     content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
     path.write_bytes(content)
     with pytest.raises(UserError, match="copy it again"):
-        list(decode(path))
+        list(decode_video(path))
 
 
 def test_videos_of_different_lengths_are_refused(capture: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_cropped_video_is_refused(capture: Path) -> None:
 
 def test_decode_keeps_every_nth_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path / "cam_1.mp4", grey_frames(5))
-    indices, images = zip(*decode(path, 2), strict=True)
+    indices, images = zip(*decode_video(path, 2), strict=True)
     assert indices == (0, 2, 4)
     # One level for the YUV rounding; neighbouring frames are 20 levels apart.
     np.testing.assert_allclose([image.mean() for image in images], [60, 100, 140], atol=1)
@@ -175,5 +175,5 @@ def test_subject_901_opens() -> None:
     raw = open_capture(Path(os.environ["EAVATAR_SHARED"]) / "captures" / "901")
     assert len(raw.cameras) == 16
     assert len(raw.plates) == 16
-    headers = check_videos(raw, list(raw.clips))
+    headers = check_videos(raw, list(raw.frames))
     assert sorted(header.frames for header in headers.values()) == [16, 24, 24, 24, 24, 24, 24]

@@ -237,7 +237,7 @@ def test_an_export_is_a_capture_with_the_same_frames_and_cameras(exported, subje
     """Read back as a capture in GHA's layout; images agree to the byte, masks up to JPEG."""
     capture = open_capture(exported)
     assert capture.prepared
-    assert set(capture.clips) == set(SEQUENCES)
+    assert set(capture.frames) == set(SEQUENCES)
     ours = read_cameras(subject / "capture/cameras.json")
     assert list(capture.cameras) == list(ours)
     for serial, camera in capture.cameras.items():
@@ -247,7 +247,7 @@ def test_an_export_is_a_capture_with_the_same_frames_and_cameras(exported, subje
         assert serial in capture.plates
     for sequence, (_, count) in SEQUENCES.items():
         for serial in SERIALS:
-            clip, matte = capture.clips[sequence][serial], capture.mattes[sequence][serial]
+            clip, matte = capture.frames[sequence][serial], capture.masks[sequence][serial]
             assert len(clip.paths) == count
             for timestep, path in enumerate(clip.paths):
                 place = subject / "capture" / sequence / serial / f"{timestep:05d}.jpg"

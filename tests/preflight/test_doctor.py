@@ -17,12 +17,12 @@ from eavatar.preflight.doctor import examine
 from eavatar.preflight.findings import Examination, Finding
 from eavatar.preflight.machine import _examine_weights, bytes_to_write, examine_disk
 from eavatar.settings import merge, read_config
-from tests.preflight.test_check import (
+from tests.scenes import CONFIG
+from tests.scenes.capture_faults import (
     with_a_damaged_last_frame,
     with_a_truncated_video,
     without_a_plate,
 )
-from tests.scenes import CONFIG
 from tests.scenes.small_capture import SERIALS, grey_frames, write_video
 from tests.scenes.small_setup import write_subject
 

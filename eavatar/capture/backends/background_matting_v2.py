@@ -12,8 +12,8 @@ from eavatar.backends import MattingBackend, WeightFile
 from eavatar.settings import Settings
 
 if TYPE_CHECKING:
+    from eavatar.arrays import Image
     from eavatar.capture.matting import Shot
-    from eavatar.capture.video import Image
 
 RELEASE = "https://github.com/PeterL1n/BackgroundMattingV2/releases"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from eavatar.backends import MattingBackend
 
 if TYPE_CHECKING:
+    from eavatar.arrays import Image
     from eavatar.capture.matting import Shot
-    from eavatar.capture.video import Image
 
 
 def matte_by_plate(shot: Shot) -> Iterator[Image]:

@@ -9,8 +9,9 @@ from eavatar.backends import MattingBackend
 from eavatar.errors import UserError
 
 if TYPE_CHECKING:
+    from eavatar.arrays import Image
     from eavatar.capture.matting import Shot
-    from eavatar.capture.video import Clip, Image
+    from eavatar.capture.video import CameraFrames
 
 
 def matte_by_provided(shot: Shot) -> Iterator[Image]:
@@ -19,7 +20,7 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
     Raises:
         UserError: there is no folder, no video of this camera, or it does not fit the frames.
     """
-    from eavatar.capture.captures import open_mattes
+    from eavatar.capture.captures import open_masks
     from eavatar.capture.ingest import Window
     from eavatar.capture.recording import check_size
 
@@ -28,8 +29,8 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
             "the provided mattes have no folder; name it in the sample sheet or set "
             "capture.matte.backend."
         )
-    mattes = open_mattes(shot.mattes)
-    clip = mattes.clips.get(shot.sequence, {}).get(shot.camera)
+    mattes = open_masks(shot.mattes)
+    clip = mattes.frames.get(shot.sequence, {}).get(shot.camera)
     if clip is None:
         raise UserError(
             f"{shot.mattes} has no alpha video of camera {shot.camera} in {shot.sequence}; restore "
@@ -47,7 +48,7 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
     return (window.apply(image[..., 1]) for image in _frames(clip, set(shot.source_frames)))
 
 
-def _frames(clip: Clip, wanted: set[int]) -> Iterator[Image]:
+def _frames(clip: CameraFrames, wanted: set[int]) -> Iterator[Image]:
     """The wanted frames (H, W, 3) of a clip, by their indices, in order."""
     return (image for index, image in clip.decode() if index in wanted)
 

@@ -19,8 +19,8 @@ from eavatar.errors import UserError
 from eavatar.settings import Settings
 
 if TYPE_CHECKING:
+    from eavatar.arrays import Image
     from eavatar.capture.matting import Shot
-    from eavatar.capture.video import Image
 
 MODELS = (
     "u2net", "u2netp", "u2net_human_seg", "silueta", "isnet-general-use", "isnet-anime",

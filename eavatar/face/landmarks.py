@@ -169,10 +169,9 @@ def detect_in_views(
         points, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return points / factor, confidence
 
-    keys = np.argwhere(frames.source_frames >= 0)
-    shape = (*frames.source_frames.shape, MAX_FACES)
-    candidates = _find_candidates(network, batches(keys, "detecting faces"), keys, shape, factor)
     used = frames.source_frames >= 0
+    keys, shape = np.argwhere(used), (*used.shape, MAX_FACES)
+    candidates = _find_candidates(network, batches(keys, "detecting faces"), keys, shape, factor)
     faces = complete_faces(candidates, frames.projections, used, frames.size, locate)
     return faces.points.astype(np.float32), faces.confidence.astype(np.float32)
 

@@ -1,11 +1,13 @@
 """The whole workflow at a tiny size: killed in stage II, resumed, and only changed rules rerun."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +15,15 @@ import pytest
 import yaml
 
 from eavatar.preflight.subjects import COLUMNS
-from eavatar.settings import merge
+from eavatar.settings import merge, read_config
 from tests.scenes import ROOT
+
+# Every setting of how a training is carried out, changed; see test_each_run_setting_is_changed.
+RUN_CHANGES = (
+    'sdf={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7}}',
+    'splat={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false,'
+    ' "compile": false}}',
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +36,9 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(project: Path, *arguments: str, config: Sequence[str] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    command += ["--cores", "2", *arguments, "--config", "subjects=subjects.csv"]
+    command += ["--cores", "2", *arguments, "--config", "subjects=subjects.csv", *config]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -42,8 +51,8 @@ def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run(project: Path, *arguments: str) -> tuple[int, str]:
-    process = start(project, *arguments)
+def run(project: Path, *arguments: str, config: Sequence[str] = ()) -> tuple[int, str]:
+    process = start(project, *arguments, config=config)
     printed, _ = process.communicate(timeout=400)
     return process.returncode, printed
 
@@ -122,6 +131,15 @@ def test_a_faulty_or_unknown_variant_is_one_sentence(compared):
     assert "Traceback" not in printed
 
 
+def test_each_run_setting_is_changed():
+    before = read_config(ROOT / "config/config.yaml", ROOT / "tests/tiny.yaml")
+    for change in RUN_CHANGES:
+        name, _, text = change.partition("=")
+        run, present = json.loads(text)["run"], getattr(before, name).run.model_dump()
+        assert set(run) == set(present)
+        assert all(run[key] != value for key, value in present.items())
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the process to kill in /proc")
 def test_killed_resumed_and_only_changed_rules_rerun(project):
     targets = ["results/demo/metrics.csv", "results/demo/report.html"]
@@ -148,8 +166,18 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     assert status == 0
     assert "Nothing to be done" in printed
 
+    assert (results / "sdf/full/checkpoints/finished.pt").exists()  # for more steps
+    status, printed = run(project, "-n", *targets, config=RUN_CHANGES)
+    assert status == 0
+    assert "Nothing to be done" in printed
+    status, printed = run(project, "-np", "-R", "train_splat", *targets, config=RUN_CHANGES)
+    assert status == 0
+    assert "train_sdf" not in count_jobs(printed)
+    assert '"checkpoint_every":7,"mixed_precision":false,"compile":false}' in printed
+
     overlay = project / "overlay.yaml"
-    overlay.write_text((ROOT / "tests/tiny.yaml").read_text().replace("pictures: 2", "pictures: 3"))
+    text = (ROOT / "tests/tiny.yaml").read_text().replace("pictures: 2", "pictures: 3")
+    overlay.write_text(text.replace("checkpoint_every: 10", "checkpoint_every: 11"))
     sheet = project / "subjects.csv"
     sheet.write_text(sheet.read_text().replace(str(ROOT / "tests/tiny.yaml"), str(overlay)))
     status, printed = run(project, "-n", *targets)

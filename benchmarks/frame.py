@@ -61,7 +61,7 @@ def random_avatar(profile: str, count: int, size: int) -> Avatar:
     neutral = NeutralGaussians.from_surface(points, features, torch.zeros(0, 3), OPACITY)
     drawn = AvatarSettings.of(settings, head, SCALE)
     avatar = Avatar(drawn, head.make_drivers(), Torso(), neutral, landmarks())
-    avatar.set_changed()
+    avatar.sort_by_expression_weight()
     return avatar.eval()
 
 

@@ -165,7 +165,8 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
         return list(vars(generated.gaussians).values())
 
     def draw() -> list[Tensor]:
-        drawn = avatar.draw(frames.expression[0], pose, views, training.capacity)
+        capacity = training.graph.capacity
+        drawn = avatar.draw(frames.expression[0], pose, views, capacity and capacity.pairs)
         return [drawn.features]
 
     with torch.no_grad():

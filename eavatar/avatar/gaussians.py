@@ -7,14 +7,12 @@ coefficients, F feature and K colour channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from eavatar.avatar.control import Neighbours, find_neighbours, propagate
 from eavatar.avatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
@@ -23,7 +21,6 @@ from eavatar.avatar.torso import Torso
 from eavatar.landmark_indices import MOUTH
 from eavatar.rendering.splatting import Gaussians
 from eavatar.settings import ControlSettings
-from eavatar.training.optimiser import MEAN, MOMENTS
 
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
@@ -64,29 +61,15 @@ class NeutralGaussians(nn.Module):
         return len(self.positions)
 
     @torch.no_grad()
-    def change(
-        self,
-        kept: Tensor,
-        fresh: Mapping[str, Tensor] | None = None,
-        optimiser: Optimizer | None = None,
-    ) -> None:
-        """Keep some Gaussians, in a new order, and append others.
-
-        The optimiser's moments and means stay with those that stay; the others have no moments yet
-        and are their own means.
+    def reorder(self, order: Tensor) -> None:
+        """Bring the Gaussians into another order, in place.
 
         Args:
-            kept: (M,) indices. fresh: a (F, ·) tensor for each parameter, by its name.
+            order: (N,) the present index of each.
         """
-        for name, parameter in self.named_parameters():
-            others = parameter[:0] if fresh is None else fresh[name]
-            state = optimiser.state.get(parameter, {}) if optimiser is not None else {}
-            for key in (MOMENTS | {MEAN}) & state.keys():
-                first = others if key == MEAN else torch.zeros_like(others)
-                state[key] = torch.cat([state[key][kept], first])
-            parameter.data, parameter.grad = torch.cat([parameter[kept], others]), None
-        others = self.anchors[:0] if fresh is None else fresh["positions"]
-        self.anchors = torch.cat([self.anchors[kept], others])
+        for parameter in self.parameters():
+            parameter.data, parameter.grad = parameter[order], None
+        self.anchors = self.anchors[order]
 
     @classmethod
     def empty(cls, count: int, feature_size: int) -> NeutralGaussians:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.optim import Optimizer
 
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
@@ -230,16 +229,20 @@ class Avatar(nn.Module):
         return self._arrangement
 
     @torch.no_grad()
-    def set_changed(self, optimiser: Optimizer | None = None) -> None:
-        """Sort the Gaussians by expression weight and invalidate the arrangement.
+    def sort_by_expression_weight(self) -> Tensor:
+        """Sort the Gaussians, the largest weight first, and invalidate the neighbour graph.
 
         To be called after any change of the set. In this order each driver works on one piece.
+
+        Returns:
+            (N,) the former index of each, for what others keep for them.
         """
         head = self.settings.head
         weights = expression_weights(self.neutral.anchors, self.landmarks, head.near, head.far)
         order = weights.argsort(descending=True, stable=True)
-        self.neutral.change(order, optimiser=optimiser)
+        self.neutral.reorder(order)
         self._arrangement = None
+        return order
 
     def draw(
         self,

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from eavatar.avatar.gaussians import NeutralGaussians
 from eavatar.settings import SplitSettings
+from eavatar.training.surgery import replace_rows
 from eavatar.transforms import quaternion_to_matrix
 
 OFFSET = 0.5  # of a child from its parent, in standard deviations along the longest axis
@@ -27,13 +28,15 @@ def choose_parents(
 
     Args:
         displacements: (N,) largest raw expression displacement since the last split.
-        scales: (N, 3) logarithms. first_count: number of Gaussians that the cap refers to.
+        scales: (N, 3) logarithms.
+        settings: threshold and cap.
+        first_count: number of Gaussians that the cap refers to.
     """
-    room = max(int(settings.cap * first_count) - len(displacements), 0)
+    allowed = max(int(settings.cap * first_count) - len(displacements), 0)
     wanted = displacements > settings.threshold
     sizes = scales.amax(dim=1).masked_fill(~wanted, -torch.inf)
     parents = torch.zeros_like(wanted)
-    parents[sizes.topk(min(room, int(wanted.sum()))).indices] = True
+    parents[sizes.topk(min(allowed, int(wanted.sum()))).indices] = True
     return parents
 
 
@@ -41,14 +44,14 @@ def choose_parents(
 def split(neutral: NeutralGaussians, parents: Tensor, optimiser: Optimizer) -> None:
     """Replace each parent by two children, in place; the children come last.
 
-    The optimiser's moments and means stay with the Gaussians that stay, see
-    `NeutralGaussians.change`.
-
     Args:
+        neutral: the Gaussians.
         parents: (N,) bool.
+        optimiser: of their parameters, see `eavatar.training.surgery.replace_rows`.
     """
     stay = (~parents).nonzero()[:, 0]
-    neutral.change(stay, _children(neutral, parents), optimiser)
+    parameters = dict(neutral.named_parameters())
+    replace_rows(parameters, stay, _children(neutral, parents), optimiser)
     neutral.anchors = neutral.positions.detach().clone()
 
 

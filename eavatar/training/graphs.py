@@ -1,17 +1,24 @@
 """CUDA graphs: a function of tensors recorded once and replayed without the host's part.
 
 A network of many small layers keeps the GPU waiting for Python; replayed as one graph it does not.
-This is the recipe of PyTorch's notes on CUDA semantics ("whole-network capture").
+This is the recipe of PyTorch's notes on CUDA semantics ("whole-network capture"). `Captured` is one
+function with fixed shapes; `GrowingGraph` has scratch buffers whose sizes follow the values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Generic, TypeVar
+from dataclasses import astuple, dataclass
+from functools import cache, partial
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+SPARE = 1.2  # capacity / what is needed
+MIN_SPARE = 256  # more capacity than that, whatever is needed
+MAX_SLACK = 1.6  # capacity / what is needed, beyond which the rest costs more than a new capture
+PLAIN_CALLS = 3  # before a capture: libraries choose kernels, an optimiser makes its state
 
 T = TypeVar("T")
 
@@ -40,10 +47,10 @@ class Captured(Generic[T]):
 
     On the CPU a call is just a call of the function.
 
-    On CUDA everything in the function must have the same shapes in every call and never make the
-    host wait. What it reads beside its arguments (parameters, buffers) must stay where it is in
-    memory and is read anew in every call; what it decides in Python is decided once. What it
-    returns are static tensors: **the next call overwrites them**.
+    On CUDA everything in the function must have the same shapes in every call and need no
+    host-device synchronisation. What it reads beside its arguments (parameters, buffers) must stay
+    where it is in memory and is read anew in every call; what it decides in Python is decided once.
+    What it returns are static tensors: **the next call overwrites them**.
 
     The function may train: forward, backward and a capturable optimiser. Then
 
@@ -108,3 +115,92 @@ class Captured(Generic[T]):
             self._graph.reset()
             self._graph = None
             del self._inputs, self._output
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Sizes of scratch buffers, or the sizes that a call needs; subclasses name them."""
+
+    def with_spare(self) -> Self:
+        """Capacities for calls that need somewhat more than this."""
+        return type(self)(*(int(SPARE * size) + MIN_SPARE for size in astuple(self)))
+
+    def fits(self, needed: Self) -> bool:
+        """Whether these hold what is needed, one element to spare, and are not far too large."""
+        pairs = zip(astuple(self), astuple(needed), strict=True)
+        return all(need < size <= MAX_SLACK * need + 2 * MIN_SPARE for size, need in pairs)
+
+
+@dataclass(frozen=True)
+class PairCapacity(Capacity):
+    """Of the rasteriser.
+
+    Attributes:
+        pairs: of a Gaussian and a tile.
+    """
+
+    pairs: int
+
+
+C = TypeVar("C", bound=Capacity)
+
+
+class GrowingGraph(Generic[C, T]):
+    """A function as a CUDA graph with scratch buffers, captured anew when these no longer fit.
+
+    In a graph no shape may depend on a value, so the function works in buffers of set capacities
+    and returns, or keeps in a tensor, how much it needed. Whoever calls it learns that at a
+    host-device synchronisation of its own choice and passes it to `fit`. The first calls are not
+    captured, but run aside as `Captured` wants it.
+
+    On the CPU, or where `captures` is false, a call is a call of the function with None for its
+    capacities: shapes follow the values.
+
+    Args:
+        function: of capacities, or None, and tensors; see `Captured`.
+        captures: whether to capture.
+
+    Attributes:
+        capacity: of the present buffers; None where shapes follow the values.
+    """
+
+    def __init__(self, function: Callable[..., T], captures: bool):
+        self.function, self.captures = function, captures
+        self.capacity: C | None = None
+        self.plain_calls = PLAIN_CALLS
+        self._captured: Captured[T] | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls are replayed by now."""
+        return self._captured is not None
+
+    def fit(self, needed: C) -> C:
+        """Have buffers for what the next calls need; returns their capacities."""
+        if self.capacity is None or not self.capacity.fits(needed):
+            self._release()
+            self.capacity = needed.with_spare()
+        return self.capacity
+
+    def restart(self) -> None:
+        """Forget graph and capacities: tensors that the function reads have been replaced."""
+        self._release()
+        self.capacity, self.plain_calls = None, PLAIN_CALLS
+
+    def __call__(self, *inputs: Tensor) -> T:
+        """What the function returns; by a graph in static tensors, see `Captured`."""
+        function: Callable[..., Any] = partial(self.function, self.capacity)
+        if not self.captures:
+            return function(*inputs)
+        if self._captured is None and self.plain_calls > 0:
+            self.plain_calls -= 1
+            return run_aside(function, *inputs)
+        if self._captured is None:
+            torch.cuda.empty_cache()  # the graph has its own memory
+            self._captured = Captured(function, *inputs, warm_up=0)
+        return self._captured(*inputs)
+
+    def _release(self) -> None:
+        if self._captured is not None:
+            self._captured.release()
+        self._captured = None

@@ -1,8 +1,8 @@
-"""Adam that also keeps a mean of what every parameter was, which is what stage II saves.
+"""Adam with weight averaging, which is what stage II saves, and falling learning rates.
 
-At learning rates that get somewhere fast, parameters wander about the place they are to reach;
-their mean over many steps is there long before they are (Polyak and Juditsky 1992). Not in the
-paper.
+At high learning rates the iterates oscillate around the optimum; their mean over many steps is near
+it long before they are (Polyak and Juditsky 1992). It is an EMA whose window grows with the
+training. Not in the paper.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MEAN = "mean"  # what is kept here beside them, in the same place
 
 
 class AveragingAdam(torch.optim.Adam):
-    """Fused Adam with a mean that forgets: over about a set share of all steps so far.
+    """Fused Adam with an EMA of each parameter, over about a set fraction of all steps so far.
 
     The means are part of the optimiser's state, and so of its state dictionary.
 
     Args:
         groups: as of `torch.optim.Adam`.
-        window: the share; 0 for the parameters as they are.
+        window: the fraction; 0 for the parameters as they are.
         capturable: steps may be captured in a CUDA graph.
     """
 
@@ -71,3 +71,29 @@ class AveragingAdam(torch.optim.Adam):
 def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
+
+
+class FallingRates:
+    """Learning rates of an optimiser's groups that fall exponentially over a training.
+
+    On CUDA they are tensors, where a captured step sees them change.
+
+    Args:
+        optimiser: its groups hold the first rates.
+        final: factor of all of them at the last step; 1 leaves them as they are.
+        steps: of the training.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, final: float, steps: int):
+        self.optimiser, self.final, self.steps = optimiser, final, steps
+        groups = optimiser.param_groups
+        self.rates = [group["lr"] for group in groups]
+        self.present = [torch.tensor(g["lr"], device=g["params"][0].device) for g in groups]
+
+    def set_step(self, step: int) -> None:
+        """Tell how many steps came before the next one."""
+        factor = self.final ** (step / self.steps)
+        groups = zip(self.optimiser.param_groups, self.present, self.rates, strict=True)
+        for group, present, rate in groups:
+            present.fill_(rate * factor)
+            group["lr"] = present if present.is_cuda else present.item()

@@ -17,7 +17,7 @@ from eavatar.avatar.gaussians import Arrangement
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.rendering.tiles import bin_splats
 from eavatar.settings import SplatSettings, read_config
-from eavatar.splat.train import SplatTraining
+from eavatar.splat.image_losses import ImageLosses
 from tests.scenes import CONFIG
 
 COUNT, NEAR, FAR = 1000, 700, 300
@@ -68,10 +68,8 @@ def test_binning_with_a_capacity(fake_cuda):
 @pytest.mark.parametrize("overlays", [(), ("paper.yaml",)])
 def test_upsampling_and_losses(fake_cuda, overlays):
     settings = splat_settings(*overlays)
-    task = object.__new__(SplatTraining)
-    task.settings, task.avatar = settings, make_avatar(settings)
-    task.perceptual = NoPerceptual()  # type: ignore[assignment]
-    losses = task._image_losses(
+    image_losses = ImageLosses(make_avatar(settings), NoPerceptual(), settings.lpips_patch)
+    losses = image_losses.terms(
         torch.rand(2, 256, 224, 32),
         torch.zeros(2, 1024, 896, 4, dtype=torch.uint8),
         torch.ones(2, 1024, 896),

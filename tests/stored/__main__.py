@@ -73,7 +73,7 @@ def main() -> None:
     randomise(avatar.generator.expression_attributes, 0.3)
     randomise(avatar.generator.pose_attributes, 0.3)
     randomise(avatar.upsampler, 0.05)
-    avatar.set_changed()
+    avatar.sort_by_expression_weight()
     write_avatar(folder / "splat" / "full", avatar.eval(), splat)
 
     tracking, arc = make_tracking(), cameras(len(SERIALS), SIZE)

@@ -65,7 +65,7 @@ def make_avatar(size: int = SIZE) -> Avatar:
         torch.nn.init.normal_(parameter, std=0.3)
     drawn = AvatarSettings.of(settings, head, scale=0.1)
     avatar = Avatar(drawn, drivers, Torso(), neutral, points[:68], mixed_precision=False).eval()
-    avatar.set_changed()
+    avatar.sort_by_expression_weight()
     return avatar
 
 

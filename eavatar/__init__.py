@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eavatar.errors import UserError
     from eavatar.io import Timestep, Tracking, read_cameras, read_tracking
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Avatar",
     "Camera",

@@ -1,4 +1,4 @@
-"""The command line: one verb for each rule of the workflow, `python -m eavatar <verb> --help`.
+"""The command line: verbs for people, and one for each rule of the workflow.
 
 Each verb imports its own stage only. A `UserError` becomes one sentence and exit status 2.
 """
@@ -6,10 +6,12 @@ Each verb imports its own stage only. A `UserError` becomes one sentence and exi
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from eavatar import __version__, settings, threads
@@ -23,13 +25,6 @@ def demo_capture(a: Arguments) -> None:
     from eavatar.demo.capture import demo_capture as run
 
     run(settings.parse_block(settings.DemoSettings, a.settings), a.seed, a.raw, a.truth)
-
-
-def doctor(a: Arguments) -> None:
-    """Check everything that a run will need, of all or some subjects, and list all faults."""
-    from eavatar.preflight.doctor import doctor as run
-
-    run(a.config or "config/config.yaml", a.subjects, a.subject)
 
 
 def check(a: Arguments) -> None:
@@ -152,79 +147,129 @@ def report(a: Arguments) -> None:
     run(a.subject, a.variant, a.results, a.output)
 
 
-def score(a: Arguments) -> None:
-    """Compare a subject's results with ground truth (the demo has it; no stage reads it)."""
-    from eavatar.view.score import score as run
+def doctor(a: Arguments) -> None:
+    """Check everything that a run will need, of all or some subjects, and list all faults.
 
-    run(a.results, a.truth, a.capture)
+    eavatar doctor
+    eavatar doctor 074 075
+    """
+    from eavatar.preflight.doctor import doctor as run
+
+    run(a.config or "config/config.yaml", a.subjects, a.subject)
 
 
 def render(a: Arguments) -> None:
-    """Draw a tracked sequence with a trained avatar: a film or pictures."""
-    from eavatar.view.player import RATE
+    """Draw a tracked sequence with a trained avatar: a video or images.
+
+    eavatar render results/074 --sequence FREE
+    eavatar render results/074 --sequence FREE --camera 222200037 --neutral --output calm.mp4
+    eavatar render results/074 --sequence EMO-1-shout+laugh --camera '*' --output images
+    """
+    from eavatar.view.player import RATE, RenderOptions
     from eavatar.view.player import render as run
 
     rate = RATE if a.rate is None else a.rate
-    run(a.avatar, a.capture, a.face, a.sequence, a.camera, a.neutral, rate, a.output)
+    options = RenderOptions(a.variant, a.camera, a.neutral, rate, a.output)
+    run(a.results, a.sequence, options)
+
+
+def score(a: Arguments) -> None:
+    """Compare a subject's results with ground truth, which no stage reads.
+
+    eavatar score results/demo
+    eavatar score results/074 --truth truth/074
+    """
+    from eavatar.view.score import score as run
+
+    run(a.results, a.truth, a.variant)
 
 
 def export_gha(a: Arguments) -> None:
-    """Write a subject in the layout that Gaussian Head Avatar's code trains on."""
+    """Write a subject in the layout that Gaussian Head Avatar's code trains on.
+
+    eavatar export-gha results/074 --morphable-model models/model2017-1_face12_nomouth.h5
+    """
     from eavatar.interop.gha import export_gha as run
 
-    run(a.capture, a.face, a.morphable_model, a.output)
+    run(a.results, a.morphable_model, a.output)
 
 
+Verb = Callable[[Arguments], None]
 Flag = tuple[str, type, str, bool]
-"""Name, type, help and whether it is required; a tuple is any number of words without a flag."""
-SETTINGS: Flag = ("settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
-RUN_SETTINGS: Flag = ("run-settings", str, "its sub-block run, where that is apart", False)
-INGEST: Flag = ("ingest-settings", str, "the block capture.ingest, for the crop", True)
-SEED: Flag = ("seed", int, "random seed", True)
-RAW: Flag = ("capture", Path, "raw capture: the folder with calibration/ and sequences/", True)
-CAPTURE: Flag = ("capture", Path, "results/<subject>/capture", True)
-FACE: Flag = ("face", Path, "results/<subject>/face", True)
-SEQUENCE: Flag = ("sequence", str, "name of the sequence, e.g. EMO-1-shout+laugh", True)
-MODEL: Flag = ("morphable-model", Path, "BFM 2017 .h5 or BFM09_model_info.mat", True)
-LANDMARKS: Flag = ("landmarks", Path, "folder of provided detections, <sequence>.npz", False)
-MATTES: Flag = ("mattes", Path, "folder of provided alpha videos, <sequence>/cam_*.mp4", False)
-MESH: Flag = ("mesh", Path, "a head mesh made elsewhere, .ply, .obj or .glb", False)
-IDENTITY: Flag = ("identity", Path, "face/identity.npz", True)
-NEUTRAL: Flag = ("neutral", Path, "face/neutral.ply", True)
-VARIANT: Flag = ("variant", str, "name of the variant", True)
-SUBJECT: Flag = ("subject", str, "name of the subject", True)
+"""Name, type, help, and whether it is required; a name without dashes is a word without a flag."""
+SETTINGS: Flag = ("--settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
+RUN_SETTINGS: Flag = ("--run-settings", str, "its sub-block run, where that is apart", False)
+INGEST: Flag = ("--ingest-settings", str, "the block capture.ingest, for the crop", True)
+SEED: Flag = ("--seed", int, "random seed", True)
+RAW: Flag = ("--capture", Path, "raw capture: the folder with calibration/ and sequences/", True)
+CAPTURE: Flag = ("--capture", Path, "results/<subject>/capture", True)
+FACE: Flag = ("--face", Path, "results/<subject>/face", True)
+SEQUENCE: Flag = ("--sequence", str, "name of the sequence, e.g. EMO-1-shout+laugh", True)
+MODEL: Flag = ("--morphable-model", Path, "BFM 2017 .h5 or BFM09_model_info.mat", True)
+LANDMARKS: Flag = ("--landmarks", Path, "folder of provided detections, <sequence>.npz", False)
+MATTES: Flag = ("--mattes", Path, "folder of provided alpha videos, <sequence>/cam_*.mp4", False)
+MESH: Flag = ("--mesh", Path, "a head mesh made elsewhere, .ply, .obj or .glb", False)
+IDENTITY: Flag = ("--identity", Path, "face/identity.npz", True)
+NEUTRAL: Flag = ("--neutral", Path, "face/neutral.ply", True)
+VARIANT: Flag = ("--variant", str, "name of the variant", True)
+SUBJECT: Flag = ("--subject", str, "name of the subject", True)
+RESULTS: Flag = ("results", Path, "results/<subject>", True)
+CHOSEN: Flag = ("--variant", str, "which of several trained variants; full if not given", False)
 
 
 def output(what: str) -> Flag:
-    return ("output", Path, what, True)
+    return ("--output", Path, what, True)
 
 
 def block(name: str, path: str) -> Flag:
     return (name, str, f"the block {path}", True)
 
 
-VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
+PEOPLE: dict[Verb, list[Flag]] = {
+    doctor: [
+        ("subject", list, "subjects to look at; all of the sheet if none", False),
+        ("--config", str, "all settings as YAML file or JSON; else config/config.yaml", False),
+        ("--subjects", Path, "sample sheet instead of the one that the settings name", False),
+    ],
+    render: [
+        RESULTS,
+        SEQUENCE,
+        CHOSEN,
+        ("--camera", list, "serial numbers, wildcards allowed; the most frontal if none", False),
+        ("--neutral", bool, "freeze the expression at neutral", False),
+        ("--rate", float, "frames per second of the video, 24 if not given", False),
+        (
+            "--output",
+            Path,
+            "a video, .mp4, or a folder for images, <camera>/<timestep>.png; beside the avatar if "
+            "not given",
+            False,
+        ),
+    ],
+    score: [
+        RESULTS,
+        ("--truth", Path, "folder of ground truth; results/<subject>/truth if not given", False),
+        CHOSEN,
+    ],
+    export_gha: [
+        RESULTS,
+        ("--morphable-model", Path, "the model of the fit; GHA needs its vertices.npy", False),
+        ("--output", Path, "a new folder; results/<subject>/gha if not given", False),
+    ],
+}
+
+RULES: dict[Verb, list[Flag]] = {
     demo_capture: [
         SETTINGS,
         SEED,
-        ("raw", Path, "folder to write the capture to", True),
-        ("truth", Path, "folder to write the ground truth to, for `score` only", True),
-    ],
-    doctor: [
-        (
-            "config",
-            str,
-            "all settings as YAML file or JSON; config/config.yaml if not given",
-            False,
-        ),
-        ("subjects", Path, "sample sheet instead of the one that the settings name", False),
-        ("subject", tuple, "subjects to look at; all of the sheet if none", False),
+        ("--raw", Path, "folder to write the capture to", True),
+        ("--truth", Path, "folder to write the ground truth to, for `score` only", True),
     ],
     check: [
         SETTINGS,
-        block("matte-settings", "capture.matte"),
-        block("landmark-settings", "face.landmarks"),
-        block("prior-settings", "prior.generate"),
+        block("--matte-settings", "capture.matte"),
+        block("--landmark-settings", "face.landmarks"),
+        block("--prior-settings", "prior.generate"),
         RAW,
         MODEL,
         LANDMARKS,
@@ -247,21 +292,21 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         SETTINGS,
         MODEL,
         CAPTURE,
-        ("landmarks", Path, "face/landmarks", True),
+        ("--landmarks", Path, "face/landmarks", True),
         output("results/<subject>/face"),
     ],
     refine_face: [
         SETTINGS,
         MODEL,
         CAPTURE,
-        ("fit", Path, "face/fit", True),
+        ("--fit", Path, "face/fit", True),
         output("results/<subject>/face"),
     ],
     generate_prior: [SETTINGS, IDENTITY, NEUTRAL, MESH, output("prior/raw.ply")],
     align_prior: [
         SETTINGS,
         SEED,
-        ("raw", Path, "prior/raw.ply", True),
+        ("--raw", Path, "prior/raw.ply", True),
         IDENTITY,
         NEUTRAL,
         output("results/<subject>/prior"),
@@ -272,7 +317,7 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         SEED,
         CAPTURE,
         FACE,
-        ("prior", Path, "prior/aligned.ply", True),
+        ("--prior", Path, "prior/aligned.ply", True),
         output("sdf/<variant>"),
     ],
     train_splat: [
@@ -281,83 +326,89 @@ VERBS: dict[Callable[[Arguments], None], list[Flag]] = {
         SEED,
         CAPTURE,
         FACE,
-        ("sdf", Path, "sdf/<variant>", True),
+        ("--sdf", Path, "sdf/<variant>", True),
         output("splat/<variant>"),
     ],
     evaluate: [
         SETTINGS,
         CAPTURE,
         FACE,
-        ("method", str, "avatar, or images that another code rendered", True),
-        ("source", Path, "splat/<variant> of an avatar, or the folder of images", True),
+        ("--method", str, "avatar, or images that another code rendered", True),
+        ("--source", Path, "splat/<variant> of an avatar, or the folder of images", True),
         output("tables/<variant>"),
     ],
     metrics: [
         SUBJECT,
-        ("variant", list, "names of the variants", True),
-        ("images", list, "tables/<variant>/images.csv of each of them", True),
+        ("--variant", list, "names of the variants", True),
+        ("--images", list, "tables/<variant>/images.csv of each of them", True),
         output("metrics.csv"),
     ],
     report: [
         SUBJECT,
         VARIANT,
-        ("results", Path, "results/<subject>", True),
+        ("--results", Path, "results/<subject>", True),
         output("report.html"),
-    ],
-    score: [
-        ("results", Path, "results/<subject>", True),
-        ("truth", Path, "folder of ground truth, e.g. results/demo/truth", True),
-        ("capture", Path, "raw capture; results/<subject>/raw if not given", False),
-    ],
-    render: [
-        ("avatar", Path, "results/<subject>/splat/<variant>", True),
-        CAPTURE,
-        FACE,
-        SEQUENCE,
-        ("camera", list, "serial numbers, wildcards allowed; the most frontal if none", False),
-        ("neutral", bool, "freeze the expression at neutral", False),
-        ("rate", float, "frames per second of the film, 24 if not given", False),
-        output("a film, .mp4, or a folder for pictures, <camera>/<timestep>.png"),
-    ],
-    export_gha: [
-        CAPTURE,
-        FACE,
-        ("morphable-model", Path, "the model of the fit; GHA needs its vertices.npy", False),
-        output("a new folder; its own frames are for training, those in held_out are not"),
     ],
 }
 
 
-def reading(kind: type) -> dict[str, Any]:
-    """How argparse reads a flag: a switch, several words, or one value of the type."""
+def add_flag(verb: argparse.ArgumentParser, flag: Flag) -> None:
+    """A switch, several words, or one value of the flag's type."""
+    name, kind, text, required = flag
+    options: dict[str, Any] = {"help": text}
+    if name.startswith("--"):
+        options["required"] = required
     if kind is bool:
-        return {"action": "store_true"}
-    if kind is list:
-        return {"nargs": "+", "default": []}
-    return {"type": kind}
+        options["action"] = "store_true"
+    elif kind is list:
+        options |= {"nargs": "+" if name.startswith("--") else "*", "default": []}
+    else:
+        options["type"] = kind
+    verb.add_argument(name, **options)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs, in the order in which the workflow runs them."""
+    """The parser of all verbs, those for people first."""
     parser = argparse.ArgumentParser(
-        prog="python -m eavatar",
-        description="Head avatars from multi-view video, one verb for each rule of the workflow. "
-        "To run them all, in order and only where needed: snakemake --cores 8 "
-        "results/<subject>/metrics.csv",
+        prog="eavatar",
+        description="Expression-aware head avatars from multi-view video.",
+        epilog=(
+            f"verbs for people; `eavatar <verb> --help` shows examples:\n{_listed(PEOPLE)}\n\n"
+            "verbs for the rules of the workflow, which runs them in order and where needed\n"
+            "(snakemake --cores all results/<subject>/metrics.csv):\n"
+            f"{_listed(RULES)}"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for function, flags in VERBS.items():
-        summary = (function.__doc__ or "").strip()
-        name = function.__name__.replace("_", "-")
-        verb = verbs.add_parser(name, help=summary, description=summary)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb", help="see below")
+    for function, flags in (PEOPLE | RULES).items():
+        summary, examples = _explained(function)
+        verb = verbs.add_parser(
+            _spelt(function),
+            description=summary,
+            epilog=examples and f"examples:\n{indent(examples, '  ')}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         verb.set_defaults(function=function)
-        for flag, kind, text, required in flags:
-            if kind is tuple:
-                verb.add_argument(flag, help=text, nargs="*")
-            else:
-                verb.add_argument(f"--{flag}", help=text, required=required, **reading(kind))
+        for flag in flags:
+            add_flag(verb, flag)
     return parser
+
+
+def _spelt(function: Verb) -> str:
+    return function.__name__.replace("_", "-")
+
+
+def _explained(verb: Verb) -> tuple[str, str]:
+    """The summary of a verb, and its examples if it has any."""
+    summary, _, examples = (inspect.getdoc(verb) or "").partition("\n\n")
+    return summary, examples
+
+
+def _listed(verbs: Iterable[Verb]) -> str:
+    """A line on each verb."""
+    return "\n".join(f"  {_spelt(verb):17} {_explained(verb)[0]}" for verb in verbs)
 
 
 def main(arguments: list[str] | None = None) -> int:

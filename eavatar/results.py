@@ -86,7 +86,7 @@ class Results:
         Raises:
             UserError: nothing is trained yet, the variant is unknown, or one must be named.
         """
-        found = {path.parent.name for path in self.root.glob(f"{stage}/*/model.safetensors")}
+        found = {path.parent.name for path in self.root.glob(f"{stage}/*/model.yaml")}
         names = ", ".join(sorted(found))
         if not found:
             target = f"{self.root}/{stage}/{variant or DEFAULT_VARIANT}/model.safetensors"

@@ -158,7 +158,8 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     Args:
         settings: sequences, cameras and the crop.
         capture: the raw capture's folder.
-        output: receives cameras.json, visible/<camera>.png and plates/<camera>.png.
+        output: receives cameras.json, full_cameras.json (of the uncropped images at full size),
+            visible/<camera>.png and plates/<camera>.png.
 
     Returns:
         ``output``.
@@ -178,6 +179,7 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
         if serial in raw.plates:
             plate = window.apply(_read_plate(raw, serial, window), _table(settings, raw, serial))
             write_image(output / "plates" / f"{serial}.png", plate)
+    write_cameras(output / "full_cameras.json", {serial: raw.cameras[serial] for serial in serials})
     write_cameras(
         output / "cameras.json", {serial: window.camera(raw.cameras[serial]) for serial in serials}
     )

@@ -52,6 +52,7 @@ from eavatar.io import (
     write_rows,
 )
 from eavatar.landmark_indices import OUTER_LIP_CORNERS
+from eavatar.results import Results
 from eavatar.threads import make_pool
 
 LOWRES_SIZE = 256  # stage I of GHA
@@ -105,26 +106,29 @@ class ExportSource:
     model: MorphableModel | None
 
 
-def export_gha(capture: Path, face: Path, morphable_model: Path | None, output: Path) -> Path:
+def export_gha(
+    results: Path, morphable_model: Path | None = None, output: Path | None = None
+) -> Path:
     """Write a subject for Gaussian Head Avatar; ``frames.csv`` comes last.
 
     Args:
-        capture: ``results/<subject>/capture``.
-        face: ``results/<subject>/face``.
+        results: ``results/<subject>``.
         morphable_model: what the face was fitted with, for ``vertices.npy``.
-        output: a new or empty folder.
+        output: a new or empty folder; ``results/<subject>/gha`` if None.
 
     Returns:
-        ``output``.
+        the folder written.
 
     Raises:
         UserError: the output is not empty, a contract file is missing or malformed, or the
             morphable model is not the one of the fit.
     """
+    subject = Results.open(results)
+    capture, output = subject.capture, output or results / "gha"
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} is not empty; name a new folder for the export or empty it.")
     timesteps, failed = _list_timesteps(capture)
-    source = _read_source(capture, face, morphable_model, timesteps, failed)
+    source = _read_source(capture, subject.face, morphable_model, timesteps, failed)
     for folder in sorted({each.folder for each in timesteps}):
         _write_plates(source, output / folder / "background")
     for name in source.tracking:

@@ -1,4 +1,4 @@
-"""Drive an avatar with a tracked sequence, seen from calibrated cameras: a film or pictures.
+"""Drive an avatar with a tracked sequence, seen from calibrated cameras: a video or images.
 
 On CUDA a frame is one captured graph: expression networks, rasteriser, upsampler and the conversion
 to 8 bits. Letters: T timesteps, E expression coefficients, C cameras.
@@ -10,7 +10,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
-from eavatar.avatar.files import read_avatar
+from eavatar.avatar.files import load_avatar
 from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.cameras import Camera
 from eavatar.data.video import write_video
-from eavatar.device import choose_device
 from eavatar.errors import UserError
-from eavatar.io import Tracking, atomic, read_arrays, read_cameras
+from eavatar.io import Tracking, atomic, read_cameras, read_tracking
+from eavatar.results import Results
 from eavatar.settings import select
 from eavatar.training.graphs import Captured
 
@@ -115,102 +115,106 @@ def draw_frame(
 
 
 @dataclass(frozen=True)
-class Drive:
-    """What moves the avatar.
+class DrawnFrame:
+    """A finished image, and where it belongs.
 
     Attributes:
-        expression: (T, E). pose: (T, 6) axis-angle in radians, translation in metres.
+        camera: serial number.
+        timestep: of the sequence.
+        image: (H, W, 3) RGB uint8.
     """
-
-    expression: Tensor
-    pose: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pose)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One finished image (H, W, 3) RGB uint8, and where it belongs."""
 
     camera: str
     timestep: int
     image: Image
 
 
-def render(
-    avatar: Path,
-    capture: Path,
-    face: Path,
-    sequence: str,
-    patterns: Sequence[str],
-    neutral: bool,
-    rate: float,
-    output: Path,
-) -> Path:
+@dataclass(frozen=True)
+class RenderOptions:
+    """What `render` does if nothing else is asked for.
+
+    Attributes:
+        variant: of the avatar; None as of `eavatar.results.Results.model`.
+        cameras: serial numbers, with wildcards; none for the one that sees most of the face.
+        neutral: freeze the expression at neutral.
+        rate: frames per second of a video.
+        output: a video, ``.mp4``, or a folder for images; None for a place beside the avatar.
+    """
+
+    variant: str | None = None
+    cameras: Sequence[str] = ()
+    neutral: bool = False
+    rate: float = RATE
+    output: Path | None = None
+
+
+def render(folder: Path, sequence: str, options: RenderOptions) -> Path:
     """Draw a tracked sequence with an avatar, on white, at the size it was trained at.
 
-    Writes an H.264 film if the output ends in ``.mp4``, else the pictures
+    Writes an H.264 video if the output ends in ``.mp4``, else the images
     ``output/<camera>/<timestep:05d>.png``, and prints how long drawing a frame takes, from numbers
     on the device to the finished image there, without copying it to the host and encoding.
 
     Args:
-        avatar: ``results/<subject>/splat/<variant>``.
-        capture, face: ``results/<subject>/capture`` and ``…/face``.
-        patterns: serial numbers of cameras, with wildcards; none for the one that sees most of the
-            face.
-        neutral: freeze the expression at neutral. rate: frames per second of the film.
+        folder: ``results/<subject>``.
+        sequence: one that was tracked.
+        options: what to draw, and where to.
+
+    Returns:
+        The video or the folder of images.
 
     Raises:
-        UserError: a file is missing, sequence or camera are unknown, the output cannot be written.
+        UserError: a file is missing, sequence, variant or camera are unknown, or the output cannot
+            be written.
     """
-    _check_output(output, rate)
-    device = choose_device()
-    model = read_avatar(avatar).to(device)
-    drive = read_drive(face / "tracking", sequence, model.settings.head.expression_size, neutral)
-    cameras = choose_cameras(capture / "cameras.json", patterns, drive)
-    if output.suffix and len(cameras) > 1:
-        raise UserError(
-            f"{output} can show one camera, not {len(cameras)}; choose one with --camera, or name "
-            "a folder without a suffix to get pictures of all."
-        )
+    results = Results.open(folder)
+    place = results.avatar(options.variant)
+    avatar = load_avatar(place)
+    expressions = avatar.settings.head.expression_size
+    tracking = read_drive(results.tracking(sequence), expressions, options.neutral)
+    cameras = choose_cameras(results.cameras, options.cameras, tracking)
+    output = options.output
+    if output is None:
+        name = f"{sequence}_neutral" if options.neutral else sequence
+        output = place / (name if len(cameras) > 1 else f"{name}.mp4")
+    _check_output(output, options.rate, len(cameras))
     times: list[float] = []
-    frames = _draw(Player(model), drive, cameras, times)
-    progress = tqdm(frames, desc="render", unit="frame", total=len(drive) * len(cameras))
+    frames = _draw(Player(avatar), tracking, cameras, times)
+    progress = tqdm(frames, desc="render", unit="frame", total=len(tracking) * len(cameras))
     if output.suffix:
         images = (_even(frame.image) for frame in progress)
-        write_video(output, images, rate, "yuv420p", QUALITY)
+        write_video(output, images, options.rate, "yuv420p", QUALITY)
     else:
         for frame in progress:
-            _write_picture(output / frame.camera / f"{frame.timestep:05d}.png", frame.image)
-    print(describe(times, model.settings.image_size, device))
+            _write_image(output / frame.camera / f"{frame.timestep:05d}.png", frame.image)
+    print(describe(times, avatar))
+    print(output)
     return output
 
 
-def read_drive(folder: Path, sequence: str, expressions: int, neutral: bool) -> Drive:
-    """A tracked sequence of ``face/tracking``, for an avatar with so many expression coefficients.
+def read_drive(path: Path, expressions: int, neutral: bool) -> Tracking:
+    """The tracking that moves an avatar, with its expression or with none.
+
+    Args:
+        path: ``face/tracking/<sequence>.npz``.
+        expressions: coefficients that the avatar has.
+        neutral: freeze the expression at neutral.
 
     Raises:
-        UserError: there is no such sequence, or it was tracked with another model.
+        UserError: the file is missing or malformed, is of another model, or holds no timestep.
     """
-    path = folder / f"{sequence}.npz"
-    if not path.exists():
-        known = ", ".join(sorted(found.stem for found in folder.glob("*.npz"))) or "none"
-        raise UserError(f"{folder} holds no sequence '{sequence}'; tracked are: {known}.")
-    tracking = read_arrays(Tracking, path)
+    tracking = read_tracking(path)
     if tracking.expression.shape[1] != expressions:
         raise UserError(
             f"{path} has {tracking.expression.shape[1]} expression coefficients and the avatar "
-            f"{expressions}; use the face folder that the avatar was trained with."
+            f"{expressions}; train the avatar again with the present tracking."
         )
-    if len(tracking.expression) == 0:
+    if len(tracking) == 0:
         raise UserError(f"{path} holds no timestep; track the sequence again.")
-    expression = torch.from_numpy(tracking.expression)
-    pose = torch.from_numpy(tracking.poses)
-    return Drive(0 * expression if neutral else expression, pose)
+    return replace(tracking, expression=0 * tracking.expression) if neutral else tracking
 
 
-def choose_cameras(path: Path, patterns: Sequence[str], drive: Drive) -> dict[str, Camera]:
+def choose_cameras(path: Path, patterns: Sequence[str], tracking: Tracking) -> dict[str, Camera]:
     """The cameras of ``cameras.json`` that match, or without patterns the most frontal one.
 
     Raises:
@@ -220,26 +224,26 @@ def choose_cameras(path: Path, patterns: Sequence[str], drive: Drive) -> dict[st
     for pattern in patterns:
         if not select(cameras, [pattern]):
             raise UserError(f"{path} holds no camera '{pattern}'; it has {', '.join(cameras)}.")
-    names = select(cameras, patterns) if patterns else [most_frontal(cameras, drive)]
+    names = select(cameras, patterns) if patterns else [most_frontal(cameras, tracking)]
     return {name: cameras[name] for name in names}
 
 
-def most_frontal(cameras: Mapping[str, Camera], drive: Drive) -> str:
+def most_frontal(cameras: Mapping[str, Camera], tracking: Tracking) -> str:
     """The camera whose direction from the head is on average nearest to where the face looks."""
-    pose = drive.pose.double().numpy()
-    forward = Rotation.from_rotvec(pose[:, :3]).as_matrix()[:, :, 2]
+    forward = Rotation.from_rotvec(tracking.rotation.astype(np.float64)).as_matrix()[:, :, 2]
 
     def frontal(serial: str) -> float:
-        towards = cameras[serial].centre - pose[:, 3:]
+        towards = cameras[serial].centre - tracking.translation
         towards /= np.linalg.norm(towards, axis=1, keepdims=True)
         return float((forward * towards).sum(axis=1).mean())
 
     return max(cameras, key=frontal)
 
 
-def describe(times: Sequence[float], side: int, device: torch.device) -> str:
+def describe(times: Sequence[float], avatar: Avatar) -> str:
     """One line on the seconds that each frame took; the first ones, if there are more, left out."""
     milliseconds = 1e3 * statistics.median(times[WARM_UP:] or times)
+    side, device = avatar.settings.image_size, avatar.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return (
         f"{len(times)} frames of {side}×{side}: {milliseconds:.2f} ms a frame (median), "
@@ -248,40 +252,47 @@ def describe(times: Sequence[float], side: int, device: torch.device) -> str:
 
 
 def _draw(
-    player: Player, drive: Drive, cameras: Mapping[str, Camera], times: list[float]
-) -> Iterator[Frame]:
+    player: Player, tracking: Tracking, cameras: Mapping[str, Camera], times: list[float]
+) -> Iterator[DrawnFrame]:
     """Camera by camera, all timesteps; adds the seconds of each frame to the times."""
-    side, device = player.avatar.settings.image_size, player.avatar.landmarks.device
-    expression, pose = drive.expression.to(device), drive.pose.to(device)
+    side, device = player.avatar.settings.image_size, player.avatar.device
+    expressions, poses = (
+        torch.from_numpy(values).to(device) for values in (tracking.expression, tracking.poses)
+    )
     for serial, camera in cameras.items():
-        matrices = (camera.resize(side, side).intrinsics, camera.world_to_camera)
-        views = [torch.from_numpy(matrix)[None].float().to(device) for matrix in matrices]
-        for timestep in range(len(drive)):
+        batch = CameraBatch.of([camera.resize(side, side)], device)
+        for timestep in range(len(tracking)):
             start = time.perf_counter()
-            image = player(expression[timestep], pose[timestep], *views)
+            views = (batch.intrinsics, batch.world_to_camera)
+            image = player(expressions[timestep], poses[timestep], *views)
             times.append(time.perf_counter() - start)
-            yield Frame(serial, timestep, image.cpu().numpy())
+            yield DrawnFrame(serial, timestep, image.cpu().numpy())
 
 
 def _even(image: Image) -> Image:
-    """Without the last row or column where their number is odd: films have half the colours."""
+    """Without the last row or column where their number is odd: videos have half the colours."""
     height, width = image.shape[:2]
     return image[: height // 2 * 2, : width // 2 * 2]
 
 
-def _write_picture(path: Path, image: Image) -> None:
+def _write_image(path: Path, image: Image) -> None:
     with atomic(path) as temporary:
         cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
-def _check_output(output: Path, rate: float) -> None:
+def _check_output(output: Path, rate: float, cameras: int) -> None:
     if output.suffix not in ("", ".mp4"):
         raise UserError(
-            f"{output} cannot be written; name a film that ends in .mp4, or a folder without a "
+            f"{output} cannot be written; name a video that ends in .mp4, or a folder without a "
             "suffix."
         )
     if output.exists() and output.is_dir() == bool(output.suffix):
         kind = "folder" if output.is_dir() else "file"
         raise UserError(f"{output} is a {kind} already; choose another name.")
+    if output.suffix and cameras > 1:
+        raise UserError(
+            f"{output} can show one camera, not {cameras}; choose one with --camera, or name a "
+            "folder without a suffix to get images of all."
+        )
     if rate <= 0:
         raise UserError(f"--rate {rate} is no number of frames per second; give one above 0.")

@@ -42,12 +42,12 @@ from tqdm import tqdm
 
 from eavatar.arrays import Bool, Float64, Int64
 from eavatar.cameras import Camera
-from eavatar.capture.captures import open_capture
 from eavatar.data.frames import read_grey
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
 from eavatar.landmark_indices import CHIN, JAW_ENDS
 from eavatar.meshes import sample_surface
+from eavatar.results import Results
 from eavatar.threads import count_threads, make_pool
 from eavatar.transforms import Similarity
 
@@ -100,25 +100,34 @@ class ScoredSequence:
     true_landmarks: Float64
 
 
-def score(
-    results: Path, truth: Path, capture: Path | None = None, variant: str = "full"
-) -> pd.DataFrame:
+def score(folder: Path, truth: Path | None = None, variant: str | None = None) -> pd.DataFrame:
     """Compare a subject's results with ground truth and print the table.
 
     Args:
-        results: ``results/<subject>``.
-        truth: the truth folder.
-        capture: the raw capture, for the calibration of the uncropped image; by default
-            ``results/raw``, where a generated subject has it.
+        folder: ``results/<subject>``.
+        truth: the truth folder; if None ``results/<subject>/truth``, which a generated subject has.
+        variant: of stage I; None as of `eavatar.results.Results.model`.
+
     Returns:
         the table: metric, unit, held_out (test sequences), all.
+
+    Raises:
+        UserError: a file is missing or malformed, or the truth is of another subject.
     """
-    cameras = read_cameras(results / "capture" / "cameras.json")
-    full = open_capture(capture or results / "raw").cameras
-    sequences = _read_sequences(results, truth)
+    results = Results.open(folder)
+    truth = require(truth or folder / "truth", "the ground truth")
+    surface = results.model("sdf", variant) / "neutral.ply"
+    cameras = read_cameras(results.cameras)
+    if not results.full_cameras.exists():
+        raise UserError(
+            f"{results.full_cameras} is missing, which earlier versions did not write; write it "
+            f"with: snakemake --cores all -R calibrate {results.cameras}"
+        )
+    full = read_cameras(results.full_cameras)
+    sequences = _read_sequences(folder, truth)
     rows = _pose_rows(sequences, cameras)
-    rows += _mask_rows(results, truth, sequences, cameras, full)
-    rows += _surface_rows(results, truth, sequences, variant)
+    rows += _mask_rows(folder, truth, sequences, cameras, full)
+    rows += _surface_rows(folder, truth, sequences, surface)
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="%.3f", na_rep="–"))
     return table
@@ -350,7 +359,7 @@ def _mean_rotation(sequences: list[ScoredSequence]) -> Float64:
 
 
 def _surface_rows(
-    results: Path, truth: Path, sequences: list[ScoredSequence], variant: str
+    results: Path, truth: Path, sequences: list[ScoredSequence], stage_one: Path
 ) -> list[ScoreRow]:
     identity = read_arrays(Identity, results / "face" / "identity.npz")
     to_model = _map_to_model(sequences, float(identity.scale))
@@ -365,7 +374,7 @@ def _surface_rows(
     paths = {
         "fitted face": results / "face" / "neutral.ply",
         "aligned prior": results / "prior" / "aligned.ply",
-        "stage I surface": results / "sdf" / variant / "neutral.ply",
+        "stage I surface": stage_one,
     }
     rows = []
     for name, path in paths.items():

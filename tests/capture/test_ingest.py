@@ -11,6 +11,7 @@ import pytest
 from eavatar.cameras import Camera
 from eavatar.capture.ingest import Window, calibrate, ingest
 from eavatar.capture.matting import read_image
+from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.errors import UserError
 from eavatar.io import read_cameras
 from tests.scenes.small_capture import (
@@ -109,6 +110,9 @@ def test_frames_index_and_cameras(tmp_path: Path) -> None:
     cameras = read_cameras(tmp_path / "capture" / "cameras.json")
     assert list(cameras) == sorted(SERIALS)
     assert cameras[SERIALS[0]].width == 64
+    full = read_cameras(tmp_path / "capture" / "full_cameras.json")
+    assert list(full) == sorted(SERIALS)
+    assert (full[SERIALS[0]].width, full[SERIALS[0]].height) == FULL_SIZE
 
 
 def plate_path(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +113,7 @@ def make_subject(root: Path) -> Subject:
         _write_frames(results, sequence, split, tracking, cameras, avatar)
         _write_true_masks(truth, sequence, count, full)
     _write_shapes(results, truth)
-    _write_raw(results / "raw", full)
+    write_cameras(results / "capture" / "full_cameras.json", full)
     return Subject(results, truth, cameras, full)
 
 
@@ -208,21 +207,6 @@ def _write_shapes(results: Path, truth: Path) -> None:
     benchmark = results / "benchmarks" / "ingest" / "FREE.tsv"
     benchmark.parent.mkdir(parents=True)
     benchmark.write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
-
-
-def _write_raw(raw: Path, full: dict[str, Camera]) -> None:
-    """A capture with its calibration; `score` reads no video of it."""
-    (raw / "calibration").mkdir(parents=True)
-    content = {
-        "world_2_cam": {s: camera.world_to_camera.tolist() for s, camera in full.items()},
-        "intrinsics": next(iter(full.values())).intrinsics.tolist(),
-    }
-    (raw / "calibration" / "camera_params.json").write_text(json.dumps(content))
-    for sequence in SEQUENCES:
-        folder = raw / "sequences" / sequence / "images"
-        folder.mkdir(parents=True)
-        for serial in full:
-            (folder / f"cam_{serial}.mp4").touch()
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:

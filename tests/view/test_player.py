@@ -19,7 +19,7 @@ from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
 from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
 from eavatar.settings import Settings, read_config
-from eavatar.view.player import Drive, Player, draw_frame, most_frontal
+from eavatar.view.player import Player, draw_frame, most_frontal
 from tests.scenes import CONFIG
 
 SIZE, EXPRESSIONS, TIMESTEPS = 64, 3, 3
@@ -80,16 +80,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(results: Path, output: Path, *more: str, sequence: str = "FREE") -> int:
-    words = ["--avatar", "splat/full", "--capture", "capture", "--face", "face"]
-    paths = [word if word.startswith("--") else str(results / word) for word in words]
-    return main(["render", *paths, "--sequence", sequence, "--output", str(output), *more])
+    return main(["render", str(results), "--sequence", sequence, "--output", str(output), *more])
 
 
-def test_a_film_has_a_frame_for_each_timestep(
+def test_a_video_has_a_frame_for_each_timestep(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(results, tmp_path / "film.mp4", "--rate", "12.5") == 0
-    with av.open(str(tmp_path / "film.mp4")) as container:
+    assert run(results, tmp_path / "video.mp4", "--rate", "12.5") == 0
+    with av.open(str(tmp_path / "video.mp4")) as container:
         assert container.streams.video[0].average_rate == 12.5
         images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert [image.shape for image in images] == [(SIZE, SIZE, 3)] * TIMESTEPS
@@ -99,14 +97,14 @@ def test_a_film_has_a_frame_for_each_timestep(
     assert re.search(r"^3 frames of 64×64: [\d.]+ ms a frame .*on (CPU|NVIDIA)", line)
 
 
-def test_pictures_are_those_of_the_avatar(results: Path, tmp_path: Path) -> None:
-    assert run(results, tmp_path / "pictures", "--camera", "2222*36", "222200037") == 0
-    names = sorted(str(p.relative_to(tmp_path / "pictures")) for p in tmp_path.rglob("*.png"))
+def test_images_are_those_of_the_avatar(results: Path, tmp_path: Path) -> None:
+    assert run(results, tmp_path / "images", "--camera", "2222*36", "222200037") == 0
+    names = sorted(str(p.relative_to(tmp_path / "images")) for p in tmp_path.rglob("*.png"))
     serials = ("222200036", "222200037")
     assert names == [f"{s}/{t:05d}.png" for s in serials for t in range(TIMESTEPS)]
     avatar, camera = read_avatar(results / "splat" / "full"), make_camera(40).resize(SIZE, SIZE)
     expected = avatar.render(make_tracking()[1], camera)
-    image = cv2.imread(str(tmp_path / "pictures" / "222200036" / "00001.png"))[..., ::-1]
+    image = cv2.imread(str(tmp_path / "images" / "222200036" / "00001.png"))[..., ::-1]
     # Half a step of rounding, and on a GPU the order of sums.
     assert np.abs(image - 255 * expected.numpy()).max() < (
         1.5 if torch.cuda.is_available() else 0.501
@@ -125,21 +123,22 @@ def test_neutral_freezes_the_expression(results: Path, tmp_path: Path) -> None:
 
 def test_the_most_frontal_camera_looks_into_the_face(results: Path) -> None:
     cameras = read_cameras(results / "capture" / "cameras.json")
-    still = Drive(torch.zeros(1, EXPRESSIONS), torch.zeros(1, 6))
+    tracking = make_tracking()[:1]
+    still = replace(tracking, rotation=np.zeros((1, 3), np.float32))
     assert most_frontal(cameras, still) == "222200037"
-    turned = replace(still, pose=torch.tensor([[0, np.radians(40), 0, 0, 0, 0]]))
+    turned = replace(still, rotation=np.array([[0, np.radians(40), 0]], np.float32))
     assert most_frontal(cameras, turned) == "222200036"
 
 
 @pytest.mark.parametrize(
     ("output", "more", "sequence", "message"),
     [
-        ("film.avi", (), "FREE", r"film\.avi cannot be written"),
-        ("film.mp4", (), "SMILE", "no sequence 'SMILE'; tracked are: FREE"),
-        ("film.mp4", ("--camera", "1*"), "FREE", r"no camera '1\*'; it has 222200036, 222200037"),
-        ("film.mp4", ("--camera", "*"), "FREE", "one camera, not 2"),
-        ("film.mp4", ("--rate", "0"), "FREE", "--rate 0.0"),
-        ("film.mp4", ("--avatar", "nowhere"), "FREE", "nowhere"),
+        ("video.avi", (), "FREE", r"video\.avi cannot be written"),
+        ("video.mp4", (), "SMILE", "no sequence 'SMILE'; tracked are: FREE"),
+        ("video.mp4", ("--camera", "1*"), "FREE", r"no camera '1\*'; it has 222200036, 222200037"),
+        ("video.mp4", ("--camera", "*"), "FREE", "one camera, not 2"),
+        ("video.mp4", ("--rate", "0"), "FREE", "--rate 0.0"),
+        ("video.mp4", ("--variant", "bold"), "FREE", "no variant 'bold'; name one of: full"),
     ],
 )
 def test_faults_are_told_before_anything_is_drawn(
@@ -156,13 +155,38 @@ def test_faults_are_told_before_anything_is_drawn(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_an_output_the_video_is_beside_the_avatar(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["render", str(results), "--sequence", "FREE", "--neutral"]) == 0
+    video = results / "splat" / "full" / "FREE_neutral.mp4"
+    assert video.exists()
+    assert str(video) in capsys.readouterr().out
+    assert main(["render", str(results), "--sequence", "FREE", "--camera", "*"]) == 0
+    assert len(list((results / "splat" / "full" / "FREE").rglob("*.png"))) == 2 * TIMESTEPS
+
+
+def test_a_folder_without_results_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "none", tmp_path / "video.mp4") == 2
+    assert "none does not exist; name results/<subject>" in capsys.readouterr().err
+    (tmp_path / "074" / "capture").mkdir(parents=True)
+    assert run(tmp_path, tmp_path / "video.mp4") == 2
+    assert (
+        "is not the results folder of a subject; it holds those of 074" in capsys.readouterr().err
+    )
+    assert run(tmp_path / "074", tmp_path / "video.mp4") == 2
+    assert "no trained model in splat/ yet; train it with" in capsys.readouterr().err
+
+
 def test_an_output_of_another_kind_is_not_overwritten(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "film.mp4").mkdir()
-    (tmp_path / "pictures").touch()
-    assert run(results, tmp_path / "film.mp4") == 2
-    assert run(results, tmp_path / "pictures") == 2
+    (tmp_path / "video.mp4").mkdir()
+    (tmp_path / "images").touch()
+    assert run(results, tmp_path / "video.mp4") == 2
+    assert run(results, tmp_path / "images") == 2
     assert "is a file already" in capsys.readouterr().err
 
 

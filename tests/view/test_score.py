@@ -56,6 +56,17 @@ def test_surfaces_are_compared_in_the_models_frame(metrics) -> None:
         assert metrics.loc[name, "all"] == pytest.approx(100 * distance / size, abs=0.1)
 
 
+def test_earlier_results_are_told_how_to_get_the_uncropped_cameras(subject: Subject) -> None:
+    path = subject.results / "capture" / "full_cameras.json"
+    content = path.read_text()
+    path.unlink()
+    try:
+        with pytest.raises(UserError, match=r"full_cameras\.json is missing.*snakemake"):
+            score(subject.results, subject.truth)
+    finally:
+        path.write_text(content)
+
+
 def test_truth_of_another_subject_is_refused(subject: Subject, tmp_path) -> None:
     with pytest.raises(UserError, match="has no <sequence>"):
         score(subject.results, tmp_path)

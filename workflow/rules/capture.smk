@@ -2,6 +2,7 @@
 
 in   a raw capture in the NeRSemble v2 layout (the sample sheet's, or generated)
 out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png
+     capture/full_cameras.json   of the uncropped images at full size, for `score`
      capture/<sequence>.csv                     timestep, camera, source_frame, split, sharpness
      capture/<sequence>/<camera>/<timestep>.jpg
      capture/masks/<sequence>.csv               timestep, camera, coverage, left, top, right, bottom,
@@ -85,6 +86,7 @@ rule calibrate:
         check=ancient(rules.check.output),
     output:
         cameras="results/{subject}/capture/cameras.json",
+        full_cameras="results/{subject}/capture/full_cameras.json",
         visible=directory("results/{subject}/capture/visible"),
         plates=directory("results/{subject}/capture/plates"),
     log:

@@ -23,46 +23,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar import io
+from eavatar.arrays import Float32, Float64, Uint8
 from eavatar.data.video import write_video
 from eavatar.demo import detections, render
 from eavatar.demo.controls import CONTROLS
-from eavatar.demo.head import Head, build_head, landmark_points
+from eavatar.demo.head import DemoHead, build_head, landmark_points
 from eavatar.demo.morphable_model import build_model
-from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, Motion, motion
+from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, ActedMotion, act
 from eavatar.demo.render import Geometry, NoiseTables
 from eavatar.demo.rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
 from eavatar.settings import DemoSettings
 from eavatar.threads import make_pool
 
-Array = NDArray[np.float64]
-
 FRAME_RATE = 73  # NeRSemble's tag; the acted time is in the truth
-QUALITY = "14"  # x264's constant rate factor
+VIDEO_QUALITY = "14"  # x264's constant rate factor
 SENSOR_NOISE = 1.3  # standard deviation, 8-bit steps
 MASK_QUALITY = "12"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that the renderings share.
+    """What all images have in common.
 
     Attributes:
         head: the subject.
         rig: cameras by serial number.
-        width, height: of the stored images.
+        width: of the stored images.
+        height: of the stored images.
         noise: shading detail.
-        grain: (height + 64, width + 64, 3) sensor noise, of which each image shows a window.
+        grain: (height + 64, width + 64, 3) sensor noise, of which each image uses a window.
         curve: sRGB encoding.
-        seed: of everything.
+        seed: of all random numbers.
     """
 
-    head: Head
+    head: DemoHead
     rig: dict[str, RigCamera]
     width: int
     height: int
     noise: NoiseTables
-    grain: NDArray[np.float32]
-    curve: NDArray[np.float32]
+    grain: Float32
+    curve: Float32
     seed: int
 
     def generator(self, *names: str) -> np.random.Generator:
@@ -71,35 +71,42 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Take:
-    """A sequence, posed.
+class PosedSequence:
+    """A sequence with the head's posed meshes.
 
     Attributes:
         name: of the sequence.
         motion: over time.
-        geometry: (T) posed meshes.
+        geometry: T posed meshes.
         landmarks: (T, 68, 3) true, world, metres.
-        biased: (T, 68, 3) where the detector believes them.
+        biased: (T, 68, 3) with the detector's bias.
     """
 
     name: str
-    motion: Motion
+    motion: ActedMotion
     geometry: list[Geometry]
-    landmarks: Array
-    biased: Array
+    landmarks: Float64
+    biased: Float64
 
 
 @dataclass(frozen=True)
-class Footage:
-    """Detections in one camera's video: points (T, 68, 2) and confidence (T, 68)."""
+class VideoDetections:
+    """Detections in one camera's video.
+
+    Attributes:
+        sequence: its name.
+        serial: of the camera.
+        points: (T, 68, 2) pixels of the full image.
+        confidence: (T, 68) in [0, 1].
+    """
 
     sequence: str
     serial: str
-    points: Array
-    confidence: Array
+    points: Float64
+    confidence: Float64
 
 
-def build_scene(settings: DemoSettings, seed: int) -> Scene:
+def _build_scene(settings: DemoSettings, seed: int) -> Scene:
     """The subject, the cameras and the tables of noise."""
     width = round(FULL_WIDTH * settings.image_scale)
     height = round(FULL_HEIGHT * settings.image_scale)
@@ -117,75 +124,93 @@ def build_scene(settings: DemoSettings, seed: int) -> Scene:
     )
 
 
-def pose(
-    head: Head, rest: NDArray[np.floating], rotation: Array, translation: Array
-) -> NDArray[np.float32]:
-    """(V, 3) vertices with the head turned and the torso left where it is, world, metres."""
+def _pose_vertices(
+    head: DemoHead, rest: NDArray[np.floating], rotation: Float64, translation: Float64
+) -> Float32:
+    """(V, 3) vertices with the head turned and the torso at rest, world, metres.
+
+    Args:
+        head: of the scene.
+        rest: (V, 3) at rest pose.
+        rotation: (3, 3) of the head.
+        translation: (3,) of the head, metres.
+    """
     turned = rest @ rotation.T + translation
     weight = head.head[:, None]
-    vertices: NDArray[np.float32] = (weight * turned + (1 - weight) * (rest + REST)).astype(
-        np.float32
-    )
+    vertices: Float32 = (weight * turned + (1 - weight) * (rest + REST)).astype(np.float32)
     return vertices
 
 
-def build_take(scene: Scene, name: str, timesteps: int, bias: Array) -> Take:
-    """Pose the head at every timestep; bias (68, 3) of the detector in the head's frame."""
-    head, acted = scene.head, motion(name, timesteps)
+def _pose_sequence(scene: Scene, name: str, timesteps: int, bias: Float64) -> PosedSequence:
+    """Pose the head at every timestep.
+
+    Args:
+        scene: with the head.
+        name: of the sequence.
+        timesteps: how many.
+        bias: (68, 3) of the detector in the head's frame, metres.
+    """
+    head, acted = scene.head, act(name, timesteps)
     geometry, biased = [], []
     for expression, gaze, rotation, translation in zip(
         acted.expression, acted.gaze, acted.rotation, acted.translation, strict=True
     ):
         rest = head.vertices(expression.astype(np.float32), (gaze[0], gaze[1]))
-        vertices = pose(head, rest, rotation, translation)
+        vertices = _pose_vertices(head, rest, rotation, translation)
         geometry.append(Geometry(vertices, render.smooth_normals(vertices, head.faces)))
         biased.append(vertices[head.landmarks] + bias @ rotation.T)
     landmarks = np.stack([posed.vertices[head.landmarks] for posed in geometry])
-    return Take(name, acted, geometry, landmarks.astype(np.float64), np.stack(biased))
+    return PosedSequence(name, acted, geometry, landmarks.astype(np.float64), np.stack(biased))
 
 
-def develop(
+def _store_image(
     scene: Scene, view: render.View, camera: RigCamera, generator: np.random.Generator
-) -> NDArray[np.uint8]:
+) -> Uint8:
     """The stored image of a view: (H, W, 3) uint8."""
     row, column = generator.integers(64, size=2)
     grain = scene.grain[row : row + scene.height, column : column + scene.width]
     colour = camera.colour.astype(np.float32)
-    return render.develop(view.image, view.coverage, camera.plate, colour, scene.curve, grain)
+    return render.apply_sensor(view.image, view.coverage, camera.plate, colour, scene.curve, grain)
 
 
-def film(scene: Scene, take: Take, serial: str, raw: Path, truth: Path) -> Footage:
-    """Render, store and detect one camera's video of one sequence."""
+def _record_video(
+    scene: Scene, sequence: PosedSequence, serial: str, raw: Path, truth: Path
+) -> VideoDetections:
+    """Render one camera's video of one sequence, write it, and detect landmarks in it."""
     camera = scene.rig[serial]
     stored = camera.camera.resize(scene.width, scene.height)
-    generator = scene.generator(take.name, serial)
+    generator = scene.generator(sequence.name, serial)
     images, masks, points, confidence = [], [], [], []
-    for posed, landmarks, biased in zip(take.geometry, take.landmarks, take.biased, strict=True):
-        view = render.render(posed, scene.head.faces, scene.head.look, stored, scene.noise)
-        images.append(develop(scene, view, camera, generator))
+    for posed, landmarks, biased in zip(
+        sequence.geometry, sequence.landmarks, sequence.biased, strict=True
+    ):
+        view = render.render_view(posed, scene.head.faces, scene.head.look, stored, scene.noise)
+        images.append(_store_image(scene, view, camera, generator))
         masks.append((255 * view.coverage + 0.5).astype(np.uint8))
-        visible = detections.seen(landmarks, stored, view.depth)
+        visible = detections.find_visible(landmarks, stored, view.depth)
         normals = posed.normals[scene.head.landmarks]
         found = detections.detect(biased, normals, visible, camera.camera, generator)
         points.append(found[0])
         confidence.append(found[1])
     # Planar 4:4:4 stores odd image sizes, which 4:2:0 cannot. One thread each: the videos are
     # written in parallel.
-    video = raw / "sequences" / take.name / "images" / f"cam_{serial}.mp4"
-    write_video(video, images, FRAME_RATE, "yuv444p", QUALITY, threads=1)
-    mask = truth / f"{take.name}_mask" / f"cam_{serial}.mp4"
+    video = raw / "sequences" / sequence.name / "images" / f"cam_{serial}.mp4"
+    write_video(video, images, FRAME_RATE, "yuv444p", VIDEO_QUALITY, threads=1)
+    mask = truth / f"{sequence.name}_mask" / f"cam_{serial}.mp4"
     write_video(mask, masks, FRAME_RATE, "gray", MASK_QUALITY, threads=1)
-    return Footage(take.name, serial, np.stack(points), np.stack(confidence))
+    return VideoDetections(sequence.name, serial, np.stack(points), np.stack(confidence))
 
 
-def film_all(scene: Scene, takes: list[Take], raw: Path, truth: Path) -> list[Footage]:
-    """All videos, on all cores, with a progress bar over the videos."""
+def _record_videos(
+    scene: Scene, sequences: list[PosedSequence], raw: Path, truth: Path
+) -> list[VideoDetections]:
+    """Record all videos in parallel, with a progress bar over the videos."""
     from tqdm import tqdm
 
     with make_pool() as pool:
-        jobs: list[Future[Footage]] = [
-            pool.submit(film, scene, take, serial, raw, truth)
-            for take in takes
+        jobs: list[Future[VideoDetections]] = [
+            pool.submit(_record_video, scene, sequence, serial, raw, truth)
+            for sequence in sequences
             for serial in scene.rig
         ]
         try:
@@ -196,8 +221,8 @@ def film_all(scene: Scene, takes: list[Take], raw: Path, truth: Path) -> list[Fo
             raise
 
 
-def write_calibration(scene: Scene, raw: Path) -> None:
-    """Cameras, colour matrices that undo each camera's colour, and background plates."""
+def _write_calibration(scene: Scene, raw: Path) -> None:
+    """Write cameras, colour matrices that undo each camera's colour, and background plates."""
     from PIL import Image
 
     cameras = {serial: item.camera for serial, item in scene.rig.items()}
@@ -215,15 +240,15 @@ def write_calibration(scene: Scene, raw: Path) -> None:
         np.full((scene.height, scene.width), 1e9, np.float32),
     )
     for serial, item in scene.rig.items():
-        image = develop(scene, empty, item, scene.generator("BACKGROUND", serial))
+        image = _store_image(scene, empty, item, scene.generator("BACKGROUND", serial))
         path = raw / "sequences" / "BACKGROUND" / f"image_{serial}.jpg"
         with io.atomic(path) as temporary:
             Image.fromarray(image).save(temporary, quality=95)
 
 
-def write_detections(footage: list[Footage], path: Path) -> None:
-    """One sequence's detections in the `provided` form."""
-    ordered = sorted(footage, key=lambda item: item.serial)
+def _write_detections(detected: list[VideoDetections], path: Path) -> None:
+    """Write one sequence's detections as `provided` landmarks."""
+    ordered = sorted(detected, key=lambda item: item.serial)
     landmarks = io.Landmarks(
         cameras=np.array([item.serial for item in ordered]),
         points=np.stack([item.points for item in ordered], axis=1).astype(np.float32),
@@ -232,19 +257,19 @@ def write_detections(footage: list[Footage], path: Path) -> None:
     io.write_arrays(path, landmarks)
 
 
-def write_truth(scene: Scene, takes: list[Take], truth: Path) -> None:
-    """Poses, control strengths and landmarks of each sequence; the skin of the neutral head."""
-    for take in takes:
-        with io.atomic(truth / f"{take.name}.npz") as temporary:
+def _write_truth(scene: Scene, sequences: list[PosedSequence], truth: Path) -> None:
+    """Write poses, control strengths and landmarks of each sequence; the neutral head's skin."""
+    for sequence in sequences:
+        with io.atomic(truth / f"{sequence.name}.npz") as temporary:
             np.savez_compressed(
                 temporary,
-                R=take.motion.rotation,
-                t=take.motion.translation,
-                time_s=take.motion.time_s,
-                expression=take.motion.expression.astype(np.float32),
+                R=sequence.motion.rotation,
+                t=sequence.motion.translation,
+                time_s=sequence.motion.time_s,
+                expression=sequence.motion.expression.astype(np.float32),
                 expression_names=np.array(CONTROLS),
-                gaze=take.motion.gaze,
-                landmarks68=take.landmarks,
+                gaze=sequence.motion.gaze,
+                landmarks68=sequence.landmarks,
             )
     head = scene.head
     skin = io.Mesh(head.neutral[: head.skin], head.skin_faces.astype(np.int64))
@@ -252,7 +277,7 @@ def write_truth(scene: Scene, takes: list[Take], truth: Path) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def _replace_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``path`` if the block succeeds."""
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
@@ -265,25 +290,31 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> None:
+def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> Path:
     """Generate the embedded subject, deterministic from the seed.
 
     Args:
+        settings: sizes.
+        seed: of all random numbers.
         raw: folder of the capture, replaced as a whole.
         truth: folder of its ground truth, replaced as a whole.
+
+    Returns:
+        ``raw``.
     """
-    scene = build_scene(settings, seed)
+    scene = _build_scene(settings, seed)
     bias = detections.landmark_bias(scene.generator("bias"))
     counts = dict.fromkeys(SEQUENCES, settings.timesteps)
     counts[HELD_OUT] = settings.held_out_timesteps
-    with whole_folder(truth) as new_truth, whole_folder(raw) as new_raw:
-        takes = [build_take(scene, name, count, bias) for name, count in counts.items()]
-        footage = film_all(scene, takes, new_raw, new_truth)
+    with _replace_folder(truth) as new_truth, _replace_folder(raw) as new_raw:
+        sequences = [_pose_sequence(scene, name, count, bias) for name, count in counts.items()]
+        detected = _record_videos(scene, sequences, new_raw, new_truth)
         for name in counts:
-            found = [item for item in footage if item.sequence == name]
-            write_detections(found, new_raw / "landmarks" / f"{name}.npz")
-        write_calibration(scene, new_raw)
-        write_truth(scene, takes, new_truth)
+            found = [item for item in detected if item.sequence == name]
+            _write_detections(found, new_raw / "landmarks" / f"{name}.npz")
+        _write_calibration(scene, new_raw)
+        _write_truth(scene, sequences, new_truth)
         build_model(
             new_raw / "morphable_model.h5", landmark_points(), scene.generator("morphable model")
         )
+    return raw

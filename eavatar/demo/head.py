@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Float32, Float64, Int32, Int64
 from eavatar.demo.controls import (
     CONTROLS,
     head_weight,
@@ -18,7 +18,7 @@ from eavatar.demo.controls import (
     lip_closure,
     random_shape,
     skin_displacements,
-    warp,
+    warp_to_head,
 )
 from eavatar.demo.look import eye_look, hair_look, shirt_look, skin_look, teeth_look, tongue_look
 from eavatar.demo.sculpt import (
@@ -28,14 +28,13 @@ from eavatar.demo.sculpt import (
     MOUTH_Y,
     SHIRT,
     SKIN,
-    Surface,
+    SculptSurface,
     axis,
     distances,
-    mesh,
+    extract_surface,
 )
 from eavatar.meshes import vertex_normals
 
-Float = NDArray[np.float32]
 METRES = 0.1  # per decimetre
 UNDER_HAIR = -0.04  # skin this deep under the hair's surface is not drawn, decimetres
 
@@ -57,24 +56,24 @@ SHIRT_AXES = (
 
 
 @dataclass(frozen=True)
-class Part:
+class HeadPart:
     """One piece of the head, in the sculpt frame.
 
     Attributes:
         surface: its mesh.
         displacements: (K, V, 3) of the expression controls, or None if it ignores them.
-        head: (V,) share of the head's pose.
+        head: (V,) skinning weight of the head.
         look: (V, A) shading attributes, see `eavatar.demo.look`.
     """
 
-    surface: Surface
-    displacements: NDArray[np.float64] | None
-    head: NDArray[np.float64]
-    look: Float
+    surface: SculptSurface
+    displacements: Float64 | None
+    head: Float64
+    look: Float32
 
 
 @dataclass(frozen=True)
-class Head:
+class DemoHead:
     """A head of the family with everything that the renderer needs, in metres.
 
     Attributes:
@@ -82,7 +81,7 @@ class Head:
         displacements: (K, V, 3) of the expression controls at full strength.
         faces: (F, 3) of everything that can be seen.
         skin_faces: (G, 3) of the skin, also under the hair.
-        head: (V,) share of the head's pose; the rest of a vertex stays with the torso.
+        head: (V,) skinning weight of the head; the rest is the torso's, which does not move.
         look: (V, A) shading attributes.
         eyes: left and right eyeball: slice of the vertices.
         eye_centres: (2, 3).
@@ -90,19 +89,24 @@ class Head:
         landmarks: (68,) skin vertices of the iBUG points.
     """
 
-    neutral: Float
-    displacements: Float
-    faces: NDArray[np.int32]
-    skin_faces: NDArray[np.int32]
-    head: Float
-    look: Float
+    neutral: Float32
+    displacements: Float32
+    faces: Int32
+    skin_faces: Int32
+    head: Float32
+    look: Float32
     eyes: tuple[slice, slice]
-    eye_centres: Float
+    eye_centres: Float32
     skin: int
-    landmarks: NDArray[np.int64]
+    landmarks: Int64
 
-    def vertices(self, expression: Float, gaze: tuple[float, float]) -> Float:
-        """(V, 3) at rest pose with control strengths (K,) and gaze (yaw, pitch) in radians."""
+    def vertices(self, expression: Float32, gaze: tuple[float, float]) -> Float32:
+        """(V, 3) at rest pose.
+
+        Args:
+            expression: (K,) strengths of the controls.
+            gaze: yaw and pitch, radians.
+        """
         result = self.neutral + np.tensordot(expression.astype(np.float32), self.displacements, 1)
         yaw, pitch = gaze
         cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
@@ -114,7 +118,7 @@ class Head:
         return result
 
 
-def grid_faces(rows: int, columns: int, closed: bool) -> NDArray[np.int32]:
+def _grid_faces(rows: int, columns: int, closed: bool) -> Int32:
     """Triangles of a grid of vertices; ``closed`` joins the last column to the first."""
     row, column = np.mgrid[: rows - 1, : columns - (0 if closed else 1)]
     a = row * columns + column
@@ -123,7 +127,9 @@ def grid_faces(rows: int, columns: int, closed: bool) -> NDArray[np.int32]:
     return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]).astype(np.int32)
 
 
-def ball(centre: tuple[float, ...], radii: tuple[float, ...], rows: int, columns: int) -> Surface:
+def _ball(
+    centre: tuple[float, ...], radii: tuple[float, ...], rows: int, columns: int
+) -> SculptSurface:
     """An ellipsoid with its pole towards +z and rows closer together near it."""
     polar = np.pi * np.linspace(0, 1, rows) ** 1.4
     around = 2 * np.pi * np.arange(columns) / columns
@@ -131,11 +137,11 @@ def ball(centre: tuple[float, ...], radii: tuple[float, ...], rows: int, columns
     y = np.sin(polar)[:, None] * np.sin(around)
     z = np.broadcast_to(np.cos(polar)[:, None], x.shape)
     unit = np.stack([x, y, z], -1).reshape(-1, 3)
-    faces = grid_faces(rows, columns, closed=True)[:, ::-1]
-    return Surface((unit * radii + centre).astype(np.float32), np.ascontiguousarray(faces))
+    faces = _grid_faces(rows, columns, closed=True)[:, ::-1]
+    return SculptSurface((unit * radii + centre).astype(np.float32), np.ascontiguousarray(faces))
 
 
-def dental_arch(upper: bool) -> Surface:
+def _dental_arch(upper: bool) -> SculptSurface:
     """A row of teeth with gum: a bent ribbon with a rounded section, closed at the biting edge."""
     along = np.linspace(-1, 1, 97)
     # Section from the gum down the front, round the edge and up the back: (depth, height).
@@ -151,66 +157,69 @@ def dental_arch(upper: bool) -> Surface:
     pz = z + outward[:, 1] * depth[:, None] * bulge
     root, direction = (MOUTH_Y + 0.125, -1) if upper else (MOUTH_Y - 0.155, 1)
     py = root + direction * height[:, None] * edge
-    faces = grid_faces(len(depth), len(along), closed=False)
+    faces = _grid_faces(len(depth), len(along), closed=False)
     faces = faces if not upper else faces[:, ::-1]
     vertices = np.stack([px, py, pz], -1).reshape(-1, 3)
-    return Surface(vertices.astype(np.float32), np.ascontiguousarray(faces))
+    return SculptSurface(vertices.astype(np.float32), np.ascontiguousarray(faces))
 
 
-def _normals(surface: Surface) -> Float:
+def _normals(surface: SculptSurface) -> Float32:
     """(V, 3) unit normals."""
     return vertex_normals(surface.vertices, surface.faces).astype(np.float32)
 
 
-def static_part(surface: Surface, look: Float, head: float) -> Part:
+def _static_part(surface: SculptSurface, look: Float32, head: float) -> HeadPart:
     """A part without expression."""
-    return Part(surface, None, np.full(len(surface.vertices), head), look)
+    return HeadPart(surface, None, np.full(len(surface.vertices), head), look)
 
 
-def skin_part(generator: np.random.Generator) -> Part:
-    surface = mesh(SKIN, SKIN_AXES)
+def _skin_part(generator: np.random.Generator) -> HeadPart:
+    """The skin, which all controls move."""
+    surface = extract_surface(SKIN, SKIN_AXES)
     points = surface.vertices.astype(np.float64)
     look = skin_look(points, _normals(surface), generator)
     moves = skin_displacements(points)
-    return Part(surface, moves, head_weight(points), look)
+    return HeadPart(surface, moves, head_weight(points), look)
 
 
-def jaw_part(surface: Surface, look: Float) -> Part:
+def _jaw_part(surface: SculptSurface, look: Float32) -> HeadPart:
+    """A part that only the controls of the jaw move."""
     points = surface.vertices.astype(np.float64)
-    return Part(surface, jaw_displacements(points), np.ones(len(points)), look)
+    return HeadPart(surface, jaw_displacements(points), np.ones(len(points)), look)
 
 
-def build_parts(generator: np.random.Generator) -> list[Part]:
+def _build_parts(generator: np.random.Generator) -> list[HeadPart]:
     """Skin, left and right eye, lower and upper teeth, tongue, hair, shirt."""
-    eyes = [ball((side * EYE[0], *EYE[1:]), (EYE_RADIUS,) * 3, 28, 40) for side in (1, -1)]
-    lower, upper = dental_arch(upper=False), dental_arch(upper=True)
-    tongue = ball((0.0, MOUTH_Y - 0.10, 0.66), (0.16, 0.06, 0.22), 12, 20)
-    hair, shirt = mesh(HAIR, HAIR_AXES), mesh(SHIRT, SHIRT_AXES)
+    eyes = [_ball((side * EYE[0], *EYE[1:]), (EYE_RADIUS,) * 3, 28, 40) for side in (1, -1)]
+    lower, upper = _dental_arch(upper=False), _dental_arch(upper=True)
+    tongue = _ball((0.0, MOUTH_Y - 0.10, 0.66), (0.16, 0.06, 0.22), 12, 20)
+    hair, shirt = extract_surface(HAIR, HAIR_AXES), extract_surface(SHIRT, SHIRT_AXES)
     return [
-        skin_part(generator),
-        *(static_part(eye, eye_look(eye, generator), 1.0) for eye in eyes),
-        jaw_part(lower, teeth_look(lower.vertices, upper=False)),
-        static_part(upper, teeth_look(upper.vertices, upper=True), 1.0),
-        jaw_part(tongue, tongue_look(tongue.vertices)),
-        static_part(hair, hair_look(hair.vertices, _normals(hair)), 1.0),
-        static_part(shirt, shirt_look(shirt.vertices, _normals(shirt)), 0.0),
+        _skin_part(generator),
+        *(_static_part(eye, eye_look(eye, generator), 1.0) for eye in eyes),
+        _jaw_part(lower, teeth_look(lower.vertices, upper=False)),
+        _static_part(upper, teeth_look(upper.vertices, upper=True), 1.0),
+        _jaw_part(tongue, tongue_look(tongue.vertices)),
+        _static_part(hair, hair_look(hair.vertices, _normals(hair)), 1.0),
+        _static_part(shirt, shirt_look(shirt.vertices, _normals(shirt)), 0.0),
     ]
 
 
-def shaped(part: Part, shape: NDArray[np.float64], neutral: bool) -> tuple[Float, Float]:
+def _shape_part(part: HeadPart, shape: Float64, neutral: bool) -> tuple[Float32, Float32]:
     """Neutral vertices (V, 3) and control displacements (K, V, 3) of a part on one head, metres.
 
     Args:
+        part: on the sculpture.
         shape: the head's coefficients, see `random_shape`.
         neutral: close the lips of the sculpture.
     """
     points = part.surface.vertices.astype(np.float64)
     base = points + lip_closure(points) if neutral else points
-    start = warp(base, shape)
+    start = warp_to_head(base, shape)
     if part.displacements is None:
         moves = np.zeros((len(CONTROLS), *points.shape))
     else:
-        moves = np.stack([warp(base + move, shape) - start for move in part.displacements])
+        moves = np.stack([warp_to_head(base + move, shape) - start for move in part.displacements])
     return (METRES * start).astype(np.float32), (METRES * moves).astype(np.float32)
 
 
@@ -245,7 +254,7 @@ INNER_LIPS_UPPER = ((0.0, -0.338, 1.03), (0.10, -0.333, 1.01), (0.245, -0.35, 0.
 INNER_LIPS_LOWER = ((0.0, -0.394, 1.01), (0.10, -0.388, 1.0))
 
 
-def landmark_points() -> NDArray[np.float64]:
+def landmark_points() -> Float64:
     """(68, 3) iBUG points on the sculpture, in that order from the subject's right to left."""
 
     def right(points: tuple[tuple[float, ...], ...]) -> list[tuple[float, ...]]:
@@ -264,20 +273,20 @@ def landmark_points() -> NDArray[np.float64]:
     return np.array(points)
 
 
-def nearest_vertices(vertices: Float, points: NDArray[np.float64]) -> NDArray[np.int64]:
+def _nearest_vertices(vertices: Float32, points: Float64) -> Int64:
     """Index of the vertex nearest to each point."""
     from scipy.spatial import cKDTree
 
     return np.asarray(cKDTree(vertices).query(points)[1], dtype=np.int64)
 
 
-def build_head(seed: int) -> Head:
+def build_head(seed: int) -> DemoHead:
     """The subject: a random head of the family, deterministic from the seed."""
     generator = np.random.default_rng([seed, 1])
-    parts = build_parts(generator)
+    parts = _build_parts(generator)
     shape = random_shape(generator)
     # The shirt is the same for all heads; teeth and tongue keep their place between the lips.
-    pieces = [shaped(part, shape, neutral=index == 0) for index, part in enumerate(parts)]
+    pieces = [_shape_part(part, shape, neutral=index == 0) for index, part in enumerate(parts)]
     sizes = [len(neutral) for neutral, _ in pieces]
     starts = np.cumsum([0, *sizes])
     eyes = slice(starts[1], starts[2]), slice(starts[2], starts[3])
@@ -286,7 +295,7 @@ def build_head(seed: int) -> Head:
     faces = [part.surface.faces + start for part, start in zip(parts, starts, strict=False)]
     faces[0] = skin_faces[~scalp[skin_faces].all(axis=1)]
     centres = np.array([[side * EYE[0], EYE[1], EYE[2]] for side in (1.0, -1.0)])
-    return Head(
+    return DemoHead(
         neutral=np.concatenate([neutral for neutral, _ in pieces]),
         displacements=np.concatenate([moves for _, moves in pieces], axis=1),
         faces=np.concatenate(faces).astype(np.int32),
@@ -294,7 +303,7 @@ def build_head(seed: int) -> Head:
         head=np.concatenate([part.head for part in parts]).astype(np.float32),
         look=np.concatenate([part.look for part in parts]),
         eyes=eyes,
-        eye_centres=(METRES * warp(centres, shape)).astype(np.float32),
+        eye_centres=(METRES * warp_to_head(centres, shape)).astype(np.float32),
         skin=sizes[0],
-        landmarks=nearest_vertices(parts[0].surface.vertices, landmark_points()),
+        landmarks=_nearest_vertices(parts[0].surface.vertices, landmark_points()),
     )

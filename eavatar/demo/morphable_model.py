@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Bool, Float64, Int32, Int64
 from eavatar.demo import controls
 from eavatar.demo.controls import CONTROLS
-from eavatar.demo.sculpt import MOUTH_Y, SKIN, Surface, axis, mesh
+from eavatar.demo.sculpt import MOUTH_Y, SKIN, SculptSurface, axis, extract_surface
 from eavatar.io import atomic
-
-Array = NDArray[np.float64]
 
 HEADS = 60  # whose shapes the identity components come from
 EXPRESSIVE_HEADS = 3  # whose controls are averaged
@@ -42,7 +40,7 @@ NAMED_LANDMARKS = {
 
 
 @dataclass(frozen=True)
-class Components:
+class LinearModel:
     """A linear model of 3-D points.
 
     Attributes:
@@ -51,19 +49,19 @@ class Components:
         variance: (M,) square millimetres.
     """
 
-    mean: Array
-    basis: Array
-    variance: Array
+    mean: Float64
+    basis: Float64
+    variance: Float64
 
 
-def keep_vertices(surface: Surface, keep: NDArray[np.bool_]) -> Surface:
+def _keep_vertices(surface: SculptSurface, keep: Bool) -> SculptSurface:
     """The faces whose corners are all kept, and the vertices that they use."""
     faces = surface.faces[keep[surface.faces].all(axis=1)]
     used, renumbered = np.unique(faces, return_inverse=True)
-    return Surface(surface.vertices[used], renumbered.reshape(-1, 3).astype(np.int32))
+    return SculptSurface(surface.vertices[used], renumbered.reshape(-1, 3).astype(np.int32))
 
 
-def template(landmarks: Array) -> tuple[Surface, NDArray[np.int64]]:
+def _build_template(landmarks: Float64) -> tuple[SculptSurface, Int64]:
     """Coarse skin without the mouth's inside, and the (68,) vertices that lie on the landmarks.
 
     Args:
@@ -71,9 +69,9 @@ def template(landmarks: Array) -> tuple[Surface, NDArray[np.int64]]:
     """
     from scipy.spatial import cKDTree
 
-    surface = mesh(SKIN, AXES)
+    surface = extract_surface(SKIN, AXES)
     inside = ((surface.vertices - [0, MOUTH_Y, 0.60]) / [0.28, 0.205, 0.30]) ** 2
-    surface = keep_vertices(surface, inside.sum(axis=1) > 1)
+    surface = _keep_vertices(surface, inside.sum(axis=1) > 1)
     vertices = surface.vertices.copy()
     indices: list[int] = []
     _, candidates = cKDTree(vertices).query(landmarks, k=8)
@@ -81,38 +79,41 @@ def template(landmarks: Array) -> tuple[Surface, NDArray[np.int64]]:
         index = next(int(i) for i in nearest if i not in indices)
         vertices[index] = point
         indices.append(index)
-    return Surface(vertices, surface.faces), np.array(indices)
+    return SculptSurface(vertices, surface.faces), np.array(indices)
 
 
-def identity_components(points: Array, generator: np.random.Generator) -> Components:
+def _identity_components(points: Float64, generator: np.random.Generator) -> LinearModel:
     """Principal components of random heads; points (N, 3) on the sculpture, lips closed."""
     heads = np.stack(
-        [controls.warp(points, controls.random_shape(generator)).ravel() for _ in range(HEADS)]
+        [
+            controls.warp_to_head(points, controls.random_shape(generator)).ravel()
+            for _ in range(HEADS)
+        ]
     )
     mean = heads.mean(axis=0)
     _, singular, directions = np.linalg.svd(heads - mean, full_matrices=False)
     variance = singular[:IDENTITY_COMPONENTS] ** 2 / (HEADS - 1)
     basis = directions[:IDENTITY_COMPONENTS].T
-    return Components(MILLIMETRES * mean, basis, MILLIMETRES**2 * variance)
+    return LinearModel(MILLIMETRES * mean, basis, MILLIMETRES**2 * variance)
 
 
-def expression_components(
-    points: Array, displacements: Array, generator: np.random.Generator
-) -> Components:
+def _expression_components(
+    points: Float64, displacements: Float64, generator: np.random.Generator
+) -> LinearModel:
     """Orthonormal span of the controls, averaged over other heads; displacements (K, N, 3)."""
     total = np.zeros((len(CONTROLS), points.size))
     for _ in range(EXPRESSIVE_HEADS):
         shape = controls.random_shape(generator)
-        neutral = controls.warp(points, shape)
+        neutral = controls.warp_to_head(points, shape)
         for row, displacement in zip(total, displacements, strict=True):
-            row += (controls.warp(points + displacement, shape) - neutral).ravel()
+            row += (controls.warp_to_head(points + displacement, shape) - neutral).ravel()
     mean_motion = total / EXPRESSIVE_HEADS
     _, singular, directions = np.linalg.svd(mean_motion, full_matrices=False)
     variance = (MILLIMETRES * STRENGTH * singular) ** 2
-    return Components(np.zeros(points.size), directions.T, variance)
+    return LinearModel(np.zeros(points.size), directions.T, variance)
 
 
-def landmark_metadata(points: Array) -> str:
+def _landmark_metadata(points: Float64) -> str:
     """The JSON list of named landmarks; points (68, 3) of the mean head, millimetres."""
     uncertainty = {"stddevs": [4.0, 4.0, 4.0], "pcvectors": np.eye(3, dtype=int).tolist()}
     entries = [
@@ -122,11 +123,11 @@ def landmark_metadata(points: Array) -> str:
     return json.dumps(entries)
 
 
-def write_model(
+def _write_model(
     path: Path,
-    groups: dict[str, Components],
-    faces: NDArray[np.int32],
-    landmarks: NDArray[np.int64],
+    groups: dict[str, LinearModel],
+    faces: Int32,
+    landmarks: Int64,
 ) -> None:
     """Write the HDF5 file; groups are ``shape``, ``color`` and ``expression``."""
     import h5py
@@ -143,27 +144,28 @@ def write_model(
             representer["points"] = mean.T.astype(np.float32)
             representer["cells"] = faces.T
         file["landmarks68/vertex_index"] = landmarks.astype(np.int32)
-        text = landmark_metadata(mean[landmarks])
+        text = _landmark_metadata(mean[landmarks])
         file.create_dataset("metadata/landmarks/json", data=[text], dtype=h5py.string_dtype())
 
 
-def build_model(path: Path, landmarks: Array, generator: np.random.Generator) -> None:
+def build_model(path: Path, landmarks: Float64, generator: np.random.Generator) -> None:
     """Build and write the morphable model.
 
     Args:
+        path: of the HDF5 file.
         landmarks: (68, 3) of the subject's landmark vertices on the sculpture, decimetres.
         generator: of the other heads; must not be the subject's.
     """
-    surface, indices = template(landmarks)
+    surface, indices = _build_template(landmarks)
     sculpture = surface.vertices.astype(np.float64)
     neutral = sculpture + controls.lip_closure(sculpture)
     groups = {
-        "shape": identity_components(neutral, generator),
-        "color": Components(
+        "shape": _identity_components(neutral, generator),
+        "color": LinearModel(
             np.full(neutral.size, 0.6), np.zeros((neutral.size, 1)), np.full(1, 1e-4)
         ),
-        "expression": expression_components(
+        "expression": _expression_components(
             neutral, controls.skin_displacements(sculpture), generator
         ),
     }
-    write_model(path, groups, surface.faces, indices)
+    _write_model(path, groups, surface.faces, indices)

@@ -1,4 +1,4 @@
-"""What the demo subject does: poses, gaze and expressions of each sequence over time."""
+"""The demo subject's motion: poses, gaze and expressions of each sequence over time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Float64
 from eavatar.demo.controls import CONTROLS
 
-Array = NDArray[np.floating]
 HELD_OUT = "FREE"
 SECONDS_PER_TIMESTEP = 0.2
 REST = np.array([0.0, -0.034, -0.050])  # of the model frame's origin in world space, metres
@@ -97,8 +96,8 @@ BOTH_SIDES = ("smile", "brow_raise", "blink")
 
 
 @dataclass(frozen=True)
-class Motion:
-    """A sequence over time.
+class ActedMotion:
+    """The motion of one sequence.
 
     Attributes:
         time_s: (T,) seconds.
@@ -108,14 +107,14 @@ class Motion:
         translation: (T, 3) metres.
     """
 
-    time_s: Array
-    expression: Array
-    gaze: Array
-    rotation: Array
-    translation: Array
+    time_s: Float64
+    expression: Float64
+    gaze: Float64
+    rotation: Float64
+    translation: Float64
 
 
-def expression_vector(key: Key) -> Array:
+def _expression_vector(key: Key) -> Float64:
     """(K,) strengths of one key frame."""
     strength = np.zeros(len(CONTROLS))
     for name, value in key.items():
@@ -127,25 +126,25 @@ def expression_vector(key: Key) -> Array:
     return strength
 
 
-def rotation_matrices(degrees: Array) -> Array:
+def _rotation_matrices(degrees: Float64) -> Float64:
     """(T, 3, 3) from (T, 3) yaw to the subject's left, pitch up, roll."""
     from scipy.spatial.transform import Rotation
 
     yaw, pitch, roll = degrees.T
     angles = np.stack([yaw, -pitch, roll], axis=1)
-    matrices: Array = Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
+    matrices: Float64 = Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
     return matrices
 
 
-def motion(sequence: str, timesteps: int) -> Motion:
-    """The key frames of a sequence, interpolated without overshoot at ``timesteps`` moments."""
+def act(sequence: str, timesteps: int) -> ActedMotion:
+    """The key frames of a sequence, interpolated without overshoot at ``timesteps`` times."""
     from scipy.interpolate import PchipInterpolator
 
     keys = SEQUENCES[sequence]
     rows = [
         np.concatenate(
             [
-                expression_vector(key),
+                _expression_vector(key),
                 np.array(key.get("look", (0, 0))),
                 np.array(key.get("turn", (0, 0, 0))),
                 np.array(key.get("shift", (0, 0, 0))),
@@ -153,14 +152,14 @@ def motion(sequence: str, timesteps: int) -> Motion:
         )
         for key in keys
     ]
-    # The half-step offset keeps moments of different counts from meeting at the key frames.
-    moments = (np.arange(timesteps) + 0.5) / timesteps * (len(keys) - 1)
-    curve = PchipInterpolator(np.arange(len(keys)), np.stack(rows))(moments)
+    # The half-step offset keeps sequences of different counts from sharing key frames.
+    times = (np.arange(timesteps) + 0.5) / timesteps * (len(keys) - 1)
+    curve = PchipInterpolator(np.arange(len(keys)), np.stack(rows))(times)
     expression, look, turn, shift = np.split(curve, np.cumsum([len(CONTROLS), 2, 3]), axis=1)
-    rotation = rotation_matrices(turn)
+    rotation = _rotation_matrices(turn)
     # The head turns about the top of the neck, 6 cm below and 2 cm behind the origin.
     pivot = np.array([0.0, -0.06, -0.02])
     translation = REST + 0.01 * shift + pivot - rotation @ pivot
-    time_s = SECONDS_PER_TIMESTEP * (np.arange(timesteps) + 0.5)
+    time_s = SECONDS_PER_TIMESTEP * (np.arange(timesteps, dtype=np.float64) + 0.5)
     gaze = np.radians(look)
-    return Motion(time_s, expression, gaze, rotation, translation)
+    return ActedMotion(time_s, expression, gaze, rotation, translation)

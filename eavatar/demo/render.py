@@ -12,13 +12,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
+from eavatar.arrays import Bool, Float32, Int32, Uint8
 from eavatar.cameras import Camera
 from eavatar.demo.look import COLUMNS, KEY_LIGHT
 
-Float = NDArray[np.float32]
-Ints = NDArray[np.int32]
 Optics = tuple[Any, ...]  # float32 fx, fy, cx, cy of the intrinsics, in samples
 
 SAMPLES = 2  # along each side of a pixel
@@ -39,8 +37,8 @@ class NoiseTables:
         strands: (64, 1024) strands: along, across.
     """
 
-    volume: Float
-    strands: Float
+    volume: Float32
+    strands: Float32
 
 
 def noise_tables(generator: np.random.Generator) -> NoiseTables:
@@ -66,13 +64,16 @@ class Geometry:
         normals: (V, 3) unit.
     """
 
-    vertices: Float
-    normals: Float
+    vertices: Float32
+    normals: Float32
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def smooth_normals(vertices: Float, faces: Ints) -> Float:
-    """(V, 3) unit vertex normals, weighted by area."""
+def smooth_normals(vertices: Float32, faces: Int32) -> Float32:
+    """(V, 3) unit vertex normals, weighted by area.
+
+    Compiled and in float32, unlike `eavatar.meshes.vertex_normals`, as each timestep needs them.
+    """
     normals = np.zeros_like(vertices)
     for f in range(len(faces)):
         a, b, c = faces[f]
@@ -98,7 +99,9 @@ def smooth_normals(vertices: Float, faces: Ints) -> Float:
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def cast(points: Float, faces: Ints, optics: Optics, width: int, height: int) -> tuple[Ints, Float]:
+def cast(
+    points: Float32, faces: Int32, optics: Optics, width: int, height: int
+) -> tuple[Int32, Float32]:
     """Nearest front-facing triangle and its depth at the centre of every sample.
 
     Args:
@@ -143,7 +146,7 @@ def cast(points: Float, faces: Ints, optics: Optics, width: int, height: int) ->
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def look_up_volume(volume: Float, x: float, y: float, z: float) -> float:
+def _look_up_volume(volume: Float32, x: float, y: float, z: float) -> float:
     """Trilinear, periodic."""
     i, j, k = math.floor(x), math.floor(y), math.floor(z)
     tx, ty, tz = x - i, y - j, z - k
@@ -157,7 +160,7 @@ def look_up_volume(volume: Float, x: float, y: float, z: float) -> float:
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def look_up_strands(strands: Float, along: float, across: float) -> float:
+def _look_up_strands(strands: Float32, along: float, across: float) -> float:
     """Bilinear, periodic."""
     i, j = math.floor(along), math.floor(across)
     ti, tj = along - i, across - j
@@ -168,33 +171,33 @@ def look_up_strands(strands: Float, along: float, across: float) -> float:
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def shade(
-    look: Float,
-    normal: Float,
-    view: Float,
-    lights: Float,
-    volume: Float,
-    strands: Float,
-    colour: Float,
+def _shade(
+    look: Float32,
+    normal: Float32,
+    view: Float32,
+    lights: Float32,
+    volume: Float32,
+    strands: Float32,
+    colour: Float32,
 ) -> None:
-    """Outgoing linear colour of one hit, into ``colour``."""
+    """Write the outgoing linear colour of one hit to ``colour``."""
     x, y, z = look[11], look[12], look[13]
     factor = 1.0
     freckle = 0.0
     if look[3] > 0.01:
-        fine = look_up_volume(volume, 34.0 * x + 7.0, 34.0 * y, 34.0 * z)
+        fine = _look_up_volume(volume, 34.0 * x + 7.0, 34.0 * y, 34.0 * z)
         factor += 0.07 * look[3] * fine
         freckle = 0.8 * look[3] * max(fine - 0.42, 0.0)
     gloss = look[7]
     if look[4] > 0.01:
-        strand = look_up_strands(strands, 60.0 * look[6], STRAND_COLUMNS * look[5])
+        strand = _look_up_strands(strands, 60.0 * look[6], STRAND_COLUMNS * look[5])
         factor *= math.exp(0.75 * look[4] * strand)
         gloss *= 1.0 + 0.8 * look[4] * strand
     key = normal[0] * lights[0, 0] + normal[1] * lights[0, 1] + normal[2] * lights[0, 2]
     fill = normal[0] * lights[1, 0] + normal[1] * lights[1, 1] + normal[2] * lights[1, 2]
     rim = normal[0] * lights[2, 0] + normal[1] * lights[2, 1] + normal[2] * lights[2, 2]
     facing = max(normal[0] * view[0] + normal[1] * view[1] + normal[2] * view[2], 0.0)
-    open_share, lit = look[8], look[9]
+    openness, lit = look[8], look[9]
     spread = (0.30, 0.16, 0.10)
     tint = (1.04, 1.0, 0.95)
     for channel in range(3):
@@ -203,7 +206,7 @@ def shade(
         around = 0.27 * max((fill + 0.4) / 1.4, 0.0) + 0.12 * max(rim, 0.0)
         ambient = 0.23 + 0.08 * normal[1]
         # Light that bounces within a crease keeps the colour of what it bounced off.
-        bounced = open_share * (1.0 + 0.4 * look[channel] * (1.0 - open_share))
+        bounced = openness * (1.0 + 0.4 * look[channel] * (1.0 - openness))
         light = 0.86 * tint[channel] * direct + (around + ambient) * bounced
         albedo = look[channel] * factor * (1.0 - freckle * (0.35, 0.62, 0.75)[channel])
         colour[channel] = albedo * light
@@ -212,13 +215,13 @@ def shade(
     aligned = normal[0] * half[0] + normal[1] * half[1] + normal[2] * half[2]
     aligned = max(aligned / max(length, 1e-6), 0.0)
     shine = 0.16 * aligned**18 if gloss < 0.9 else 0.12 * aligned**18 + 0.9 * aligned**220
-    shine = shine * lit + 0.05 * (1 - facing) ** 4 * open_share
+    shine = shine * lit + 0.05 * (1 - facing) ** 4 * openness
     for channel in range(3):
         colour[channel] += gloss * shine
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True, inline="always")
-def ray_volume(dx: float, dy: float, points: Float, b: int, c: int) -> float:
+def _ray_volume(dx: float, dy: float, points: Float32, b: int, c: int) -> float:
     """Triple product of the ray (dx, dy, 1) with two vertices in camera space."""
     volume: float = (
         dx * (points[b, 1] * points[c, 2] - points[b, 2] * points[c, 1])
@@ -229,24 +232,24 @@ def ray_volume(dx: float, dy: float, points: Float, b: int, c: int) -> float:
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def interpolate(
+def _interpolate(
     dx: float,
     dy: float,
-    points: Float,
-    corners: Ints,
-    vertices: Float,
-    normals: Float,
-    looks: Float,
-    eye: Float,
-    look: Float,
-    normal: Float,
-    view: Float,
+    points: Float32,
+    corners: Int32,
+    vertices: Float32,
+    normals: Float32,
+    looks: Float32,
+    eye: Float32,
+    look: Float32,
+    normal: Float32,
+    view: Float32,
 ) -> None:
-    """Attributes where the ray (dx, dy, 1) meets a triangle's plane, into the last three arrays."""
+    """Write the attributes where the ray (dx, dy, 1) meets a triangle to the last three arrays."""
     a, b, c = corners
-    wa = ray_volume(dx, dy, points, b, c)
-    wb = ray_volume(dx, dy, points, c, a)
-    wc = ray_volume(dx, dy, points, a, b)
+    wa = _ray_volume(dx, dy, points, b, c)
+    wb = _ray_volume(dx, dy, points, c, a)
+    wc = _ray_volume(dx, dy, points, a, b)
     # The mean of several samples may lie outside the first one's triangle: stay on it.
     sign = 1.0 if wa + wb + wc > 0 else -1.0
     wa, wb, wc = max(sign * wa, 0.0), max(sign * wb, 0.0), max(sign * wc, 0.0)
@@ -267,16 +270,20 @@ def interpolate(
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def gather(
-    ids: Ints, depths: Float, y: int, x: int, taken: NDArray[np.bool_]
+def _gather(
+    ids: Int32, depths: Float32, y: int, x: int, taken: Bool
 ) -> tuple[int, int, float, float]:
-    """Claim the samples of a pixel that see the same surface as its first unclaimed one.
+    """Group the samples of a pixel that see the same surface as its first ungrouped one.
 
     Args:
-        taken: (S²,) claimed samples, updated.
+        ids: of `cast`.
+        depths: of `cast`.
+        y: row of the pixel.
+        x: column of the pixel.
+        taken: (S²,) samples grouped so far, updated.
 
     Returns:
-        the triangle of the first sample (-1 if none is left), the number of samples claimed,
+        the triangle of the first sample (-1 if none is left), the number of samples grouped,
         and their mean column and row.
     """
     face, count, column, row, depth = -1, 0, 0.0, 0.0, np.float32(0)
@@ -295,20 +302,20 @@ def gather(
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def resolve(
-    ids: Ints,
-    depths: Float,
-    points: Float,
-    faces: Ints,
-    vertices: Float,
-    normals: Float,
-    looks: Float,
+def _resolve(
+    ids: Int32,
+    depths: Float32,
+    points: Float32,
+    faces: Int32,
+    vertices: Float32,
+    normals: Float32,
+    looks: Float32,
     optics: Optics,
-    eye: Float,
-    lights: Float,
-    volume: Float,
-    strands: Float,
-) -> tuple[Float, Float]:
+    eye: Float32,
+    lights: Float32,
+    volume: Float32,
+    strands: Float32,
+) -> tuple[Float32, Float32]:
     """Shade each pixel once for every surface that its samples see, and average.
 
     Returns:
@@ -325,29 +332,35 @@ def resolve(
         for x in range(width):
             taken[:] = False
             while True:
-                face, count, column, row = gather(ids, depths, y, x, taken)
+                face, count, column, row = _gather(ids, depths, y, x, taken)
                 if face < 0:
                     break
                 dx, dy = (column - cx) / fx, (row - cy) / fy
-                interpolate(
+                _interpolate(
                     dx, dy, points, faces[face], vertices, normals, looks, eye, look, normal, view
                 )
-                shade(look, normal, view, lights, volume, strands, colour)
-                share = np.float32(count / SAMPLES**2)
-                coverage[y, x] += share
+                _shade(look, normal, view, lights, volume, strands, colour)
+                weight = np.float32(count / SAMPLES**2)
+                coverage[y, x] += weight
                 for i in range(3):
-                    image[y, x, i] += share * colour[i]
+                    image[y, x, i] += weight * colour[i]
     return image, coverage
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def develop(
-    image: Float, coverage: Float, plate: Float, camera_colour: Float, curve: Float, noise: Float
-) -> NDArray[np.uint8]:
-    """What the camera stores: (H, W, 3) uint8.
+def apply_sensor(
+    image: Float32,
+    coverage: Float32,
+    plate: Float32,
+    camera_colour: Float32,
+    curve: Float32,
+    noise: Float32,
+) -> Uint8:
+    """The 8-bit image of a camera's sensor: (H, W, 3).
 
     Args:
-        image, coverage: from `resolve`.
+        image: (H, W, 3) of `_resolve`.
+        coverage: (H, W) of `_resolve`.
         plate: (H, W, 3) linear background.
         camera_colour: (3, 3) linear scene colour to linear camera colour.
         curve: (4096,) sRGB encoding of linear [0, 1], in 8-bit steps.
@@ -379,28 +392,36 @@ class View:
         depth: (2H, 2W) metres along the optical axis at the samples, 1e9 where nothing is hit.
     """
 
-    image: Float
-    coverage: Float
-    depth: Float
+    image: Float32
+    coverage: Float32
+    depth: Float32
 
 
-def render(
-    geometry: Geometry, faces: Ints, looks: Float, camera: Camera, noise: NoiseTables
+def render_view(
+    geometry: Geometry, faces: Int32, looks: Float32, camera: Camera, noise: NoiseTables
 ) -> View:
-    """Cast and shade one image; looks are the per-vertex columns of `eavatar.demo.look`."""
+    """Cast and shade one image.
+
+    Args:
+        geometry: the posed head.
+        faces: (F, 3).
+        looks: (V, A) columns of `eavatar.demo.look`.
+        camera: at the size of the image.
+        noise: detail finer than the mesh.
+    """
     transform = camera.world_to_camera.astype(np.float32)
     points = geometry.vertices @ transform[:3, :3].T + transform[:3, 3]
     k = camera.intrinsics * SAMPLES
     optics = tuple(np.float32(value) for value in (k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
     ids, depth = cast(points, faces, optics, camera.width * SAMPLES, camera.height * SAMPLES)
-    image, coverage = resolve(
+    image, coverage = _resolve(
         ids, depth, points, faces, geometry.vertices, geometry.normals, looks, optics,
         camera.centre.astype(np.float32), LIGHTS, noise.volume, noise.strands,
     )  # fmt: skip
     return View(image, coverage, depth)
 
 
-def encoding_curve() -> Float:
+def encoding_curve() -> Float32:
     """(4096,) sRGB encoding of linear [0, 1] in 8-bit steps."""
     linear = np.linspace(0, 1, 4096)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -15,7 +15,7 @@ from eavatar.cameras import Camera
 from eavatar.demo import controls, render, rig
 from eavatar.demo.capture import demo_capture
 from eavatar.demo.head import build_head
-from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, motion
+from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, act
 from eavatar.settings import DemoSettings
 
 SETTINGS = DemoSettings(timesteps=2, held_out_timesteps=2, image_scale=0.04)
@@ -132,9 +132,9 @@ def test_landmarks_are_mirrored(head):
 
 
 def test_held_out_poses_lie_inside_the_training_range():
-    training = [motion(name, 16) for name in SEQUENCES if name != HELD_OUT]
+    training = [act(name, 16) for name in SEQUENCES if name != HELD_OUT]
     largest = np.concatenate([take.expression for take in training]).max(axis=0)
-    held_out = motion(HELD_OUT, 12)
+    held_out = act(HELD_OUT, 12)
     assert (held_out.expression <= largest + 0.05).all()
     assert np.linalg.norm(held_out.translation - REST, axis=1).max() < 0.05
     cosine = (np.trace(held_out.rotation, axis1=1, axis2=2) - 1) / 2

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import yaml
@@ -28,7 +27,8 @@ from eavatar.backends import (
     WeightFile,
 )
 from eavatar.capture.ingest import calibrate, ingest
-from eavatar.capture.matting import Shot, matte, read_image
+from eavatar.capture.matting import Shot, matte
+from eavatar.data.images import read_grey
 from eavatar.errors import UserError
 from eavatar.face.landmarks import FaceNetwork, LandmarkJob, detect_in_views, detect_landmarks
 from eavatar.io import Landmarks, read_arrays
@@ -86,8 +86,7 @@ def test_a_new_matting_backend_makes_masks(bright: dict[str, object], tmp_path: 
     ingest(ingest_settings(), raw, "FREE", tmp_path)
     matte(settings, ingest_settings(), tmp_path, "FREE", None, tmp_path / "masks")
     masks = [
-        read_image(tmp_path / f"masks/FREE/{SERIALS[0]}/{timestep:05d}.png", cv2.IMREAD_GRAYSCALE)
-        for timestep in range(4)
+        read_grey(tmp_path / f"masks/FREE/{SERIALS[0]}/{timestep:05d}.png") for timestep in range(4)
     ]
     # frames have levels of 60, 80, 100 and 120
     assert [int(mask[32, 32]) for mask in masks] == [0, 0, 255, 255]

@@ -171,7 +171,7 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     sequences = select(list(raw.frames), settings.sequences, settings.exclude)
     if not sequences:
         raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.frames)}.")
-    serials = choose_cameras(settings, raw)
+    serials = select_cameras(settings, raw)
     header = check_videos(raw, sequences, serials)[sequences[0]]
     window = _window(settings, raw, header)
     for serial in serials:
@@ -202,7 +202,7 @@ def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path)
         UserError: the capture is faulty, or a video cannot be decoded to its end.
     """
     raw = open_capture(capture)
-    serials = choose_cameras(settings, raw)
+    serials = select_cameras(settings, raw)
     header = check_videos(raw, [sequence], serials)[sequence]
     folder, index = output / sequence, output / f"{sequence}.csv"
     index.unlink(missing_ok=True)
@@ -216,7 +216,7 @@ def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path)
     return write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
 
 
-def choose_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
+def select_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
     """Serial numbers that the settings choose, sorted.
 
     Raises:

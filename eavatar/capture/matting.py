@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from eavatar.arrays import Image
 from eavatar.backends import MATTING
 from eavatar.capture.ingest import in_threads, write_image
+from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
 from eavatar.io import require, write_rows
 from eavatar.settings import IngestSettings, MatteSettings
@@ -101,14 +102,12 @@ class Shot:
                 f"{self.camera}, but {path} does not exist; add it to the capture or set "
                 f"capture.matte.backend to {without_plates()}."
             )
-        return read_image(path, cv2.IMREAD_COLOR)
+        return read_colour(path, "calibrate")
 
     def images(self) -> Iterator[Image]:
         """The (S, S, 3) BGR frames in the order of the timesteps."""
         for timestep in self.timesteps:
-            yield read_image(
-                self.frames / self.sequence / self.camera / f"{timestep:05d}.jpg", cv2.IMREAD_COLOR
-            )
+            yield read_colour(self.frames / self.sequence / self.camera / f"{timestep:05d}.jpg")
 
 
 def without_plates() -> str:
@@ -190,14 +189,6 @@ def find_failed(coverage: NDArray[np.float64], settings: MatteSettings) -> NDArr
     return failed
 
 
-def read_image(path: Path, flags: int) -> Image:
-    """An image of an earlier stage, or a `UserError` if it is missing or damaged."""
-    image = cv2.imread(str(require(path, "the image")), flags)
-    if image is None:
-        raise UserError(f"{path} is not a readable image; make it again.")
-    return image
-
-
 def _read_shots(
     settings: MatteSettings,
     ingest: IngestSettings,
@@ -214,7 +205,7 @@ def _read_shots(
     for camera in sorted({camera for camera, _, _ in rows}):
         own = sorted((timestep, source) for serial, timestep, source in rows if serial == camera)
         timesteps, source_frames = zip(*own, strict=True)
-        visible = read_image(frames / "visible" / f"{camera}.png", cv2.IMREAD_GRAYSCALE)
+        visible = read_grey(frames / "visible" / f"{camera}.png", "calibrate")
         shots.append(
             Shot(
                 settings,

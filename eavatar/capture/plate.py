@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from eavatar.arrays import Image
-
-Float = NDArray[Any]  # float32; OpenCV annotates no narrower type
-Mask = NDArray[np.bool_]
+from eavatar.arrays import Bool, Image
 
 # Distances are CIELAB ΔE, where about 2 is just noticeable.
 SHADOW = 6.0  # darkening of the set that a soft shadow explains
@@ -37,9 +32,9 @@ class Plate:
     """
 
     window: tuple[slice, slice]
-    colour: Float
-    lab: Float
-    border: Mask
+    colour: Image
+    lab: Image
+    border: Bool
 
     @classmethod
     def of(cls, image: Image, visible: Image) -> Plate:
@@ -75,7 +70,7 @@ def mask_from_plate(image: Image, plate: Plate) -> Image:
     return mask
 
 
-def _match_exposure(image: Image, plate: Plate) -> Float:
+def _match_exposure(image: Image, plate: Plate) -> Image:
     """(H, W, 3) the frame in [0, 1], divided by its gain per channel over the plate.
 
     The gain is the median over the border, where hair or a hand is outvoted.
@@ -86,7 +81,7 @@ def _match_exposure(image: Image, plate: Plate) -> Float:
     return cv2.LUT(image, levels.astype(np.float32)[None])
 
 
-def _distance(colour: Float, plate: Plate) -> Float:
+def _distance(colour: Image, plate: Plate) -> Image:
     """(H, W) CIELAB distance to the plate, with the darkening of soft shadows forgiven.
 
     A shadow lowers lightness and leaves chromaticity, so only the negative part of the lightness
@@ -99,7 +94,7 @@ def _distance(colour: Float, plate: Plate) -> Float:
     return np.sqrt(np.einsum("...c,...c", difference, difference))
 
 
-def _main_components(mask: Mask) -> Mask:
+def _main_components(mask: Bool) -> Bool:
     """The large 4-connected regions after specks and hairline bridges are removed.
 
     More than one, since a neck of the plate's colour may part the head from the shirt.
@@ -111,7 +106,7 @@ def _main_components(mask: Mask) -> Mask:
     return (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
 
 
-def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
+def _fill_holes(subject: Bool, distance: Image, noise: float) -> Bool:
     """Fill the enclosed holes of a mask, except those that look like the plate.
 
     Skin or cloth of the plate's colour differs from it somewhat; where the set is seen between a
@@ -133,7 +128,7 @@ def _fill_holes(subject: Mask, distance: Float, noise: float) -> Mask:
     return filled
 
 
-def _soft_edge(colour: Float, plate: Float, subject: Mask) -> Float:
+def _soft_edge(colour: Image, plate: Image, subject: Bool) -> Image:
     """(H, W) a hard mask with a soft edge, in [0, 1], from the known background.
 
     In a band along the edge the pixel is I = α F + (1 − α) B with B the plate and F a colour of the
@@ -161,15 +156,15 @@ def _soft_edge(colour: Float, plate: Float, subject: Mask) -> Float:
 
 
 def _local_colours(
-    colour: Float, inside: Mask, band: Mask, radius: int
-) -> Iterator[tuple[Float, Mask]]:
+    colour: Image, inside: Bool, band: Bool, radius: int
+) -> Iterator[tuple[Image, Bool]]:
     """Mean colours (N, 3) of the darker and of the brighter inside around the N pixels of a band.
 
     Each comes with (N,) whether there is any such inside nearby.
     """
     window = (4 * radius + 1, 4 * radius + 1)
 
-    def mean(values: Float, weight: Float) -> Float:
+    def mean(values: Image, weight: Image) -> Image:
         return cv2.blur(values, window) / np.maximum(weight, 1e-6)
 
     lightness = colour.mean(axis=-1)
@@ -182,6 +177,6 @@ def _local_colours(
         yield local / np.maximum(weight[band, None], 1e-6), weight[band] > 1e-3
 
 
-def _distance_within(mask: Image) -> Float:
+def _distance_within(mask: Image) -> Image:
     """Distance of the set pixels to the nearest unset one, pixels; 0 at unset ones."""
     return cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_5)

@@ -164,7 +164,9 @@ class FrameSet:
         names = {name for name, _ in keys}
         tracks = {n: read_arrays(Tracking, face / "tracking" / f"{n}.npz") for n in names}
         resized = [camera.resize(image_size, image_size) for camera in cameras.values()]
-        visible = [read_grey(capture / "visible" / f"{serial}.png") for serial in cameras]
+        visible = [
+            read_grey(capture / "visible" / f"{serial}.png", "calibrate") for serial in cameras
+        ]
         whole = Boxes(((0, 0),) * len(cameras), image_size, image_size)
 
         def gather(field: str) -> Tensor:

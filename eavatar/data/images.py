@@ -196,13 +196,18 @@ def resize_area(image: Image, size: int) -> Image:
 
 
 def read_colour(path: Path, stage: str = "ingest") -> Image:
-    """A frame (H, W, 3) BGR, uint8; ``stage`` is the verb that wrote it."""
+    """An image (H, W, 3) BGR, uint8; ``stage`` is the verb that wrote it."""
     return _decode(_read_bytes(path, stage), cv2.IMREAD_COLOR, path, stage)
 
 
-def read_grey(path: Path) -> Image:
-    """A mask (H, W), uint8."""
-    return _decode(_read_bytes(path, "matte"), cv2.IMREAD_GRAYSCALE, path, "matte")
+def read_rgb(path: Path, stage: str = "ingest") -> Image:
+    """An image (H, W, 3) RGB, uint8; ``stage`` is the verb that wrote it."""
+    return _decode(_read_bytes(path, stage), cv2.IMREAD_COLOR_RGB, path, stage)
+
+
+def read_grey(path: Path, stage: str = "matte") -> Image:
+    """A mask (H, W), uint8; ``stage`` is the verb that wrote it."""
+    return _decode(_read_bytes(path, stage), cv2.IMREAD_GRAYSCALE, path, stage)
 
 
 def _read_bytes(path: Path, stage: str) -> Uint8:

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from eavatar.arrays import Float32, Float64, Int64
+from eavatar.arrays import Float32, Float64, Image, Int64
+from eavatar.data.images import read_rgb, resize_area
 from eavatar.errors import UserError
 from eavatar.face.views import Faces, complete_faces, usable_boxes
 from eavatar.io import LANDMARKS, Landmarks, read_cameras, require, write_arrays
@@ -27,8 +27,6 @@ from eavatar.settings import IngestSettings, LandmarkSettings
 from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
-
-Image = NDArray[np.uint8]
 
 MAX_FACES = 3  # of a frame, the most certain; more are never the person that stands in the middle
 
@@ -218,7 +216,7 @@ def _read_batches(
     paths = [
         frames.folder / frames.serials[camera] / f"{timestep:05d}.jpg" for timestep, camera in keys
     ]
-    read = partial(read_image, size=frames.size, image_size=image_size)
+    read = partial(read_frame, size=frames.size, image_size=image_size)
     with make_pool() as pool, tqdm(total=len(keys), desc=purpose, unit="frame") as bar:
         for start in range(0, len(keys), batch_size):
             rows = slice(start, start + batch_size)
@@ -227,13 +225,9 @@ def _read_batches(
             bar.update(len(images))
 
 
-def read_image(path: Path, size: int, image_size: int) -> Image:
+def read_frame(path: Path, size: int, image_size: int) -> Image:
     """A square RGB frame of side ``size``, reduced to ``image_size`` where it is larger."""
-    import cv2
-
-    image = cv2.imread(str(require(path, "the frame")))
-    if image is None or image.shape != (size, size, 3):
+    image = read_rgb(path)
+    if image.shape != (size, size, 3):
         raise UserError(f"{path} is not an image of {size}×{size}; ingest the sequence again.")
-    if image_size < size:
-        image = cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
+    return np.ascontiguousarray(resize_area(image, min(image_size, size)))

@@ -190,7 +190,9 @@ def _read_source(
     model = None if morphable_model is None else read_morphable_model(morphable_model)
     if model is not None:
         _check_model(model, identity, tracking, f"{morphable_model}")
-    visible = {serial: read_grey(capture / "visible" / f"{serial}.png") for serial in cameras}
+    visible = {
+        serial: read_grey(capture / "visible" / f"{serial}.png", "calibrate") for serial in cameras
+    }
     return ExportSource(capture, cameras, visible, failed, identity, tracking, model)
 
 

@@ -16,7 +16,7 @@ import av
 
 from eavatar.backends import MATTING
 from eavatar.capture.captures import ProvidedMasks, open_capture, open_masks
-from eavatar.capture.ingest import choose_cameras, in_threads
+from eavatar.capture.ingest import in_threads, select_cameras
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.capture.matting import without_plates
 from eavatar.capture.recording import Capture, check_size, check_videos
@@ -187,7 +187,7 @@ def _examine_capture(
     capture = found.attempt(item, None, open_capture, root)
     if capture is None:
         return None
-    found.attempt(item, None, choose_cameras, ingest, capture)  # also misses the colours
+    found.attempt(item, None, select_cameras, ingest, capture)  # also misses the colours
     cameras = select(list(capture.cameras), ingest.cameras)
     views = [(sequence, serial) for sequence in sequences for serial in cameras]
     views += _uncalibrated(capture, sequences, ingest)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
 from eavatar.data.frames import read_masks
+from eavatar.data.images import read_grey, read_rgb
 from eavatar.errors import UserError
 from eavatar.io import (
     Tracking,
@@ -155,7 +155,7 @@ def _comparisons(folder: Path) -> str:
     figures = []
     for path in paths:
         sequence, timestep, camera = path.stem.rsplit("_", 2)
-        strip = shrink(_read_image(path), STRIP_HEIGHT)
+        strip = shrink(read_rgb(path, "evaluate"), STRIP_HEIGHT)
         name = f"{sequence}, timestep {int(timestep)}, camera {camera}"
         figures.append(figure(inline_image(strip, name), name))
     text = (
@@ -336,16 +336,9 @@ def _along_arc(cameras: dict[str, Camera], shown: ShownTimestep) -> list[str]:
 
 
 def _read_frame(capture: Path, shown: ShownTimestep, serial: str) -> Byte:
-    return _read_image(capture / shown.sequence / serial / f"{shown.timestep:05d}.jpg")
+    return read_rgb(capture / shown.sequence / serial / f"{shown.timestep:05d}.jpg")
 
 
 def _read_mask(capture: Path, shown: ShownTimestep, serial: str) -> Byte:
     folder = capture / "masks" / shown.sequence / serial
-    return _read_image(folder / f"{shown.timestep:05d}.png")[..., 0]
-
-
-def _read_image(path: Path) -> Byte:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"the image {path} is missing or unreadable; run its stage again.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8)
+    return read_grey(folder / f"{shown.timestep:05d}.png")

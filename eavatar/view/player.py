@@ -13,16 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
+from eavatar.arrays import Image
 from eavatar.avatar.files import load_avatar
 from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.cameras import Camera
@@ -35,7 +34,6 @@ from eavatar.training.graphs import Captured
 
 logger = logging.getLogger(__name__)
 
-Image = NDArray[Any]
 MARGIN = 1.5  # room for (Gaussian, tile) pairs / the number that the frame at the capture needed
 WARM_UP = 5  # first frames, which the times leave out
 QUALITY = "14"  # x264's constant rate factor: no loss that one sees

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from eavatar.arrays import Bool, Float64, Int64
 from eavatar.cameras import Camera
-from eavatar.data.frames import read_grey
+from eavatar.data.images import read_grey
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
 from eavatar.landmark_indices import CHIN, JAW_ENDS

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from eavatar.capture.background_matting import load_background_matting
 from eavatar.capture.ingest import calibrate, ingest
-from eavatar.capture.matting import matte, read_image
+from eavatar.capture.matting import matte
+from eavatar.data.images import read_grey
 from eavatar.errors import UserError
 from tests.scenes.small_capture import (
     HEIGHT,
@@ -110,7 +111,7 @@ def test_matte_by_background_matting(weights: Path, tmp_path: Path) -> None:
     matte(settings, ingested, capture, "FREE", None, capture / "masks")
     for timestep in range(3):
         path = capture / "masks" / "FREE" / SERIALS[0] / f"{timestep:05d}.png"
-        mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+        mask = read_grey(path)
         assert mask[64, 64] == 255 and mask[4, 64] < 26
     (capture / "plates" / f"{min(SERIALS)}.png").unlink()
     with pytest.raises(UserError, match=f"background_matting_v2 .* plate of camera {min(SERIALS)}"):

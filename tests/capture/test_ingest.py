@@ -10,8 +10,8 @@ import pytest
 
 from eavatar.cameras import Camera
 from eavatar.capture.ingest import Window, calibrate, ingest
-from eavatar.capture.matting import read_image
 from eavatar.capture.nersemble import FULL_SIZE
+from eavatar.data.images import read_colour
 from eavatar.errors import UserError
 from eavatar.io import read_cameras
 from tests.scenes.small_capture import (
@@ -102,11 +102,11 @@ def test_frames_index_and_cameras(tmp_path: Path) -> None:
     assert {row["camera"] for row in rows} == set(SERIALS)
     assert {row["split"] for row in rows} == {"test"}
     assert {row["split"] for row in read_rows(tmp_path / "capture" / "EXP-1-head.csv")} == {"train"}
-    frame = read_image(tmp_path / "capture" / "FREE" / SERIALS[0] / "00001.jpg", cv2.IMREAD_COLOR)
+    frame = read_colour(tmp_path / "capture" / "FREE" / SERIALS[0] / "00001.jpg")
     assert frame.shape == (64, 64, 3)
     assert abs(float(frame[32, 32].mean()) - 100) <= 2  # YUV and JPEG rounding
     assert frame[32, 0].max() <= 3  # padding
-    assert abs(float(read_image(plate_path(tmp_path), cv2.IMREAD_COLOR)[32, 32].mean()) - 200) <= 2
+    assert abs(float(read_colour(plate_path(tmp_path))[32, 32].mean()) - 200) <= 2
     cameras = read_cameras(tmp_path / "capture" / "cameras.json")
     assert list(cameras) == sorted(SERIALS)
     assert cameras[SERIALS[0]].width == 64
@@ -129,7 +129,7 @@ def test_a_rerun_replaces_what_a_kill_left(tmp_path: Path) -> None:
     (output / "FREE.csv").write_text("stale")
     ingest(settings, raw, "FREE", output)
     assert sorted(path.name for path in folder.iterdir()) == ["00000.jpg", "00001.jpg"]
-    assert read_image(folder / "00000.jpg", cv2.IMREAD_COLOR).shape == (64, 64, 3)
+    assert read_colour(folder / "00000.jpg").shape == (64, 64, 3)
     assert len(read_rows(output / "FREE.csv")) == 2 * len(SERIALS)
 
 
@@ -138,7 +138,7 @@ def test_the_colour_calibration_is_undone(tmp_path: Path) -> None:
     shown = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
     raw = write_capture(tmp_path / "raw", [shown], sequences=("FREE",), colour=2 * np.eye(3))
     ingest(ingest_settings(), raw, "FREE", tmp_path / "capture")
-    frame = read_image(tmp_path / "capture" / "FREE" / SERIALS[0] / "00000.jpg", cv2.IMREAD_COLOR)
+    frame = read_colour(tmp_path / "capture" / "FREE" / SERIALS[0] / "00000.jpg")
     linear = 2 * ((100 / 255 + 0.055) / 1.055) ** 2.4
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert abs(float(frame[32, 32].mean()) - expected) <= 2.5  # YUV and JPEG rounding
@@ -181,9 +181,7 @@ def test_subject_901_plates_match_the_frames(tmp_path: Path) -> None:
     settings = ingest_settings(image_size=256, cameras=["222200037"], sequences=["FREE"])
     calibrate(settings, raw, tmp_path)
     ingest(settings, raw, "FREE", tmp_path)
-    frame = read_image(tmp_path / "FREE" / "222200037" / "00000.jpg", cv2.IMREAD_COLOR).astype(
-        float
-    )
-    plate = read_image(tmp_path / "plates" / "222200037.png", cv2.IMREAD_COLOR).astype(float)
+    frame = read_colour(tmp_path / "FREE" / "222200037" / "00000.jpg").astype(float)
+    plate = read_colour(tmp_path / "plates" / "222200037.png").astype(float)
     corner = (slice(0, 20), slice(24, 60))
     assert np.abs(frame[corner] - plate[corner]).mean() < 3  # sensor noise and compression

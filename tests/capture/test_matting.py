@@ -18,11 +18,11 @@ from eavatar.capture.matting import (
     Shot,
     find_failed,
     matte,
-    read_image,
     steady,
 )
 from eavatar.capture.plate import Plate, mask_from_plate
 from eavatar.capture.video import decode_video
+from eavatar.data.images import read_grey
 from eavatar.errors import UserError
 from eavatar.settings import read_config
 from tests.scenes import CONFIG
@@ -142,7 +142,7 @@ def test_plate_masks_and_their_index(tmp_path: Path) -> None:
     stale.touch()
     matte(matte_settings("plate"), settings, frames, "FREE", None, frames / "masks")
     assert not stale.exists()
-    mask = read_image(stale.with_name("00001.png"), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(stale.with_name("00001.png")), cv2.IMREAD_UNCHANGED)
     assert mask.dtype == np.uint8 and mask.shape == (128, 128)
     expected = Window.of(settings, WIDTH, HEIGHT).apply(truth.astype(np.uint8) * 255)
     assert intersection_over_union(mask > 127, expected > 127) > 0.98
@@ -194,7 +194,7 @@ def test_provided_mattes_are_cropped_like_the_frames(frames: Path, tmp_path: Pat
     disc = soft_disc(160 + 20 * 4, 340, 60, size=2 * HEIGHT)[:, : 2 * WIDTH]
     expected = Window.of(settings, 2 * WIDTH, 2 * HEIGHT).apply((disc * 255).astype(np.uint8))
     path = frames / "masks" / "FREE" / SERIALS[0] / "00002.png"  # every=2: video frame 4
-    mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+    mask = read_grey(path)
     assert np.abs(mask.astype(float) - expected).mean() < 2
 
 
@@ -294,12 +294,12 @@ def test_subject_901_masks_match_the_truth(tmp_path: Path, serial: str) -> None:
     calibrate(settings, shared / "captures" / "901", tmp_path)
     ingest(settings, shared / "captures" / "901", "FREE", tmp_path)
     matte(matte_settings("plate"), settings, tmp_path, "FREE", None, tmp_path / "masks")
-    visible = read_image(tmp_path / "visible" / f"{serial}.png", cv2.IMREAD_GRAYSCALE) > 0
+    visible = read_grey(tmp_path / "visible" / f"{serial}.png") > 0
     overlaps, errors = [], []
     for timestep, image in decode_video(shared / "truth/901/FREE_mask" / f"cam_{serial}.mp4"):
         truth = Window.of(settings, 550, 802).apply(image[..., 1].copy())
         path = tmp_path / "masks" / "FREE" / serial / f"{timestep:05d}.png"
-        mask = read_image(path, cv2.IMREAD_GRAYSCALE)
+        mask = read_grey(path)
         overlaps.append(intersection_over_union(mask > 127, truth > 127))
         errors.append(np.abs(mask.astype(float) - truth)[visible].mean() / 255)
     assert min(overlaps) > 0.99

@@ -13,7 +13,8 @@ import pytest
 from eavatar.capture.backends import rembg
 from eavatar.capture.backends.rembg import MODELS, find_model, open_session, segment
 from eavatar.capture.ingest import calibrate, ingest
-from eavatar.capture.matting import matte, read_image
+from eavatar.capture.matting import matte
+from eavatar.data.images import read_grey
 from eavatar.errors import UserError
 from tests.scenes.small_capture import (
     SERIALS,
@@ -200,6 +201,6 @@ def test_matte_by_rembg(home: Path, tmp_path: Path) -> None:
     write_model(home / "models" / "u2netp" / "u2netp.onnx")
     settings = matte_settings("rembg", "u2netp")
     matte(settings, ingest_settings(), capture, "FREE", None, capture / "masks")
-    mask = read_image(capture / "masks/FREE" / SERIALS[0] / "00000.png", cv2.IMREAD_GRAYSCALE)
+    mask = read_grey(capture / "masks/FREE" / SERIALS[0] / "00000.png")
     assert mask[32, 32] > 200
     assert mask[:, 0].max() == 0

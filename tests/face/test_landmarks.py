@@ -26,7 +26,7 @@ from eavatar.face.backends.face_alignment import (
     read_heat_maps,
     weights_folder,
 )
-from eavatar.face.landmarks import detect_landmarks, read_image
+from eavatar.face.landmarks import detect_landmarks, read_frame
 from eavatar.face.views import usable_boxes
 from eavatar.io import Landmarks, read_arrays, write_cameras
 from eavatar.settings import IngestSettings, LandmarkSettings
@@ -363,9 +363,9 @@ def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
     for size in (20, 30):
         with pytest.raises(UserError, match="not an image of"):
-            read_image(path, size, 128)
+            read_frame(path, size, 128)
     path.write_bytes(b"no image")
-    with pytest.raises(UserError, match="not an image of"):
-        read_image(path, 20, 128)
+    with pytest.raises(UserError, match="is damaged"):
+        read_frame(path, 20, 128)
     with pytest.raises(UserError, match="is missing"):
-        read_image(tmp_path / "none.jpg", 20, 128)
+        read_frame(tmp_path / "none.jpg", 20, 128)

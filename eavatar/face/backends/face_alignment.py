@@ -30,11 +30,8 @@ from eavatar.settings import Settings
 if TYPE_CHECKING:
     from face_alignment import FaceAlignment
 
-    from eavatar.arrays import Float32
+    from eavatar.arrays import Float32, Float64, Image
     from eavatar.face.landmarks import LandmarkJob
-
-Array = NDArray[np.float64]
-Image = NDArray[np.uint8]
 
 LICENCE = "BSD-3-Clause, of BlazeFace Apache-2.0"
 INSTEAD = "set face.landmarks.backend to provided and give landmarks in the sample sheet"
@@ -167,7 +164,7 @@ def load_network(detector: str) -> FaceAlignment:
         ) from error
 
 
-def detect_boxes(network: FaceAlignment, images: list[Image]) -> list[Array]:
+def detect_boxes(network: FaceAlignment, images: list[Image]) -> list[Float64]:
     """The faces of each image as (n, 5) left, top, right, bottom, score; the highest score first.
 
     Args:
@@ -185,8 +182,8 @@ def detect_boxes(network: FaceAlignment, images: list[Image]) -> list[Array]:
 
 
 def locate_landmarks(
-    network: FaceAlignment, images: list[Image], boxes: Array
-) -> tuple[Array, Array]:
+    network: FaceAlignment, images: list[Image], boxes: Float64
+) -> tuple[Float64, Float64]:
     """Landmarks of one face in each image, whose box is known; any number is one batch.
 
     Cropping is the package's; its points are ours cut down to whole pixels.
@@ -220,7 +217,7 @@ def locate_landmarks(
     return points, confidence.clip(0, 1).astype(np.float64)
 
 
-def read_heat_maps(heat: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32]]:
+def read_heat_maps(heat: NDArray[np.float32]) -> tuple[Float64, NDArray[np.float32]]:
     """The peaks of heat maps (N, 68, S, S): (N, 68, 2) as fractions of a map's side, x first, and
     their heights (N, 68).
 

@@ -532,7 +532,8 @@ def parse_settings(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return read_yaml(Path(text))
     try:
-        return json.loads(text)
+        content: dict[str, Any] = json.loads(text)
+        return content
     except json.JSONDecodeError as error:
         raise UserError(f"--settings is not valid JSON: {error}.") from error
 

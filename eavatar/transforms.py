@@ -111,7 +111,8 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     # The square of the cross product's matrix, without a product of matrices: see `rotate`.
     outer = axis_angle[..., :, None] * axis_angle[..., None, :]
-    return identity + first * skew + second * (outer - squared * identity)
+    matrices: Tensor = identity + first * skew + second * (outer - squared * identity)
+    return matrices
 
 
 def rotate(points: Tensor, matrices: Tensor) -> Tensor:
@@ -161,4 +162,5 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
         2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
-    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
+    matrices: Tensor = torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
+    return matrices

@@ -131,7 +131,8 @@ def _cells(points: Tensor, size: float) -> Tensor:
     places = places - places.amin(dim=0)
     x, y, z = places.unbind(dim=1)
     _, height, depth = (places.amax(dim=0) + 1).tolist()
-    return ((x * height + y) * depth + z).unique(return_inverse=True)[1]
+    cells: Tensor = ((x * height + y) * depth + z).unique(return_inverse=True)[1]
+    return cells
 
 
 def mouth_interior(landmarks: Tensor, count: int) -> Tensor:

@@ -66,7 +66,8 @@ class SubPixelUpsampler(nn.Module):
         # Channels in the order (row, column, colour), so that what lies together stays together.
         blocks = residual.unflatten(3, (self.factor, self.factor, 3)).transpose(2, 3)
         plain = stretch(features[..., :3].float(), self.factor, align_corners=False)
-        return plain + blocks.reshape(plain.shape)
+        image: Tensor = plain + blocks.reshape(plain.shape)
+        return image
 
 
 class PublishedUpsampler(nn.Module):
@@ -98,7 +99,8 @@ class PublishedUpsampler(nn.Module):
         hidden = self.coarse(features.permute(0, 3, 1, 2))
         hidden = self.middle(_double(hidden))
         hidden = self.fine(_double(hidden))
-        return self.colour(hidden).float().sigmoid().permute(0, 2, 3, 1)
+        image: Tensor = self.colour(hidden).float().sigmoid().permute(0, 2, 3, 1)
+        return image
 
 
 class _DoubleConvolution(nn.Module):

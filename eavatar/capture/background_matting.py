@@ -59,7 +59,8 @@ class BackgroundMatting:
             background = self._input([plate]).expand_as(source)
             masks = self.module(source, background)[0][:, 0, :height, :width]
             levels = (masks.float().clamp(0, 1) * 255).round().byte()
-            return levels.cpu().numpy()
+            arrays: Image = levels.cpu().numpy()
+            return arrays
 
     def _input(self, images: Sequence[Image]) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1], the lower and the right edge repeated up to the divisor."""

@@ -257,4 +257,5 @@ def _median_at_rest(
 
 def _rests(first: Image, second: Image) -> NDArray[np.bool_]:
     """(S, S) where two frames (S, S, 3) are equal, noise averaged out."""
-    return cv2.blur(cv2.absdiff(first, second), (5, 5)).max(axis=-1) < REST
+    resting: NDArray[np.bool_] = cv2.blur(cv2.absdiff(first, second), (5, 5)).max(axis=-1) < REST
+    return resting

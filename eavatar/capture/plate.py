@@ -91,7 +91,8 @@ def _distance(colour: Image, plate: Plate) -> Image:
     difference = cv2.GaussianBlur(difference, (3, 3), 0)
     lightness = difference[..., 0]
     lightness += np.clip(-lightness, 0, SHADOW)
-    return np.sqrt(np.einsum("...c,...c", difference, difference))
+    distances: Float = np.sqrt(np.einsum("...c,...c", difference, difference))
+    return distances
 
 
 def _main_components(mask: Bool) -> Bool:
@@ -103,7 +104,8 @@ def _main_components(mask: Bool) -> Bool:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the background
-    return (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
+    kept: Mask = (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
+    return kept
 
 
 def _fill_holes(subject: Bool, distance: Image, noise: float) -> Bool:

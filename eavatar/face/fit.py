@@ -167,7 +167,8 @@ class SequenceMotion:
     @property
     def matrices(self) -> Float64:
         """(T, 3, 3) canonical to world rotations."""
-        return Rotation.from_rotvec(self.rotation).as_matrix() @ self.reference
+        matrices: Float64 = Rotation.from_rotvec(self.rotation).as_matrix() @ self.reference
+        return matrices
 
     @property
     def unknowns(self) -> Float64:
@@ -591,7 +592,8 @@ def _rotated_landmarks(
 ) -> Float64:
     """(T, L, 3) landmarks with the world's axes and unit, relative to the canonical origin."""
     canonical = shared.neutral + np.einsum("lij,tj->tli", face.expression, motion.expression)
-    return shared.scale * np.einsum("tij,tlj->tli", motion.matrices, canonical)
+    rotated: Float64 = shared.scale * np.einsum("tij,tlj->tli", motion.matrices, canonical)
+    return rotated
 
 
 def _world_landmarks(
@@ -666,7 +668,8 @@ def _reprojection_distance(
 ) -> Float64:
     """(T, C, L) pixels between the fitted landmarks and the detections."""
     pixels, _ = project_points(observations.projections, _world_landmarks(face, shared, motion))
-    return np.linalg.norm(pixels - observations.points, axis=-1)
+    distances: Float64 = np.linalg.norm(pixels - observations.points, axis=-1)
+    return distances
 
 
 def _make_tracking(

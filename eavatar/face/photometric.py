@@ -114,7 +114,8 @@ def _sample(image: Float32, x: float, y: float, channel: int) -> float:
     upper = image[row, column, channel] * (1 - across) + image[row, column + 1, channel] * across
     row += 1
     lower = image[row, column, channel] * (1 - across) + image[row, column + 1, channel] * across
-    return upper * (1 - down) + lower * down
+    value: float = upper * (1 - down) + lower * down
+    return value
 
 
 @njit(cache=True, nogil=True)
@@ -191,7 +192,8 @@ def _robust_mean(
         for camera in range(len(weights)):
             squared = _squared_distance(colours[camera], mean) / outlier**2
             robust[camera] = weights[camera] / (1 + squared) ** 2
-    return robust.sum()
+    average: float = robust.sum()
+    return average
 
 
 @njit(cache=True, nogil=True)
@@ -252,7 +254,8 @@ def _linearise_point(
             for other in range(3):
                 product = scratch[channel, axis] * scratch[channel, other]
                 matrix[axis, other] -= (1 - weight) / total * product
-    return cost + 0.5 * known * total * squared / (1 + squared / outlier**2)
+    robust_cost: float = cost + 0.5 * known * total * squared / (1 + squared / outlier**2)
+    return robust_cost
 
 
 @njit(cache=True, nogil=True)

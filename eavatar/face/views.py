@@ -55,7 +55,10 @@ class Faces:
     @property
     def sides(self) -> Float64:
         """(...,) geometric mean of width and height of the boxes, pixels; at least 1."""
-        return np.sqrt(np.prod((self.boxes[..., 2:] - self.boxes[..., :2]).clip(1), axis=-1))
+        sides: Float64 = np.sqrt(
+            np.prod((self.boxes[..., 2:] - self.boxes[..., :2]).clip(1), axis=-1)
+        )
+        return sides
 
     def put(self, keys: Int64, boxes: Float64, points: Float64, confidence: Float64) -> Faces:
         """With the faces at ``keys`` (N, 2), timestep and camera, replaced."""

@@ -52,7 +52,8 @@ class Ellipsoid:
         local = (folded - self.centre) @ turn / self.radii
         length = np.linalg.norm(local, axis=-1)
         slope = np.linalg.norm(local / self.radii, axis=-1)
-        return length * (length - 1) / np.maximum(slope, 1e-9)
+        distances: Float64 = length * (length - 1) / np.maximum(slope, 1e-9)
+        return distances
 
 
 BLOCKS = (

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -241,7 +242,8 @@ def _load_gsplat() -> ModuleType:
             f"gsplat finds no nvcc to compile its CUDA kernels; install the CUDA "
             f"{torch.version.cuda} toolkit and set CUDA_HOME to its folder"
         )
-    return gsplat
+    package: ModuleType = gsplat
+    return package
 
 
 def _compiled() -> bool:
@@ -255,7 +257,7 @@ class _CpuSplat(torch.autograd.Function):
     """`eavatar.rendering.cpu` as a differentiable function of tensors."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         from eavatar.rendering import cpu
 
         *tensors, width, height = inputs
@@ -272,7 +274,7 @@ class _CpuSplat(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from eavatar.rendering import cpu
 
         arrays = [tensor.detach().contiguous().numpy() for tensor in ctx.saved_tensors]

@@ -80,7 +80,8 @@ def project(
 
 def of_faces(values: Tensor, faces: Tensor) -> Tensor:
     """Values (..., S, D) at the corners of the faces: (..., M, 3, D)."""
-    return values.index_select(-2, faces.flatten()).unflatten(-2, (-1, 3))
+    corners: Tensor = values.index_select(-2, faces.flatten()).unflatten(-2, (-1, 3))
+    return corners
 
 
 def facing(vertices: Tensor, faces: Tensor) -> Tensor:

@@ -107,7 +107,8 @@ class HeadField(nn.Module):
     @torch.no_grad()
     def distances_encoded(self, encoded: Tensor) -> Tensor:
         """The same for points that `encode_position` has encoded, all at once."""
-        return self.geometry(encoded)[:, 0]
+        distances: Tensor = self.geometry(encoded)[:, 0]
+        return distances
 
     def surface(self, grid: Grid, distances: Tensor) -> Surface:
         """The neutral surface in a grid (Eq. 15) whose vertices have the distances (V,)."""

@@ -137,7 +137,8 @@ def start_as_sphere(field: HeadField) -> None:
     def error() -> Tensor:
         points = lower + (upper - lower) * torch.rand(SPHERE_POINTS, 3, device=lower.device)
         distance = torch.linalg.vector_norm(points - centre, dim=1) - SPHERE_RADIUS
-        return field.sample(points).sdf - distance
+        errors: Tensor = field.sample(points).sdf - distance
+        return errors
 
     for _ in range(SPHERE_STEPS):
         optimiser.zero_grad()

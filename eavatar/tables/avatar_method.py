@@ -34,4 +34,5 @@ class AvatarMethod:
         pose = torch.cat([request.rotation, request.translation])
         size = self.image_size
         cameras = CameraBatch(request.intrinsics, request.world_to_camera, size, size)
-        return self.avatar(request.expression, pose, cameras).fine.clamp(0, 1)
+        images: Tensor = self.avatar(request.expression, pose, cameras).fine.clamp(0, 1)
+        return images

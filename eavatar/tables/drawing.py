@@ -54,7 +54,8 @@ def order_along_arc(centres: Array, rotation: Array, translation: Array) -> list
         translation: (3,) of the head, metres.
     """
     seen_from_head = Rotation.from_rotvec(rotation).inv().apply(centres - translation)
-    return np.arctan2(seen_from_head[:, 0], seen_from_head[:, 2]).argsort().tolist()
+    order: list[int] = np.arctan2(seen_from_head[:, 0], seen_from_head[:, 2]).argsort().tolist()
+    return order
 
 
 def draw_meshes(

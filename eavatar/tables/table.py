@@ -89,7 +89,8 @@ def format_metrics(means: pd.DataFrame) -> str:
     for metric in METRICS:
         shown[metric.column] = [format_value(x, metric.digits) for x in means[metric.column]]
     labels = {metric.column: metric.label for metric in METRICS}
-    return shown.rename(columns=labels).to_string(index=False)
+    text: str = shown.rename(columns=labels).to_string(index=False)
+    return text
 
 
 def format_value(value: float, digits: int) -> str:

@@ -286,7 +286,8 @@ class Avatar(nn.Module):
     def upsample(self, features: Tensor) -> Tensor:
         """Splatted features (C, h, w, K) to final colours (C, H, W, 3), not clamped."""
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed_precision):
-            return self.upsampler(features).float()
+            fine: Tensor = self.upsampler(features).float()
+            return fine
 
     def forward(
         self,
@@ -354,7 +355,8 @@ class Avatar(nn.Module):
             size = (cameras.height, cameras.width)
             planes = fine.permute(0, 3, 1, 2)
             fine = interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-        return fine.clamp(0, 1)
+        image: Tensor = fine.clamp(0, 1)
+        return image
 
     def resize(self, count: int) -> None:
         """Change the number of Gaussians, whose values are loaded next."""

@@ -257,4 +257,5 @@ def decode_by_nvjpeg(jpegs: Sequence[Uint8], device: torch.device) -> list[Tenso
     from torchvision.io import ImageReadMode, decode_jpeg
 
     encoded = [torch.from_numpy(jpeg) for jpeg in jpegs]
-    return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    images: list[Tensor] = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    return images

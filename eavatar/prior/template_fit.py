@@ -59,7 +59,8 @@ def warp(points: Float64, sources: Float64, targets: Float64, smoothing: Float64
     displacement = RBFInterpolator(
         sources, targets - sources, kernel="linear", degree=0, smoothing=smoothing
     )
-    return points + displacement(points)
+    warped: Float64 = points + displacement(points)
+    return warped
 
 
 def surface_pulls(

@@ -30,7 +30,8 @@ def psnr(renders: Float, truths: Float, visible: Float) -> NDArray[np.float64]:
     inside = visible > 0
     error = (squared * inside).sum(axis=(1, 2)) / inside.sum(axis=(1, 2))
     with np.errstate(divide="ignore"):
-        return -10 * np.log10(error)
+        decibels: NDArray[np.float64] = -10 * np.log10(error)
+        return decibels
 
 
 def ssim(renders: Float, truths: Float, visible: Float) -> NDArray[np.float64]:

@@ -195,12 +195,14 @@ def _rotation_errors(sequence: ScoredSequence, constant: Float64) -> Float64:
         constant: (3, 3) rotation from the canonical frame to the truth's model frame.
     """
     between = sequence.true_rotation @ constant @ sequence.rotation.transpose(0, 2, 1)
-    return np.degrees(Rotation.from_matrix(between).magnitude())
+    degrees: Float64 = np.degrees(Rotation.from_matrix(between).magnitude())
+    return degrees
 
 
 def _landmark_errors(sequence: ScoredSequence) -> Float64:
     """Distance of fitted and true landmarks, metres, (T, 68)."""
-    return np.linalg.norm(sequence.landmarks - sequence.true_landmarks, axis=-1)
+    distances: Float64 = np.linalg.norm(sequence.landmarks - sequence.true_landmarks, axis=-1)
+    return distances
 
 
 def _reprojection_errors(sequence: ScoredSequence, cameras: dict[str, Camera]) -> Float64:
@@ -247,7 +249,8 @@ def face_points(mesh: Mesh, landmarks: Float64) -> Float64:
     _, first = np.unique(cells, axis=0, return_index=True)
     outline = landmarks[ConvexHull(landmarks[:, :2]).vertices, :2]
     inside = Delaunay(outline).find_simplex(samples[first, :2]) >= 0
-    return samples[first][inside]
+    inner: Float64 = samples[first][inside]
+    return inner
 
 
 def surface_distances(points: Float64, mesh: Mesh) -> Float64:
@@ -260,8 +263,9 @@ def surface_distances(points: Float64, mesh: Mesh) -> Float64:
     triangles = mesh.vertices[mesh.faces][owners[nearest]].reshape(-1, 3, 3)
     repeated = np.repeat(points, NEAREST_SAMPLES, axis=0)
     closest = trimesh.triangles.closest_point(triangles, repeated)
-    distances = np.linalg.norm(closest - repeated, axis=1)
-    return distances.reshape(-1, NEAREST_SAMPLES).min(axis=1)
+    tried = np.linalg.norm(closest - repeated, axis=1)
+    distances: Float64 = tried.reshape(-1, NEAREST_SAMPLES).min(axis=1)
+    return distances
 
 
 def crop_mask(mask: Bool, full: Camera, frame: Camera) -> Bool:
@@ -355,7 +359,8 @@ def _read_masks(path: Path) -> list[Bool]:
 def _mean_rotation(sequences: list[ScoredSequence]) -> Float64:
     """The mean over all timesteps of R'ᵀ R, (3, 3)."""
     rotations = [s.true_rotation.transpose(0, 2, 1) @ s.rotation for s in sequences]
-    return Rotation.from_matrix(np.concatenate(rotations)).mean().as_matrix()
+    mean: Float64 = Rotation.from_matrix(np.concatenate(rotations)).mean().as_matrix()
+    return mean
 
 
 def _surface_rows(

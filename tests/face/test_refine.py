@@ -248,7 +248,7 @@ def test_the_fit_is_taken_over_where_refinement_is_off(tmp_path: Path) -> None:
     fit, output = tmp_path / "fit", tmp_path / "face"
     model = read_morphable_model(path)
     random = np.random.default_rng(0)
-    coefficients = random.normal(size=model.identity_basis.shape[2]).astype(np.float32)
+    coefficients = np.float32(random.normal(size=model.identity_basis.shape[2]))
     landmarks = model.mean[model.landmark_vertices]
     identity = Identity(coefficients, np.array(SCALE, np.float32), landmarks)
     shapes = ((4, model.expression_basis.shape[2]), (4, 3), (4, 3), (4, 68, 3), (4, 5))

@@ -58,12 +58,12 @@ def _draw_view(gaussians, world_to_camera, intrinsics, width, height, background
         )
         drawn.append(part)
         transmittance.append(left)
-    drawn, transmittance = torch.cat(drawn), torch.cat(transmittance)
-    features = drawn[:, :-1] + transmittance[:, None] * background
+    channels, seen = torch.cat(drawn), torch.cat(transmittance)
+    features = channels[:, :-1] + seen[:, None] * background
     return (
         features.reshape(height, width, -1),
-        (1 - transmittance).reshape(height, width),
-        drawn[:, -1].reshape(height, width),
+        (1 - seen).reshape(height, width),
+        channels[:, -1].reshape(height, width),
     )
 
 

@@ -86,11 +86,14 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "sdf/field": "sdf/test_sdf_train.py",
     "sdf/renderers/dibr": "sdf/test_dibr.py",
     "sdf/renderers/splats": "sdf/test_surface.py",
+    "splat/densification": "splat/test_splat_train.py",
+    "splat/image_losses": "splat/test_splat_train.py",
     "tables/avatar_method": "tables/test_evaluate.py",
     "tables/drawing": "tables/test_report.py",
     "tables/methods": "tables/test_image_folder.py",
     "tables/page": "tables/test_report.py",
     "tables/table": "tables/test_evaluate.py",
+    "training/surgery": "splat/test_splitting.py",
 }
 
 Arrows = dict[str, set[str]]

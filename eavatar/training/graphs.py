@@ -189,7 +189,7 @@ class GrowingGraph(Generic[C, T]):
 
     def __call__(self, *inputs: Tensor) -> T:
         """What the function returns; by a graph in static tensors, see `Captured`."""
-        function: Callable[..., Any] = partial(self.function, self.capacity)
+        function: Callable[..., T] = partial(self.function, self.capacity)
         if not self.captures:
             return function(*inputs)
         if self._captured is None and self.plain_calls > 0:

@@ -91,7 +91,7 @@ def _distance(colour: Image, plate: Plate) -> Image:
     difference = cv2.GaussianBlur(difference, (3, 3), 0)
     lightness = difference[..., 0]
     lightness += np.clip(-lightness, 0, SHADOW)
-    distances: Float = np.sqrt(np.einsum("...c,...c", difference, difference))
+    distances: Image = np.sqrt(np.einsum("...c,...c", difference, difference))
     return distances
 
 
@@ -104,7 +104,7 @@ def _main_components(mask: Bool) -> Bool:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the background
-    kept: Mask = (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
+    kept: Bool = (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
     return kept
 
 

@@ -13,6 +13,7 @@ CORES ?= all
 VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+# rembg stands apart: it needs a newer numpy than the rest.
 EXTRAS := capture,face,prior,train,tables,workflow,develop
 
 .PHONY: demo test test-oldest lint wheel benchmark install clean
@@ -57,7 +58,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" $(FITS) || \
 		{ echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[$(EXTRAS)]'
+	$(PIP) --editable '.[$(EXTRAS),rembg]'
 	$(PIP) --no-deps --force-reinstall opencv-python-headless
 	@touch $@
 

@@ -50,3 +50,11 @@ def test_the_files_that_the_table_names_exist() -> None:
     assert len(named) > 15
     places = (ROOT, ROOT / "eavatar")
     assert [name for name in named if not any((p / name).exists() for p in places)] == []
+
+
+@pytest.mark.parametrize("block", ["sdf", "splat"])
+def test_a_loss_term_has_its_weight_in_two_places_and_its_name_in_one(block: str) -> None:
+    weights = Config.model_fields[block].annotation.model_fields["weights"].annotation.model_fields
+    assert set(weights) == set(BASE[block]["weights"])
+    text = "".join(path.read_text() for path in (ROOT / "eavatar" / block).glob("*.py"))
+    assert {name: text.count(f'"{name}"') for name in weights} == dict.fromkeys(weights, 1)

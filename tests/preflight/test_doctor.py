@@ -97,6 +97,7 @@ def test_a_healthy_set_up_is_green(healthy, place, capsys):
 
 
 def test_all_planted_faults_are_found_in_one_run(healthy, place):
+    pytest.importorskip("rembg")
     a, b, c, d = (copy(healthy, place / name) for name in "abcd")
     # the capture of a, and its model
     truncated, damaged = with_a_truncated_video(a), with_a_damaged_last_frame(a)

@@ -117,7 +117,7 @@ def measure_parts(avatar: Avatar, view: View) -> list[float]:
 
     def rasterise(camera: Tensor, shrunk: Tensor) -> object:
         gaussians = coarse.generated.gaussians
-        return splat(gaussians, camera, shrunk, side, side, white, capacity, with_depth=False)
+        return splat(gaussians, camera, shrunk, side, side, white, capacity)
 
     return [
         alone_ms(generate, [expression, pose], view.frames),

@@ -64,7 +64,6 @@ def draw_ours(inputs: Inputs, world_to_camera: Tensor, intrinsics: Tensor) -> Te
         SIZE,
         inputs.background,
         inputs.capacity,
-        with_depth=False,
     ).features
 
 

@@ -88,8 +88,8 @@ def time_once(draw: Callable[[Scene], Rendering], scene: Scene) -> tuple[float, 
     rendering = draw(scene)
     drawn = time.perf_counter()
     torch.autograd.backward(
-        [rendering.features, rendering.alpha, rendering.depth],
-        [torch.ones_like(rendering.features), rendering.alpha, rendering.depth],
+        [rendering.features, rendering.alpha],
+        [torch.ones_like(rendering.features), rendering.alpha],
     )
     return 1e3 * (drawn - start), 1e3 * (time.perf_counter() - drawn)
 

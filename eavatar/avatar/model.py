@@ -279,7 +279,6 @@ class Avatar(nn.Module):
             math.ceil(cameras.height / factor),
             background=intrinsics.new_ones(self.settings.head.colour_size),
             capacity=capacity,
-            with_depth=False,
         )
         return Coarse(drawn.features, generated, drawn.pairs)
 

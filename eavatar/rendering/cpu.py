@@ -18,15 +18,13 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 from numba import njit, prange
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int32]
+from eavatar.arrays import Float32, Int32, Int64
 
 NEAR_PLANE = 0.01
 LOW_PASS = 0.3  # added to the variance in pixels², so that no Gaussian falls between pixels
-FIELD_OF_VIEW_MARGIN = 0.3  # the Jacobian is frozen beyond the image border plus this share
-SMALLEST_ALPHA = 1 / 255
+FIELD_OF_VIEW_MARGIN = 0.3  # the Jacobian is frozen beyond the image border plus this fraction
+MIN_ALPHA = 1 / 255
 ROUNDING = 1e-3  # added to REACH: no tile is missed because its edge pixel is at the threshold
 
 TILE = 8  # pixels; one row fills a 256-bit vector
@@ -36,8 +34,8 @@ BLOCK = 4  # rows or channels that share one pass over the pixels: fewer loads a
 # Columns of the splat table.
 X, Y, CONIC_XX, CONIC_XY, CONIC_YY, OPACITY, DEPTH, REACH = range(8)
 SPLAT_COLUMNS = 8
-# Columns of the gradient rows: those of the splat without REACH, then the features.
-GRADIENT_COLUMNS = 7
+# Columns of the gradient rows: X … OPACITY of the splat, then the features.
+GRADIENT_COLUMNS = 6
 
 # Planes of 64 values in a tile's pixel buffer. They lie in one array at constant distances, so that
 # the compiler sees without a check at run time that they do not overlap.
@@ -48,14 +46,14 @@ ALPHA, WEIGHT = 0, PIXELS
 
 # float32 constants: a float64 one would halve the width of the vectors.
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
-ALPHA_MIN = np.float32(SMALLEST_ALPHA)
-ALPHA_MAX = np.float32(0.999)
-STOP = np.float32(1e-4)  # transmittance at which a pixel is finished
-SIGMA_MAX = np.float32(5.6)  # exp(-5.6) < 1/255: beyond it nothing is drawn
+MIN_ALPHA_F32 = np.float32(MIN_ALPHA)
+MAX_ALPHA_F32 = np.float32(0.999)
+MIN_TRANSMITTANCE = np.float32(1e-4)  # transmittance at which a pixel is finished
+MAX_SIGMA = np.float32(5.6)  # exp(-5.6) < 1/255: beyond it nothing is drawn
 
 # exp(x / 8) as a polynomial, to be squared three times.
 SERIES = tuple(
-    np.polynomial.Chebyshev.interpolate(np.exp, 6, [-SIGMA_MAX / 8, 0])
+    np.polynomial.Chebyshev.interpolate(np.exp, 6, [-MAX_SIGMA / 8, 0])
     .convert(kind=np.polynomial.Polynomial)
     .coef.astype(np.float32)
 )
@@ -84,20 +82,20 @@ class Splats:
         sorted_pairs: (P,) pairs, tile by tile, near to far.
     """
 
-    table: Floats
-    first_pair: NDArray[np.int64]
-    pair_splat: Integers
-    first_slot: NDArray[np.int64]
-    sorted_pairs: Integers
+    table: Float32
+    first_pair: Int64
+    pair_splat: Int32
+    first_slot: Int64
+    sorted_pairs: Int32
 
 
 def prepare(
-    means: Floats,
-    quaternions: Floats,
-    scales: Floats,
-    opacities: Floats,
-    world_to_camera: Floats,
-    intrinsics: Floats,
+    means: Float32,
+    quaternions: Float32,
+    scales: Float32,
+    opacities: Float32,
+    world_to_camera: Float32,
+    intrinsics: Float32,
     width: int,
     height: int,
 ) -> Splats:
@@ -126,34 +124,32 @@ def prepare(
 
 
 def composite(
-    splats: Splats, features: Floats, background: Floats, views: int, width: int, height: int
-) -> tuple[Floats, Floats, Floats]:
-    """Images (C, H, W, D), alpha (C, H, W) and accumulated depth (C, H, W)."""
+    splats: Splats, features: Float32, background: Float32, views: int, width: int, height: int
+) -> tuple[Float32, Float32]:
+    """Images (C, H, W, D) and alpha (C, H, W)."""
     image = np.empty((views, height, width, features.shape[1]), np.float32)
     alpha = np.empty((views, height, width), np.float32)
-    depth = np.empty((views, height, width), np.float32)
     _composite(
         splats.table, splats.pair_splat, splats.first_slot, splats.sorted_pairs,
-        features, background, image, alpha, depth, numba.get_num_threads(),
+        features, background, image, alpha, numba.get_num_threads(),
     )  # fmt: skip
-    return image, alpha, depth
+    return image, alpha
 
 
 def composite_gradients(
     splats: Splats,
-    features: Floats,
-    background: Floats,
-    image_gradient: Floats,
-    alpha_gradient: Floats,
-    depth_gradient: Floats,
-) -> tuple[Floats, Floats]:
-    """Gradient rows (P, 7 + D) of the pairs and the background's gradient (D,)."""
+    features: Float32,
+    background: Float32,
+    image_gradient: Float32,
+    alpha_gradient: Float32,
+) -> tuple[Float32, Float32]:
+    """Gradient rows (P, 6 + D) of the pairs and the background's gradient (D,)."""
     channels = features.shape[1]
     rows = np.zeros((len(splats.pair_splat), GRADIENT_COLUMNS + channels), np.float32)
     background_rows = np.zeros((len(splats.first_slot) - 1, channels), np.float32)
     _composite_gradients(
         splats.table, splats.pair_splat, splats.first_slot, splats.sorted_pairs,
-        features, background, image_gradient, alpha_gradient, depth_gradient,
+        features, background, image_gradient, alpha_gradient,
         rows, background_rows, numba.get_num_threads(),
     )  # fmt: skip
     return rows, background_rows.sum(axis=0)
@@ -161,15 +157,15 @@ def composite_gradients(
 
 def project_gradients(
     splats: Splats,
-    rows: Floats,
-    means: Floats,
-    quaternions: Floats,
-    scales: Floats,
-    world_to_camera: Floats,
-    intrinsics: Floats,
+    rows: Float32,
+    means: Float32,
+    quaternions: Float32,
+    scales: Float32,
+    world_to_camera: Float32,
+    intrinsics: Float32,
     width: int,
     height: int,
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+) -> tuple[Float32, Float32, Float32, Float32, Float32]:
     """Gradients of means, quaternions, scales, opacities and features from gradient rows."""
     count, channels = len(means), rows.shape[1] - GRADIENT_COLUMNS
     gradients = (
@@ -253,7 +249,7 @@ def _project_splat(
     x, y, z = _to_camera(world_to_camera, view, means, n)
     opacity = float(opacities[n])
     # Written so that NaN is culled too: a tile index made of it would leave the arrays.
-    if not (z >= NEAR_PLANE and opacity >= SMALLEST_ALPHA):
+    if not (z >= NEAR_PLANE and opacity >= MIN_ALPHA):
         return
     _rotate(quaternions, n, rotation)
     _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
@@ -270,7 +266,7 @@ def _project_splat(
     determinant = xx * yy - xy * xy
     mean_x = intrinsics[view, 0, 0] * x / z + intrinsics[view, 0, 2]
     mean_y = intrinsics[view, 1, 1] * y / z + intrinsics[view, 1, 2]
-    reach = 2 * math.log(opacity / SMALLEST_ALPHA) + ROUNDING
+    reach = 2 * math.log(opacity / MIN_ALPHA) + ROUNDING
     radius_x, radius_y = math.sqrt(reach * xx), math.sqrt(reach * yy)
     if not (determinant > 0 and np.isfinite(determinant)):
         return
@@ -332,7 +328,7 @@ def _count_tiles(table, s, columns, rows):
 
 
 @_kernel
-def _project_share(
+def _project_part(
     start, end, means, quaternions, scales, opacities, world_to_camera, intrinsics,
     width, height, table, pairs_of_splat,
 ):  # fmt: skip
@@ -353,7 +349,7 @@ def _project(
 ):  # fmt: skip
     total = len(table)
     for worker in prange(workers):
-        _project_share(
+        _project_part(
             total * worker // workers, total * (worker + 1) // workers,
             means, quaternions, scales, opacities, world_to_camera, intrinsics,
             width, height, table, pairs_of_splat,
@@ -361,7 +357,7 @@ def _project(
 
 
 @_kernel
-def _list_share(start, end, table, first_pair, columns, rows, pair_splat, pair_tile):
+def _list_part(start, end, table, first_pair, columns, rows, pair_splat, pair_tile):
     for s in range(start, end):
         pair = first_pair[s]
         if pair == first_pair[s + 1]:
@@ -379,7 +375,7 @@ def _list_share(start, end, table, first_pair, columns, rows, pair_splat, pair_t
 def _list_pairs(table, first_pair, columns, rows, pair_splat, pair_tile, workers):
     total = len(table)
     for worker in prange(workers):
-        _list_share(
+        _list_part(
             total * worker // workers, total * (worker + 1) // workers,
             table, first_pair, columns, rows, pair_splat, pair_tile,
         )  # fmt: skip
@@ -412,7 +408,7 @@ def _sort_pairs(order, first_pair, pair_tile, first_slot, sorted_pairs):
 
 @_simd
 def _exponential(x):
-    """exp(x) for -SIGMA_MAX ≤ x ≤ 0, error below 2e-6 of it; becomes SIMD, unlike math.exp."""
+    """exp(x) for -MAX_SIGMA ≤ x ≤ 0, error below 2e-6 of it; becomes SIMD, unlike math.exp."""
     t = x * np.float32(0.125)
     value = SERIES[6] * t + SERIES[5]
     value = value * t + SERIES[4]
@@ -438,11 +434,11 @@ def _weigh(table, s, left, top, pixels, coverage, i):
         dx, dy = x - pixels[CENTRE_X + p], y - pixels[CENTRE_Y + p]
         before = pixels[TRANSMITTANCE + p]
         sigma = half_xx * dx * dx + xy * dx * dy + half_yy * dy * dy
-        alpha = opacity * _exponential(-(sigma if sigma < SIGMA_MAX else SIGMA_MAX))
-        alpha = alpha if alpha < ALPHA_MAX else ALPHA_MAX
-        alpha = alpha * pixels[LIVE + p] if alpha >= ALPHA_MIN else ZERO
+        alpha = opacity * _exponential(-(sigma if sigma < MAX_SIGMA else MAX_SIGMA))
+        alpha = alpha if alpha < MAX_ALPHA_F32 else MAX_ALPHA_F32
+        alpha = alpha * pixels[LIVE + p] if alpha >= MIN_ALPHA_F32 else ZERO
         after = before * (ONE - alpha)
-        goes_on = ONE if after > STOP else ZERO
+        goes_on = ONE if after > MIN_TRANSMITTANCE else ZERO
         alpha *= goes_on
         live = pixels[LIVE + p] * goes_on
         pixels[LIVE + p] = live
@@ -471,8 +467,8 @@ def _weigh_tile(
 ):
     """Weigh a tile's pairs near to far; returns how many are seen, rounded up to whole blocks.
 
-    Fills, in that order, the seen pairs (-1 in the last block's spare rows), their coverage and
-    their features followed by their depth (., ≥ D + 1).
+    Fills, in that order, the seen pairs (-1 in the unused rows of the last block), their coverage
+    and their features (., ≥ D).
     """
     channels = features.shape[1]
     seen = 0
@@ -485,7 +481,6 @@ def _weigh_tile(
             seen_pairs[seen] = pair
             for c in range(channels):
                 colours[seen, c] = features[s % len(features), c]
-            colours[seen, channels] = table[s, DEPTH]
             seen += 1
         if unfinished == ZERO:
             break
@@ -518,7 +513,7 @@ def _add_weighted(count, coverage, colours, planes):
 
 @_kernel
 def _longest(first_slot):
-    """The greatest number of pairs in a tile, with room to fill up the last block."""
+    """The greatest number of pairs in a tile, and what fills up the last block."""
     longest = 0
     for tile in range(len(first_slot) - 1):
         longest = max(longest, first_slot[tile + 1] - first_slot[tile])
@@ -526,9 +521,9 @@ def _longest(first_slot):
 
 
 @_kernel
-def _composite_share(
+def _composite_part(
     worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
-    image, alpha, depth,
+    image, alpha,
 ):  # fmt: skip
     height, width, channels = image.shape[1:]
     columns, rows = -(-width // TILE), -(-height // TILE)
@@ -536,8 +531,8 @@ def _composite_share(
     pixels = np.empty(PIXEL_BUFFER, np.float32)
     seen_pairs = np.empty(capacity, np.int32)
     coverage = np.empty((capacity, 2 * PIXELS), np.float32)
-    colours = np.empty((capacity, channels + 1), np.float32)
-    planes = np.empty((channels + 1, PIXELS), np.float32)
+    colours = np.empty((capacity, channels), np.float32)
+    planes = np.empty((channels, PIXELS), np.float32)
     for tile in range(worker, len(first_slot) - 1, workers):
         view, tile_in_view = divmod(tile, columns * rows)
         left, top = tile_in_view % columns * TILE, tile_in_view // columns * TILE
@@ -549,7 +544,6 @@ def _composite_share(
         for c in range(channels):
             for p in range(PIXELS):
                 planes[c, p] = pixels[TRANSMITTANCE + p] * background[c]
-        planes[channels] = ZERO
         _add_weighted(seen, coverage, colours, planes)
         for y in range(top, min(top + TILE, height)):
             for x in range(left, min(left + TILE, width)):
@@ -557,23 +551,22 @@ def _composite_share(
                 for c in range(channels):
                     image[view, y, x, c] = planes[c, p]
                 alpha[view, y, x] = ONE - pixels[TRANSMITTANCE + p]
-                depth[view, y, x] = planes[channels, p]
 
 
 @_parallel
 def _composite(
-    table, pair_splat, first_slot, sorted_pairs, features, background, image, alpha, depth, workers
+    table, pair_splat, first_slot, sorted_pairs, features, background, image, alpha, workers
 ):
     for worker in prange(workers):
-        _composite_share(
+        _composite_part(
             worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
-            image, alpha, depth,
+            image, alpha,
         )  # fmt: skip
 
 
 @_kernel
-def _gather_gradients(view, left, top, image_gradient, depth_gradient, planes):
-    """The tile's gradients as planes: features, then depth; zero outside the image."""
+def _gather_gradients(view, left, top, image_gradient, planes):
+    """The tile's gradients as planes, one for each feature; zero outside the image."""
     height, width, channels = image_gradient.shape[1:]
     planes[:] = ZERO
     for y in range(top, min(top + TILE, height)):
@@ -581,7 +574,6 @@ def _gather_gradients(view, left, top, image_gradient, depth_gradient, planes):
             p = (y - top) * TILE + x - left
             for c in range(channels):
                 planes[c, p] = image_gradient[view, y, x, c]
-            planes[channels, p] = depth_gradient[view, y, x]
 
 
 @_simd
@@ -605,7 +597,7 @@ def _background_gradients(view, left, top, pixels, background, alpha_gradient, p
 
 @_simd
 def _colour_gradients(first, coverage, planes, colour_gradients):
-    """(BLOCK, D + 1) gradients of a block's features and depths: weights · planesᵀ."""
+    """(BLOCK, D) gradients of a block's features: weights · planesᵀ."""
     w0, w1 = coverage[first], coverage[first + 1]
     w2, w3 = coverage[first + 2], coverage[first + 3]
     for c in range(colour_gradients.shape[1]):
@@ -647,7 +639,7 @@ def _opacity_gradients(table, s, left, top, pixels, coverage, i, rows, pair):
         alpha = coverage[i, ALPHA + p]
         own = coverage[i, WEIGHT + p] * pixels[ALONG + p]
         change = pixels[BEHIND + p] * alpha / (ONE - alpha) - own  # d loss / d sigma
-        change = change if alpha < ALPHA_MAX else ZERO  # a clamped alpha does not move
+        change = change if alpha < MAX_ALPHA_F32 else ZERO  # a clamped alpha does not move
         pixels[BEHIND + p] += own
         change_x, change_y = change * dx, change * dy
         total += change
@@ -665,19 +657,19 @@ def _opacity_gradients(table, s, left, top, pixels, coverage, i, rows, pair):
 
 
 @_kernel
-def _composite_gradients_share(
+def _composite_gradients_part(
     worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
-    image_gradient, alpha_gradient, depth_gradient, rows, background_rows,
+    image_gradient, alpha_gradient, rows, background_rows,
 ):  # fmt: skip
     height, width, channels = image_gradient.shape[1:]
     tile_columns, tile_rows = -(-width // TILE), -(-height // TILE)
-    padded = (channels // BLOCK + 1) * BLOCK  # room for the depth as well
+    padded = -(-channels // BLOCK) * BLOCK
     capacity = _longest(first_slot)
     pixels = np.empty(PIXEL_BUFFER, np.float32)
     seen_pairs = np.empty(capacity, np.int32)
     coverage = np.empty((capacity, 2 * PIXELS), np.float32)
     colours = np.zeros((capacity, padded), np.float32)
-    colour_gradients = np.empty((BLOCK, channels + 1), np.float32)
+    colour_gradients = np.empty((BLOCK, channels), np.float32)
     planes = np.empty((padded, PIXELS), np.float32)
     for tile in range(worker, len(first_slot) - 1, workers):
         view, tile_in_view = divmod(tile, tile_columns * tile_rows)
@@ -687,7 +679,7 @@ def _composite_gradients_share(
             sorted_pairs[first_slot[tile] : first_slot[tile + 1]], pair_splat, table, features,
             left, top, pixels, seen_pairs, coverage, colours,
         )  # fmt: skip
-        _gather_gradients(view, left, top, image_gradient, depth_gradient, planes)
+        _gather_gradients(view, left, top, image_gradient, planes)
         _background_gradients(
             view, left, top, pixels, background, alpha_gradient, planes, background_rows[tile]
         )
@@ -702,7 +694,6 @@ def _composite_gradients_share(
                     table, pair_splat[pair], np.float32(left), np.float32(top),
                     pixels, coverage, first + i, rows, pair,
                 )  # fmt: skip
-                rows[pair, DEPTH] = colour_gradients[i, channels]
                 for c in range(channels):
                     rows[pair, GRADIENT_COLUMNS + c] = colour_gradients[i, c]
 
@@ -710,12 +701,12 @@ def _composite_gradients_share(
 @_parallel
 def _composite_gradients(
     table, pair_splat, first_slot, sorted_pairs, features, background,
-    image_gradient, alpha_gradient, depth_gradient, rows, background_rows, workers,
+    image_gradient, alpha_gradient, rows, background_rows, workers,
 ):  # fmt: skip
     for worker in prange(workers):
-        _composite_gradients_share(
+        _composite_gradients_part(
             worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
-            image_gradient, alpha_gradient, depth_gradient, rows, background_rows,
+            image_gradient, alpha_gradient, rows, background_rows,
         )  # fmt: skip
 
 
@@ -778,12 +769,11 @@ def _mean_gradient(
     means, n, world_to_camera, intrinsics, view, width, height,
     row, axes, axes_gradient, mean_gradients,
 ):  # fmt: skip
-    """Add the gradient of mean ``n``: through its pixel, its depth and the image axes."""
+    """Add the gradient of mean ``n``: through its pixel and the image axes."""
     x, y, z = _to_camera(world_to_camera, view, means, n)
     slope_x, slope_y = _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
     scale_x, scale_y = intrinsics[view, 0, 0] / z, intrinsics[view, 1, 1] / z  # pixels per metre
-    g_slope_x = g_slope_y = 0.0
-    g_z = float(row[DEPTH])
+    g_slope_x = g_slope_y = g_z = 0.0
     for k in range(3):
         if slope_x == x / z:  # a clamped slope does not move
             g_slope_x -= scale_x * axes_gradient[0, k] * world_to_camera[view, 2, k]
@@ -813,7 +803,7 @@ def _add_rows(rows, first, end, total, feature_gradients, n):
 
 
 @_kernel
-def _project_gradients_share(
+def _project_gradients_part(
     start, end, table, first_pair, rows, means, quaternions, scales, world_to_camera, intrinsics,
     width, height, mean_gradients, quaternion_gradients, scale_gradients, opacity_gradients,
     feature_gradients,
@@ -851,7 +841,7 @@ def _project_gradients(
 ):  # fmt: skip
     total = len(means)
     for worker in prange(workers):
-        _project_gradients_share(
+        _project_gradients_part(
             total * worker // workers, total * (worker + 1) // workers,
             table, first_pair, rows, means, quaternions, scales, world_to_camera, intrinsics,
             width, height, mean_gradients, quaternion_gradients, scale_gradients,

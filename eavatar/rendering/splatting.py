@@ -6,7 +6,7 @@ affine projection of Zwicker et al. 2001 (EWA splatting) with 0.3 pixels² of lo
 nearer than 0.01 m, alpha at most 0.999 and ignored below 1/255, and a pixel is finished before the
 Gaussian that would bring its transmittance to 1e-4 or less.
 
-With a capacity, drawing on CUDA never makes the host wait, and a CUDA graph can hold it, forward
+With a capacity, drawing on CUDA never synchronises the host, and a CUDA graph can hold it, forward
 and backward.
 """
 
@@ -31,10 +31,9 @@ logger = logging.getLogger(__name__)
 
 # gsplat 1.5.3 divides by the number of Gaussians, and its projection adds up the gradients of equal
 # Gaussian numbers within a warp, without regard to scenes.
-FEWEST = 32
-# Channels of one pass. gsplat keeps a pixel's channels in registers and is slow beyond; 33 is a
-# width that it compiles.
-WIDEST, CHUNK = 33, 32
+MIN_GAUSSIANS = 32
+# Channels of one pass. gsplat keeps a pixel's channels in registers and is slow beyond.
+MAX_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,12 @@ class Rendering:
     Attributes:
         features: (C, H, W, D), on the background if there is one, otherwise on zero.
         alpha: (C, H, W) in [0, 1].
-        depth: (C, H, W) sum of weight · z of the means, metres; divide by alpha for the mean depth.
-            None if it was not asked for.
         pairs: () int64, (Gaussian, tile) pairs that the whole call needed. Where they exceed its
             capacity, the farthest were not drawn. Zero on the CPU, which knows no capacity.
     """
 
     features: Tensor
     alpha: Tensor
-    depth: Tensor | None
     pairs: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
@@ -102,7 +98,6 @@ def splat(
     height: int,
     background: Tensor | None = None,
     capacity: int | None = None,
-    with_depth: bool = True,
 ) -> Rendering:
     """Draw the Gaussians into C views; differentiable in all their fields and the background.
 
@@ -111,9 +106,8 @@ def splat(
             the Gaussians are B scenes.
         intrinsics: (C, 3, 3) pixels of the width × height image; likewise (B, C, 3, 3).
         background: (D,) feature behind everything.
-        capacity: room for so many (Gaussian, tile) pairs over all scenes and views, about 70 bytes
-            each. None counts them, which makes the host wait. Ignored on the CPU.
-        with_depth: also draw the depth, which costs CUDA one more channel.
+        capacity: how many (Gaussian, tile) pairs are drawn at most over all scenes and views, about
+            70 bytes each. None counts them, a host-device synchronisation. Ignored on the CPU.
 
     Raises:
         ValueError: Gaussians and cameras are not of the same number of scenes.
@@ -127,8 +121,8 @@ def splat(
         )
     cameras = (world_to_camera.detach(), intrinsics.detach())
     if gaussians.means.is_cuda:
-        return _splat_cuda(gaussians, *cameras, width, height, background, capacity, with_depth)
-    return _splat_cpu(gaussians, *cameras, width, height, background, with_depth)
+        return _splat_cuda(gaussians, *cameras, width, height, background, capacity)
+    return _splat_cpu(gaussians, *cameras, width, height, background)
 
 
 def _splat_cpu(
@@ -138,7 +132,6 @@ def _splat_cpu(
     width: int,
     height: int,
     background: Tensor | None,
-    with_depth: bool,
 ) -> Rendering:
     if background is None:
         background = gaussians.features.new_zeros(gaussians.features.shape[-1])
@@ -151,8 +144,8 @@ def _splat_cpu(
             for scene in zip(*inputs, strict=True)
         ]
         images = [torch.stack(parts) for parts in zip(*scenes, strict=True)]
-    image, alpha, depth = images
-    return Rendering(image, alpha, depth if with_depth else None)
+    image, alpha = images
+    return Rendering(image, alpha)
 
 
 def _splat_cuda(
@@ -163,7 +156,6 @@ def _splat_cuda(
     height: int,
     background: Tensor | None,
     capacity: int | None,
-    with_depth: bool,
 ) -> Rendering:
     gsplat = _load_gsplat()
     means, quaternions, scales, opacities, features = _tensors(_enough(gaussians))
@@ -176,30 +168,23 @@ def _splat_cuda(
         # Drawn as differences from the background: then it is one sum, and alpha needs no gradient.
         features = features - background.detach()
     channels = features[..., None, :, :].expand(*depths.shape, -1)
-    if with_depth:
-        channels = torch.cat([channels, depths[..., None]], dim=-1)
     opacities = opacities[..., None, :].expand(depths.shape)
-    parts = channels.split(CHUNK, dim=-1) if channels.shape[-1] > WIDEST else [channels]
     passes = [
         gsplat.rasterize_to_pixels(
             centres, conics, part, opacities, width, height, TILE,
             tiles.offsets, tiles.splats, masks=tiles.drawn,
         )
-        for part in parts
+        for part in channels.split(MAX_CHANNELS, dim=-1)
     ]  # fmt: skip
     images, alphas = zip(*passes, strict=True)
     image = images[0] if len(images) == 1 else torch.cat(images, dim=-1)
-    depth = None
-    if with_depth:
-        image, last = image.split([features.shape[-1], 1], dim=-1)
-        depth = last[..., 0]
     if background is not None:
         image = image + background.detach()
         if background.requires_grad:
             # By what is left to see of it; as the rest of a difference it would be imprecise.
             seen = 1 - alphas[0].detach()
             image = image + seen * (background - background.detach())
-    return Rendering(image, alphas[0][..., 0], depth, tiles.pairs)
+    return Rendering(image, alphas[0][..., 0], tiles.pairs)
 
 
 def _tensors(gaussians: Gaussians) -> list[Tensor]:
@@ -208,7 +193,7 @@ def _tensors(gaussians: Gaussians) -> list[Tensor]:
 
 def _enough(gaussians: Gaussians) -> Gaussians:
     """The same with invisible Gaussians behind the last, if there are too few for gsplat."""
-    missing = FEWEST - gaussians.opacities.shape[-1]
+    missing = MIN_GAUSSIANS - gaussians.opacities.shape[-1]
     if missing <= 0:
         return gaussians
     rows = gaussians.opacities.ndim

@@ -1,15 +1,15 @@
 """Which Gaussians touch which tile of which image, in tensors whose sizes do not depend on it.
 
-The list that gsplat's rasteriser walks, without the wait for its length: the caller says how many
-(Gaussian, tile) pairs there is room for, so the whole draws inside a CUDA graph. gsplat's own
-`isect_tiles` copies the number of pairs to the host.
+The list that gsplat's rasteriser walks, of a fixed capacity: the caller says how many (Gaussian,
+tile) pairs it holds, so no length is copied to the host and the whole draws inside a CUDA graph.
+gsplat's own `isect_tiles` synchronises the host with the device.
 
 A *splat* is a Gaussian in one image; splat ``i * N + n`` is Gaussian ``n`` in image ``i``. The
 splats of all images are sorted by depth at once; their pairs, listed in that order, are then sorted
 by tile. A stable sort keeps near before far, and both sorts have 32-bit keys.
 
-Room that is not needed goes to the end of the last image's list. Every image has therefore one more
-row of tiles than it needs, below the image, and the mask tells the rasteriser to skip it.
+Capacity that is not needed goes to the end of the last image's list. Every image has therefore one
+more row of tiles than it needs, below the image, and the mask tells the rasteriser to skip it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def bin_splats(
         radii: (…, N, 2) int, half widths of the rectangles in pixels. A splat is seen if both are
             positive; of one that is not, means and depth may be anything.
         depths: (…, N).
-        capacity: M. None for the number of pairs, which makes the host wait for the device.
+        capacity: M. None for the number of pairs, a host-device synchronisation.
     """
     images, columns, rows = depths.shape[:-1], -(-width // TILE), -(-height // TILE)
     number = images.numel() * (rows + 1) * columns

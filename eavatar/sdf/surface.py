@@ -153,7 +153,7 @@ def draw_at_once(
     gaussians = replace(gaussians, opacities=gaussians.opacities * seen.flatten(0, 1))
     cameras = (to_camera.flatten(0, 1)[:, None], intrinsics.flatten(0, 1)[:, None])
     white = colours.new_ones(colours.shape[-1])
-    drawn = splat(gaussians, *cameras, width, height, white, capacity, with_depth=False)
+    drawn = splat(gaussians, *cameras, width, height, white, capacity)
     return Pictures(
         drawn.features.view(*means.shape[:2], height, width, -1),
         drawn.alpha.view(*means.shape[:2], height, width),
@@ -183,7 +183,7 @@ def draw_each(
             colours[timestep].index_select(0, index),
         )
         camera = (to_camera[timestep, view, None], intrinsics[timestep, view, None])
-        drawn.append(splat(gaussians, *camera, width, height, white, with_depth=False))
+        drawn.append(splat(gaussians, *camera, width, height, white))
     features, alpha = (
         torch.cat([getattr(picture, name) for picture in drawn]) for name in ("features", "alpha")
     )

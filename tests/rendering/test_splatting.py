@@ -14,7 +14,7 @@ from eavatar.rendering.splatting import Gaussians, Rendering, splat
 from eavatar.training.graphs import Captured
 from tests.scenes.dense_splat import dense_splat
 
-IMAGES = ("features", "alpha", "depth")
+IMAGES = ("features", "alpha")
 INPUTS = ("means", "quaternions", "scales", "opacities", "features", "background")
 
 
@@ -184,7 +184,6 @@ def test_single_gaussian_has_its_closed_form():
         alpha = 0.8 * math.exp(-(dx * dx + dy * dy) / (2 * 0.55))
         pixel = (0, 8 + dy, 8 + dx)
         assert rendering.alpha[pixel].item() == pytest.approx(alpha, rel=1e-5)
-        assert rendering.depth[pixel].item() == pytest.approx(2 * alpha, rel=1e-5)
         assert rendering.features[pixel].item() == pytest.approx(3 * alpha + 1 - alpha, rel=1e-5)
     # 0.8 exp(-x² / 1.1) < 1/255 beyond x = 2.42: nothing is drawn there.
     assert rendering.alpha[0, 8, 11] == 0
@@ -216,7 +215,6 @@ def test_unseen_gaussians_leave_the_background_and_no_gradient(mean):
     rendering = draw(splat, scene, inputs)
     assert torch.equal(rendering.features, torch.ones(1, 16, 16, 1))
     assert not rendering.alpha.any()
-    assert not rendering.depth.any()
     *to_gaussians, to_background = torch.autograd.grad(rendering.features.sum(), inputs)
     assert all(not gradient.any() for gradient in to_gaussians)
     assert to_background.item() == 16 * 16
@@ -295,15 +293,6 @@ def test_scenes_in_one_call_equal_separate_calls():
     assert torch.equal(together[-1], backgrounds.sum(dim=0))
 
 
-def test_without_depth_the_rest_is_the_same():
-    scene = make_scene()
-    arguments = (scene.gaussians, scene.world_to_camera, scene.intrinsics, 37, 29)
-    rendering = splat(*arguments, scene.background, with_depth=False)
-    assert rendering.depth is None
-    assert torch.equal(rendering.features, splat(*arguments, scene.background).features)
-    assert rendering.pairs == 0
-
-
 def test_scenes_of_gaussians_and_cameras_must_fit():
     scene = make_scene()
     with pytest.raises(ValueError, match="scenes"):
@@ -354,9 +343,9 @@ def test_kernel_and_gsplat_agree(channels, capacity):
 
 
 @pytest.mark.gpu
-def test_kernel_and_gsplat_agree_without_depth_and_in_a_size_of_no_whole_tiles():
+def test_kernel_and_gsplat_agree_in_a_size_of_no_whole_tiles():
     scene = make_scene(count=1000, channels=32, views=3, width=67, height=41)
-    assert_parity(scene, capacity=50_000, with_depth=False)
+    assert_parity(scene, capacity=50_000)
 
 
 @pytest.mark.gpu

@@ -28,8 +28,8 @@ def dense_splat(
         _draw_view(gaussians, camera, matrix, width, height, background, pixels_at_once)
         for camera, matrix in zip(world_to_camera, intrinsics, strict=True)
     ]
-    features, alpha, depth = (torch.stack(parts) for parts in zip(*views, strict=True))
-    return Rendering(features, alpha, depth)
+    features, alpha = (torch.stack(parts) for parts in zip(*views, strict=True))
+    return Rendering(features, alpha)
 
 
 def _draw_view(gaussians, world_to_camera, intrinsics, width, height, background, pixels_at_once):
@@ -48,23 +48,18 @@ def _draw_view(gaussians, world_to_camera, intrinsics, width, height, background
     )
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centres = torch.stack([x, y], -1).reshape(-1, 2).to(means2d) + 0.5
-    opacities = gaussians.opacities[order]
-    channels = torch.cat([gaussians.features[order], in_camera[:, 2:]], 1)
+    opacities, features = gaussians.opacities[order], gaussians.features[order]
     drawn, transmittance = [], []
     for chunk in centres.split(pixels_at_once):
         # Checkpointed: the backward pass of a large image would not fit into memory otherwise.
         part, left = checkpoint(
-            _draw_chunk, chunk, means2d, inverses, opacities, channels, use_reentrant=False
+            _draw_chunk, chunk, means2d, inverses, opacities, features, use_reentrant=False
         )
         drawn.append(part)
         transmittance.append(left)
-    channels, seen = torch.cat(drawn), torch.cat(transmittance)
-    features = channels[:, :-1] + seen[:, None] * background
-    return (
-        features.reshape(height, width, -1),
-        (1 - seen).reshape(height, width),
-        channels[:, -1].reshape(height, width),
-    )
+    image, seen = torch.cat(drawn), torch.cat(transmittance)
+    image = image + seen[:, None] * background
+    return image.reshape(height, width, -1), (1 - seen).reshape(height, width)
 
 
 def _project(in_camera, rotations, scales, intrinsics, width, height):
@@ -84,8 +79,8 @@ def _project(in_camera, rotations, scales, intrinsics, width, height):
     return means2d, torch.linalg.inv(covariance)
 
 
-def _draw_chunk(centres, means2d, inverses, opacities, channels):
-    """Channels (pixels, D) of Gaussians sorted near to far, and the transmittance (pixels,)."""
+def _draw_chunk(centres, means2d, inverses, opacities, features):
+    """Features (pixels, D) of Gaussians sorted near to far, and the transmittance (pixels,)."""
     offset = means2d - centres[:, None]
     dx, dy = offset[..., 0], offset[..., 1]
     a, b, c = inverses[:, 0, 0], inverses[:, 0, 1], inverses[:, 1, 1]
@@ -96,4 +91,4 @@ def _draw_chunk(centres, means2d, inverses, opacities, channels):
     alpha = torch.where(after > 1e-4, alpha, 0)
     after = torch.cumprod(1 - alpha, dim=1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], 1)
-    return (alpha * before) @ channels, after[:, -1]
+    return (alpha * before) @ features, after[:, -1]

@@ -58,7 +58,7 @@ def ingest(a: Arguments) -> None:
 
 
 def matte(a: Arguments) -> None:
-    """Separate the person from the background: alpha masks of one sequence."""
+    """Separate the person from the background: masks of one sequence."""
     from eavatar.capture.matting import matte as run
 
     block = settings.parse_block(settings.MatteSettings, a.settings)

@@ -156,10 +156,10 @@ class FitSettings(Settings):
     detection_noise: float = Field(
         gt=0,
         description="deviation of a detection per axis that is expected before it is measured, "
-        "share of the image width",
+        "fraction of the image width",
     )
     outlier_distance: float = Field(
-        gt=0, description="a detection this far off counts a quarter, share of the image width"
+        gt=0, description="a detection this far off counts a quarter, fraction of the image width"
     )
     iterations: int = Field(ge=1, description="most iterations of the joint refinement")
 
@@ -196,7 +196,7 @@ class AlignSettings(Settings):
 
     samples: int = Field(ge=1000, description="surface samples of each mesh")
     inlier_distance: float = Field(gt=0, description="a point of the face this close fits, dm")
-    min_fitness: float = Field(ge=0, le=1, description="share of the face that must fit")
+    min_fitness: float = Field(ge=0, le=1, description="fraction of the face that must fit")
     max_rmse: float = Field(gt=0, description="largest error of the points that fit, dm")
 
 
@@ -216,7 +216,7 @@ class TorsoSettings(Settings):
     """What stays behind when the head turns: first values, heights below the chin, dm."""
 
     enabled: bool = Field(description="false: everything moves with the head, as in GHA")
-    start: float = Field(description="where the head's share begins to fall")
+    start: float = Field(description="where the head's weight begins to fall")
     end: float = Field(description="where it has fallen to zero")
 
     @field_validator("end")
@@ -331,7 +331,7 @@ class SplatSettings(Settings):
     split: SplitSettings
     learning_rates: SplatLearningRates
     averaging: float = Field(
-        ge=0, lt=1, description="share of the steps so far over which the saved avatar is a mean"
+        ge=0, lt=1, description="fraction of the steps so far over which the saved avatar is a mean"
     )
     weights: SplatLossWeights
     run: SplatRunSettings
@@ -358,7 +358,7 @@ class EvaluateSettings(Settings):
 
     lpips_net: Literal["alex", "vgg"] = Field(description="backbone of the LPIPS metric")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
-    pictures: int = Field(ge=1, description="comparison pictures kept for the report")
+    pictures: int = Field(ge=1, description="comparison images kept for the report")
 
 
 class CaptureBlock(Settings):

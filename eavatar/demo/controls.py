@@ -21,7 +21,7 @@ JAW_ANGLE = np.radians(19.0)  # fully open
 def smooth_step(low: float, high: float, x: NDArray[np.floating]) -> Float64:
     """0 below ``low``, 1 above ``high``, smooth between; falls where ``low > high``.
 
-    The array form of `eavatar.demo.sculpt.smooth_step`.
+    `eavatar.demo.sculpt` has the compiled form for one value.
     """
     t = np.clip((x - low) / (high - low), 0, 1)
     eased: Float64 = t * t * (3 - 2 * t)

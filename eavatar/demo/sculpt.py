@@ -85,7 +85,7 @@ def _carve(a: float, b: float, k: float) -> float:
 
 
 @numba.njit(cache=True, fastmath=True)
-def smooth_step(low: float, high: float, x: float) -> float:
+def _smooth_step(low: float, high: float, x: float) -> float:
     """Smooth step from 0 at low to 1 at high."""
     t = min(max((x - low) / (high - low), 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
@@ -150,11 +150,11 @@ def _mouth_distance(x: float, y: float, z: float, d: float) -> float:
     past = max(x - MOUTH_WIDTH, 0.0)
     front = 1.0 - 0.13 * u * u
     gap = LIPS_APART * (1.0 - u**4)
-    line = MOUTH_Y + 0.012 * u * u - 0.006 * (1.0 - smooth_step(0.0, 0.25, u))
+    line = MOUTH_Y + 0.012 * u * u - 0.006 * (1.0 - _smooth_step(0.0, 0.25, u))
     r_upper = (
         0.016
         + 0.036 * taper
-        + 0.008 * smooth_step(0.0, 0.18, u) * (1.0 - smooth_step(0.25, 0.6, u))
+        + 0.008 * _smooth_step(0.0, 0.18, u) * (1.0 - _smooth_step(0.25, 0.6, u))
     )
     r_lower = 0.016 + 0.050 * taper
     dy, dz = y - (line + gap + r_upper * 0.85), z - front - 0.012
@@ -204,11 +204,11 @@ def _skin_distance(x: float, y: float, z: float) -> float:
 @numba.njit(cache=True, fastmath=True)
 def _hairline(angle: float) -> float:
     """Height of the hair's edge at an angle from the front, radians in [0, π]."""
-    forehead = 1.03 - 0.09 * smooth_step(0.25, 0.55, angle) + 0.05 * smooth_step(0.0, 0.25, angle)
-    temple = forehead - 0.45 * smooth_step(0.62, 0.95, angle)
-    sideburn = temple - 0.42 * smooth_step(1.05, 1.3, angle)
-    ear = sideburn + 0.37 * smooth_step(1.38, 1.55, angle)
-    return ear - 0.92 * smooth_step(1.95, 2.6, angle)
+    forehead = 1.03 - 0.09 * _smooth_step(0.25, 0.55, angle) + 0.05 * _smooth_step(0.0, 0.25, angle)
+    temple = forehead - 0.45 * _smooth_step(0.62, 0.95, angle)
+    sideburn = temple - 0.42 * _smooth_step(1.05, 1.3, angle)
+    ear = sideburn + 0.37 * _smooth_step(1.38, 1.55, angle)
+    return ear - 0.92 * _smooth_step(1.95, 2.6, angle)
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -228,14 +228,14 @@ def _hair_distance(x: float, y: float, z: float) -> float:
     above = y - _hairline(angle) + ragged
     volume = (
         0.085
-        + 0.075 * smooth_step(0.5, 1.3, y)
-        + 0.04 * smooth_step(0.3, 1.0, z) * smooth_step(0.8, 1.2, y)
+        + 0.075 * _smooth_step(0.5, 1.3, y)
+        + 0.04 * _smooth_step(0.3, 1.0, z) * _smooth_step(0.8, 1.2, y)
     )
     around, away = _hair_flow(x, y, z)
     locks = math.sin(27.0 * around + 2.5 * math.sin(5.0 * away))
     locks += 0.7 * math.sin(58.0 * around + 2.0 * math.sin(9.0 * away + 1.3))
-    thickness = -0.06 + (0.06 + volume) * smooth_step(-0.05, 0.34, above)
-    thickness += 0.011 * locks * smooth_step(0.0, 0.30, above) * smooth_step(0.1, 0.5, away)
+    thickness = -0.06 + (0.06 + volume) * _smooth_step(-0.05, 0.34, above)
+    thickness += 0.011 * locks * _smooth_step(0.0, 0.30, above) * _smooth_step(0.1, 0.5, away)
     # Below its edge the cap ends under the skin; it must not line the whole head.
     return max(_skull_distance(abs(x), y, z) - thickness, -0.12 - above)
 
@@ -253,7 +253,7 @@ def _shirt_distance(x: float, y: float, z: float) -> float:
     d = max(d, slope)
     collar = math.sqrt(((radius - 0.60) * 0.8) ** 2 + (slope * 0.6) ** 2) - 0.05
     d = _join(d, collar, 0.12)
-    return d + 0.02 * math.sin(9.0 * x + 4.0 * y + 2.0 * z) * smooth_step(-1.2, -1.7, y)
+    return d + 0.02 * math.sin(9.0 * x + 4.0 * y + 2.0 * z) * _smooth_step(-1.2, -1.7, y)
 
 
 SKIN, HAIR, SHIRT = 0, 1, 2

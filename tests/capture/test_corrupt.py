@@ -183,10 +183,10 @@ def test_a_colour_array_of_junk(tmp_path: Path, content: bytes) -> None:
 
 def decoded(path: Path) -> list[np.ndarray] | None:
     """All frames, as ingest takes them, or None where the file is refused."""
-    clip = CameraFrames((path,))
+    recorded = CameraFrames((path,))
     try:
-        frames = clip.header().frames
-        images = [image for _, image in clip.decode()]
+        frames = recorded.header().frames
+        images = [image for _, image in recorded.decode()]
     except UserError as error:
         assert "\n" not in str(error)
         return None
@@ -254,17 +254,17 @@ def write_images(folder: Path, shapes: list[tuple[int, int]]) -> CameraFrames:
 
 
 def test_an_image_of_another_size_stops_the_decoding(tmp_path: Path) -> None:
-    clip = write_images(tmp_path, [(64, 64), (64, 64), (64, 32)])
+    recorded = write_images(tmp_path, [(64, 64), (64, 64), (64, 32)])
     with pytest.raises(UserError, match=r"2\.jpg has 32×64 pixels but .*0\.jpg has 64×64"):
-        list(clip.decode())
+        list(recorded.decode())
 
 
 @given(share=st.floats(0, 0.995), junk=st.binary(max_size=100))
 @FEW
 def test_a_damaged_image(tmp_path: Path, share: float, junk: bytes) -> None:
-    clip = write_images(tmp_path, [(64, 64)] * 2)
-    content = clip.paths[1].read_bytes()
+    recorded = write_images(tmp_path, [(64, 64)] * 2)
+    content = recorded.paths[1].read_bytes()
     for damaged in (content[: int(share * len(content))], junk):
-        clip.paths[1].write_bytes(damaged)
+        recorded.paths[1].write_bytes(damaged)
         with pytest.raises(UserError, match=r"1\.jpg"):
-            list(clip.decode())
+            list(recorded.decode())

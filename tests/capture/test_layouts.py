@@ -38,7 +38,7 @@ SIZE = 64
 SETTINGS = ingest_settings(image_size=SIZE)
 
 
-def picture(step: int) -> np.ndarray:
+def draw_image(step: int) -> np.ndarray:
     """(H, W, 3) RGB with soft edges: JPEG and chroma subsampling lose next to nothing."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     waves = [np.sin(x / 30 + step / 4), np.sin(y / 40), np.cos((x + y) / 50 - step / 4)]
@@ -94,7 +94,7 @@ def write_gha(root: Path, steps: int, plate: np.ndarray) -> Path:
         for step, name in enumerate(names):
             (part / "images" / name).mkdir(parents=True)
             (part / "cameras" / name).mkdir(parents=True)
-            kinds = {"image": crop(picture(step)[..., [1, 2, 0]])[..., ::-1], "visible": seen}
+            kinds = {"image": crop(draw_image(step)[..., [1, 2, 0]])[..., ::-1], "visible": seen}
             for kind, image in (kinds | {"mask": crop(alpha(step))}).items():
                 for serial in SERIALS:
                     path = part / "images" / name / f"{kind}_{serial}.jpg"
@@ -118,8 +118,8 @@ def write_gha(root: Path, steps: int, plate: np.ndarray) -> Path:
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, Path]:
     folder, steps = tmp_path_factory.mktemp("layouts"), 3
-    plate = picture(9)
-    frames = [picture(step) for step in range(steps)]
+    plate = draw_image(9)
+    frames = [draw_image(step) for step in range(steps)]
     v2 = write_capture(folder / "v2", frames, SEQUENCES, plate, SWAP)
     for sequence in SEQUENCES:
         for serial in SERIALS:
@@ -202,7 +202,7 @@ def test_cameras_and_indices_are_the_same(contracts: list[Path], other: int) -> 
 def test_colours_are_corrected_not_mirrored(contracts: list[Path]) -> None:
     """A cyclic change of channels and its inverse differ; the pictures tell which was applied."""
     frame = read(contracts[0] / "FREE" / SERIALS[0] / "00001.jpg")[..., ::-1]
-    expected = crop(picture(1)[..., [1, 2, 0]]).astype(float)
+    expected = crop(draw_image(1)[..., [1, 2, 0]]).astype(float)
     assert np.abs(frame - expected).mean() < 2
 
 
@@ -217,7 +217,7 @@ def test_a_benchmark_capture_brings_its_mattes(roots: dict[Layout, Path], tmp_pa
     half = (np.diag([0.5, 0.5, 1.0]) @ INTRINSICS).tolist()
     content["intrinsics"] = dict.fromkeys(SERIALS, half)
     calibration.write_text(json.dumps(content))
-    for kind, make in (("images", picture), ("alpha_maps", alpha)):
+    for kind, make in (("images", draw_image), ("alpha_maps", alpha)):
         for serial in SERIALS[:2]:
             path = root / "sequences" / "HAIR" / kind / f"cam_{serial}.mp4"
             write_video(path, [make(step) for step in range(2)])

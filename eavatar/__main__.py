@@ -225,6 +225,9 @@ def block(name: str, path: str) -> Flag:
     return (name, str, f"the block {path}", True)
 
 
+# Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side.
+ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face}
+
 PEOPLE: dict[Verb, list[Flag]] = {
     doctor: [
         ("subject", list, "subjects to look at; all of the sheet if none", False),
@@ -415,7 +418,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    threads.set_environment()  # before a verb imports what makes threads
+    # Before the verb imports what makes threads.
+    threads.set_environment(one_for_blas=parsed.function in ONE_BLAS_THREAD)
     try:
         parsed.function(parsed)
     except UserError as error:

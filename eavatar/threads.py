@@ -3,14 +3,12 @@
 It is what ``OMP_NUM_THREADS`` says, which Snakemake sets to the ``threads`` of a rule, otherwise
 all cores; never more than the process's affinity and the CPU quota of its control groups allow. A
 verb passes it on to the libraries before they are loaded (`set_environment`): OpenMP (torch,
-numba's kernels), MKL and torch's compiler. Two libraries get one thread only:
-
-- OpenBLAS (numpy, scipy), whose matrices are small here: more threads only wait for one another.
-- OpenCV, because images are worked on side by side, by pools of this package (`make_pool`).
+numba's kernels), MKL, torch's compiler and OpenBLAS (numpy, scipy). OpenCV has one thread, because
+images are worked on side by side, by pools of this package (`make_pool`).
 
 OpenMP's threads sleep when they have nothing to do. By default they spin for milliseconds, on cores
 that the threads they wait for could use: beside other processes a training is then many times
-slower. Results depend on neither.
+slower. Results do not depend on that.
 """
 
 from __future__ import annotations
@@ -29,19 +27,23 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "OMP_NUM_THREADS"
 ALL = (VARIABLE, "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-ONE = ("OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+BLAS, OPENCV = "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"
 # Of GNU's, Intel's and LLVM's OpenMP. Who sets them has a reason.
 SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
-def set_environment() -> None:
+def set_environment(one_for_blas: bool = False) -> None:
     """Tell all libraries by environment variables; for a process that has not yet loaded them.
 
     Also gives numba a temporary folder for compiled kernels where it would find none.
+
+    Args:
+        one_for_blas: give OpenBLAS one thread: more only wait for one another where matrices are
+            small, or multiplied side by side.
     """
     count = str(count_threads())
     os.environ.update(dict.fromkeys(ALL, count))
-    os.environ.update(dict.fromkeys(ONE, "1"))
+    os.environ.update({BLAS: "1" if one_for_blas else count, OPENCV: "1"})
     for name, value in SLEEP.items():
         os.environ.setdefault(name, value)
     if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_is_writable, _kernel_folders())):

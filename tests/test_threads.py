@@ -125,10 +125,13 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
-LIBRARIES = f"""
+MACHINE = f"""
 import os
 os.sched_getaffinity = lambda _: set(range({CORES}))
 from eavatar import threads
+threads._quotas = lambda root: iter(())
+"""
+LIBRARIES = """
 threads.set_environment()
 import ctypes, re
 import cv2, numba, numpy, torch
@@ -143,7 +146,8 @@ print(os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"])
 
 def test_a_job_of_two_threads_makes_no_larger_pool_on_a_larger_machine() -> None:
     """As eight rules of two threads do under ``--cores 16``."""
-    assert run(LIBRARIES, OMP_NUM_THREADS="2").split() == ["2", "2", "2", "1", "1", "PASSIVE", "2"]
+    found = run(MACHINE + LIBRARIES, OMP_NUM_THREADS="2")
+    assert found.split() == ["2", "2", "2", "2", "1", "PASSIVE", "2"]
 
 
 def test_an_importer_keeps_the_environment() -> None:
@@ -161,6 +165,34 @@ def test_the_verbs_set_threads_before_any_library_is_loaded() -> None:
         "print({'numpy', 'torch', 'numba', 'cv2', 'scipy'} & set(sys.modules))"
     )
     assert run(code).strip() == "set()"
+
+
+VERB = """
+from eavatar.__main__ import main
+words = [word for flag in "{flags}".split() for word in ("--" + flag, "0")]
+assert main(["{verb}", *words]) == 2  # a sentence on the settings
+print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "blas"),
+    [
+        ("fit-face", "settings morphable-model capture landmarks output", 1),
+        ("refine-face", "settings morphable-model capture fit output", 1),
+        ("align-prior", "settings seed raw identity neutral output", CORES),
+    ],
+)
+def test_a_verb_by_hand_gives_blas_the_threads_that_suit_it(
+    verb: str, flags: str, blas: int
+) -> None:
+    assert run(MACHINE + VERB.format(verb=verb, flags=flags)).split() == [str(blas), str(CORES)]
+
+
+def test_the_fit_asks_the_workflow_for_the_one_thread_that_it_uses() -> None:
+    rules = (ROOT / "workflow" / "rules" / "face.smk").read_text()
+    fit = rules[rules.index("rule fit_face:") : rules.index("rule refine_face:")]
+    assert "threads:" not in fit  # one, if a rule says nothing
 
 
 def test_no_rule_sets_threads_past_the_policy() -> None:

@@ -379,7 +379,8 @@ def build_parser() -> argparse.ArgumentParser:
             f"verbs for people; `eavatar <verb> --help` shows examples:\n{_listed(PEOPLE)}\n\n"
             "verbs for the rules of the workflow, which runs them in order and where needed\n"
             "(snakemake --cores all results/<subject>/metrics.csv):\n"
-            f"{_listed(RULES)}"
+            f"{_listed(RULES)}\n\n"
+            "OMP_NUM_THREADS limits the threads of a verb, all cores otherwise; Snakemake sets it."
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

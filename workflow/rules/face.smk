@@ -24,6 +24,7 @@ rule detect_landmarks:
         "results/{subject}/benchmarks/detect_landmarks/{sequence}.tsv"
     conda:
         "../../envs/face.yaml"
+    threads: 4
     resources:
         mem_mb=8000,
         runtime=240,

@@ -43,7 +43,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Driven:
+class DrivenSurface:
     """The surface at B timesteps, canonical: before the head's rigid motion.
 
     Attributes:
@@ -120,7 +120,7 @@ class HeadField(nn.Module):
         return crossings.surface(points + samples.offsets, samples.sdf, samples.features)
 
     def weights(self, points: Tensor) -> Tensor:
-        """Share (N,) of the expression at canonical points."""
+        """Weight (N,) of the expression at canonical points; the rest is the pose's."""
         near, far = self.settings.near, self.settings.far
         return expression_weights(points, self.neutral_landmarks, near, far)
 
@@ -141,23 +141,27 @@ class HeadField(nn.Module):
         surface: Surface,
         expressions: Tensor,
         poses: Tensor,
-        near_room: int | None = None,
-        far_room: int | None = None,
-    ) -> Driven:
+        near_capacity: int | None = None,
+        far_capacity: int | None = None,
+    ) -> DrivenSurface:
         """The neutral surface under B expressions (B, E) and poses (B, 6) (Eq. 2 and 3).
 
-        Each driver is evaluated only where its share is not zero. At a landmark the share of the
-        expression is one, so no weight enters there.
+        Each driver is evaluated only where its weight is not zero. At a landmark the weight of
+        the expression is one, so it does not enter there.
 
         Args:
-            near_room, far_room: evaluate expression and pose at so many vertices, those of the
-                largest shares. None for as many as have a share, which makes the host wait.
+            surface: neutral.
+            expressions: (B, E).
+            poses: (B, 6).
+            near_capacity: evaluate the expression at so many vertices, those of the largest
+                weights. None for as many as have a weight, a host-device synchronisation.
+            far_capacity: likewise of the pose.
         """
         nets, scale = self.drivers, self.settings.deform_scale
         points, features = surface.vertices, surface.features
         weights = self.weights(points)
-        near, near_shares = _largest(weights * surface.present, near_room)
-        far, far_shares = _largest((1 - weights) * surface.present, far_room)
+        near, near_weights = _largest(weights * surface.present, near_capacity)
+        far, far_weights = _largest((1 - weights) * surface.present, far_capacity)
         encoded_poses = encode_position(poses)
         expressed = torch.cat([points.index_select(0, near), self.neutral_landmarks])
         by_expression, at_landmarks = torch.tanh(
@@ -171,17 +175,17 @@ class HeadField(nn.Module):
         first = torch.cat([scale * by_expression, colour_by_expression[..., :3]], dim=-1)
         second = torch.cat([scale * by_pose, colour_by_pose[..., :3]], dim=-1)
         both = points.new_zeros(len(poses), len(points), 6)
-        both = both.index_add(1, near, near_shares[:, None] * first)
-        both = both.index_add(1, far, far_shares[:, None] * second)
+        both = both.index_add(1, near, near_weights[:, None] * first)
+        both = both.index_add(1, far, far_weights[:, None] * second)
         moved = points + both[..., :3]
-        return Driven(
+        return DrivenSurface(
             vertices=self.torso.hold_points(moved, self.torso.head_share(points), poses),
             colours=torch.sigmoid(both[..., 3:]),
             landmarks=self.neutral_landmarks + scale * at_landmarks,
             raw_expression=by_expression,
             raw_pose=by_pose,
-            expressed=near_shares > 0,
-            posed=far_shares > 0,
+            expressed=near_weights > 0,
+            posed=far_weights > 0,
         )
 
 
@@ -192,11 +196,11 @@ def find_cut(grid: Grid, distances: Tensor) -> tuple[Tensor, Cut]:
     return grid.vertices.index_select(0, used), crossings
 
 
-def _largest(shares: Tensor, room: int | None) -> tuple[Tensor, Tensor]:
-    """Indices (P,) of the points with a share, or of as many as there is room for, and their
-    shares (P,) out of (S,)."""
-    if room is None:
-        index = (shares > 0).nonzero()[:, 0]
+def _largest(weights: Tensor, capacity: int | None) -> tuple[Tensor, Tensor]:
+    """Indices (P,) of the points with a weight, or of as many as the capacity, and their weights
+    (P,) out of (S,)."""
+    if capacity is None:
+        index = (weights > 0).nonzero()[:, 0]
     else:
-        index = shares.detach().argsort(descending=True, stable=True)[:room]
-    return index, shares.index_select(0, index)
+        index = weights.detach().argsort(descending=True, stable=True)[:capacity]
+    return index, weights.index_select(0, index)

@@ -101,9 +101,10 @@ class Surface:
     """A triangle mesh with features.
 
     Attributes:
-        vertices: (S, 3). features: (S, F).
+        vertices: (S, 3).
+        features: (S, F).
         faces: (M, 3), counter-clockwise seen from where the signed distance is positive.
-        present: (S,) bool, false where a row holds no vertex but only fills the room.
+        present: (S,) bool, false where a row holds no vertex but only fills the capacity.
     """
 
     vertices: Tensor
@@ -181,7 +182,8 @@ class Cut:
         """The same surface in tensors of these sizes, with faces of no area at the last vertex.
 
         Args:
-            vertices: more than S, so that the last one is not present. faces: at least M.
+            vertices: more than S, so that the last one is not present.
+            faces: at least M.
         """
         more = vertices - len(self.edges)
         return Cut(
@@ -191,24 +193,36 @@ class Cut:
         )
 
     def surface(self, vertices: Tensor, sdf: Tensor, features: Tensor) -> Surface:
-        """The zero level on the edges, differentiable in vertices (V, 3), sdf (V,), features."""
+        """The zero level on the edges of a function that is linear in each tetrahedron.
+
+        Differentiable in all arguments. A value of zero counts as outside.
+
+        Args:
+            vertices: (V, 3) where the grid's vertices are now.
+            sdf: (V,) positive outside.
+            features: (V, F).
+        """
         first, second = self.edges.unbind(dim=1)
 
         def ends(values: Tensor) -> tuple[Tensor, Tensor]:
             return values.index_select(0, first), values.index_select(0, second)
 
         at_first, at_second = ends(sdf)
-        share = (at_first / (at_first - at_second))[:, None]
+        weight = (at_first / (at_first - at_second))[:, None]
         return Surface(
-            vertices=torch.lerp(*ends(vertices), share),
+            vertices=torch.lerp(*ends(vertices), weight),
             faces=self.faces,
-            features=torch.lerp(*ends(features), share),
+            features=torch.lerp(*ends(features), weight),
             present=self.present,
         )
 
 
 def cut(grid: Grid, inside: Tensor) -> Cut:
-    """Where a surface between vertices inside and outside (V,) runs; the host waits twice."""
+    """Where a surface between vertices inside and outside (V,) runs (Eq. 15).
+
+    With `Cut.surface` it is marching tetrahedra. The sizes of the surface need two host-device
+    synchronisations.
+    """
     edges, of_tetrahedra = grid.edges
     crossing = inside[edges[:, 0]] != inside[edges[:, 1]]
     number = crossing.cumsum(dim=0) - 1
@@ -218,19 +232,6 @@ def cut(grid: Grid, inside: Tensor) -> Cut:
     faces = number[of_tetrahedra[cell].gather(1, cases[case[cell], face])]
     cut_edges = edges.index_select(0, crossing.nonzero()[:, 0])
     return Cut(cut_edges, faces, torch.ones_like(cut_edges[:, 0], dtype=torch.bool))
-
-
-def marching_tetrahedra(grid: Grid, vertices: Tensor, sdf: Tensor, features: Tensor) -> Surface:
-    """The zero level of a function that is linear in each tetrahedron (Eq. 15).
-
-    Differentiable in all but the grid. A value of zero counts as outside.
-
-    Args:
-        grid: gives the tetrahedra.
-        vertices: (V, 3) where the grid's vertices are now.
-        sdf: (V,) positive outside. features: (V, F).
-    """
-    return cut(grid, sdf < 0).surface(vertices, sdf, features)
 
 
 @cache

@@ -21,14 +21,13 @@ from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import Identity, Mesh, Tracking, read_mesh, write_arrays, write_cameras, write_mesh
 from eavatar.sdf.field import HeadField
-from eavatar.sdf.tetrahedra import Surface, body_centred_grid, marching_tetrahedra
+from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
 from eavatar.sdf.train import (
     REFRESH_EVERY,
-    Room,
     SdfTraining,
+    SurfaceCapacity,
     gather_inputs,
     prepare,
-    start_as_sphere,
     train_sdf,
 )
 from eavatar.settings import RunSettings, SdfSettings, read_config
@@ -53,7 +52,7 @@ def settings(**changes: object) -> SdfSettings:
 def ball() -> Surface:
     grid = body_centred_grid(torch.full((3,), -1.0), torch.full((3,), 1.0), 12)
     sdf = torch.linalg.vector_norm(grid.vertices, dim=1) - RADIUS
-    surface = marching_tetrahedra(grid, grid.vertices, sdf, grid.vertices)
+    surface = cut(grid, sdf < 0).surface(grid.vertices, sdf, grid.vertices)
     return replace(surface, vertices=surface.vertices + CENTRE)
 
 
@@ -161,22 +160,6 @@ def test_more_steps_go_on_whatever_way_they_are_carried_out(
         assert all(torch.equal(model[name], value) for name, value in whole.items())
 
 
-def test_sphere_start_is_checked() -> None:
-    torch.manual_seed(0)
-    field = HeadField(settings(width=32), 2)
-    start_as_sphere(field)
-    # All landmarks are at the origin, which so is the front of the sphere. Not tested at the
-    # sphere's centre: a network rounds off the tip of the distance there.
-    points = torch.tensor([[0.0, 0, -0.5], [0, 0, 0], [0, 1.2, -1]])
-    expected = torch.tensor([-0.5, 0.0, 0.2])
-    assert float((field.distances(points) - expected).abs().max()) < 0.1
-    field = HeadField(settings(width=32), 2)
-    field.geometry.requires_grad_(False)
-    field.geometry.layers[-1].bias.requires_grad_(True)
-    with pytest.raises(UserError, match="did not become a sphere"):
-        start_as_sphere(field)
-
-
 def test_field_at_cut_edges_gives_the_surface_of_the_field_everywhere() -> None:
     torch.manual_seed(0)
     field = HeadField(settings(), 2)
@@ -187,7 +170,7 @@ def test_field_at_cut_edges_gives_the_surface_of_the_field_everywhere() -> None:
     sparse = field.surface(grid, field.distances(grid.vertices))
     samples = field.sample(grid.vertices)
     moved = grid.vertices + samples.offsets
-    dense = marching_tetrahedra(grid, moved, samples.sdf, samples.features)
+    dense = cut(grid, samples.sdf < 0).surface(moved, samples.sdf, samples.features)
     assert torch.equal(sparse.faces, dense.faces)
     # The distances of neighbours differ by about 0.01, so float32 leaves 1e-5 of an edge.
     torch.testing.assert_close(sparse.vertices, dense.vertices, atol=1e-4, rtol=0)
@@ -263,10 +246,10 @@ def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> N
     task = make_task(subject, settings(timesteps_per_step=2))
     with task:
         task.step(0)
-        sides = task.region
+        sides = task.cuts.region
         with Waits() as waits:
             task.step(1)
-    assert task.region is sides  # otherwise the whole grid was looked at
+    assert task.cuts.region is sides  # otherwise the whole grid was looked at
     drawn = 2 * 3  # on the CPU each view selects what it sees
     # Edges, faces and vertices of the cut; points near and far, for which CUDA has room.
     assert waits.counts["nonzero"] == 5 + drawn
@@ -275,19 +258,19 @@ def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> N
         assert waits.counts[name] == 0
 
 
-def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
+def test_a_step_with_capacity_to_spare_is_the_same_step(subject: Path) -> None:
     """What CUDA captures: all tensors larger than the surface needs."""
     exact, roomy = (make_task(subject, settings(timesteps_per_step=2)) for _ in range(2))
     with exact, roomy:
         for step in range(6):
             batch = exact.loader.batch(step)
-            cut = exact.neutral_cut(refresh=step == 0)
-            expected = exact.update(*gather_inputs(*cut, batch))
-            points, crossings = roomy.neutral_cut(refresh=step == 0)
+            exact_cut = exact.cuts.find(refresh=step == 0)
+            expected = exact.update(None, *gather_inputs(*exact_cut, batch))
+            points, crossings = roomy.cuts.find(refresh=step == 0)
             sizes = len(points), len(crossings.edges), len(crossings.faces)
-            roomy.room = Room(*sizes, *exact.reach.tolist()).with_spare()
-            filled = roomy.room.fill(points, crossings)
-            values = roomy.update(*gather_inputs(*filled, batch))
+            capacity = SurfaceCapacity(*sizes, *exact.reach.tolist()).with_spare()
+            filled = capacity.fill(points, crossings)
+            values = roomy.update(capacity, *gather_inputs(*filled, batch))
             assert roomy.reach[:2].tolist() == exact.reach[:2].tolist()
             for name, value in expected.items():
                 # Sums over other numbers of zeros round differently, and Adam amplifies it.
@@ -299,21 +282,11 @@ def test_a_step_with_room_to_spare_is_the_same_step(subject: Path) -> None:
 @pytest.mark.parametrize("refresh", [True, False])
 def test_a_lost_surface_is_one_sentence(subject: Path, refresh: bool) -> None:
     task = make_task(subject, settings())
-    task.neutral_cut(refresh=True)
+    task.cuts.find(refresh=True)
     with torch.no_grad():
         task.field.geometry.layers[-1].bias[0] += 100  # dm: outside everywhere
     with task, pytest.raises(UserError, match="lost its surface"):
-        task.neutral_cut(refresh)
-
-
-def test_room_is_kept_while_it_fits() -> None:
-    needed = Room(1000, 2000, 4000, 500, 1500, 9000)
-    room = needed.with_spare()
-    assert room.fits(needed)
-    assert room.fits(replace(needed, near=550)) and room.fits(replace(needed, near=300))
-    assert not room.fits(replace(needed, faces=5100))  # too many
-    assert not room.fits(replace(needed, pairs=5000))  # so few that the rest costs time
-    assert not room.fits(replace(needed, vertices=room.vertices))  # one must be to spare
+        task.cuts.find(refresh)
 
 
 def test_dibr_asks_for_a_device_before_anything_is_read(tmp_path: Path) -> None:
@@ -341,9 +314,9 @@ def test_captured_steps_are_the_steps(subject: Path) -> None:
         seed_everything(0)
         places = (subject / "capture", subject / "face", subject / "prior.ply")
         task = prepare(settings(timesteps_per_step=2), 0, *places, torch.device("cuda"))
-        task.captures = captures
+        task.graph.captures = captures
         with task:
             losses.append([float(task.step(step)["loss"]) for step in range(8)])
-        assert (task.captured is not None) == captures
+        assert task.graph.captured == captures
     # gsplat adds in any order, and Adam amplifies it from step to step.
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-2, atol=0)

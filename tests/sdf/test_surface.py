@@ -17,7 +17,7 @@ from eavatar.sdf.surface import (
     render_surface,
     to_gaussians,
 )
-from eavatar.sdf.tetrahedra import Surface, body_centred_grid, marching_tetrahedra
+from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
 from eavatar.transforms import quaternion_to_matrix
 
 DISTANCE = 10.0
@@ -26,7 +26,7 @@ DISTANCE = 10.0
 def ball(cells: int) -> Surface:
     grid = body_centred_grid(torch.full((3,), -1.6), torch.full((3,), 1.6), cells)
     sdf = torch.linalg.vector_norm(grid.vertices, dim=1) - 1
-    return marching_tetrahedra(grid, grid.vertices, sdf, grid.vertices)
+    return cut(grid, sdf < 0).surface(grid.vertices, sdf, grid.vertices)
 
 
 def camera(size: int) -> tuple[Tensor, Tensor]:

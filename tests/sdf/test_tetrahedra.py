@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, marching_tetrahedra
+from eavatar.sdf.tetrahedra import Grid, Surface, body_centred_grid, cut
 
 Function = Callable[[Tensor], Tensor]
 
@@ -28,7 +28,9 @@ def cube_grid(cells: int) -> Grid:
 
 
 def surface_of(grid: Grid, function: Function) -> Surface:
-    return marching_tetrahedra(grid, grid.vertices, function(grid.vertices), grid.vertices)
+    return cut(grid, function(grid.vertices) < 0).surface(
+        grid.vertices, function(grid.vertices), grid.vertices
+    )
 
 
 def volume(surface: Surface) -> float:
@@ -89,7 +91,7 @@ def test_linear_functions_are_interpolated_exactly() -> None:
     normal = torch.tensor([0.3, -0.5, 0.8])
     sdf = grid.vertices @ normal - 0.1234
     features = grid.vertices @ torch.tensor([[1.0, 2], [-1, 0], [0.5, 3]]) + 1
-    surface = marching_tetrahedra(grid, grid.vertices, sdf, features)
+    surface = cut(grid, sdf < 0).surface(grid.vertices, sdf, features)
     on_plane = surface.vertices @ normal
     torch.testing.assert_close(on_plane, torch.full_like(on_plane, 0.1234), atol=1e-5, rtol=0)
     expected = surface.vertices @ torch.tensor([[1.0, 2], [-1, 0], [0.5, 3]]) + 1
@@ -103,7 +105,7 @@ def test_gradients_against_finite_differences() -> None:
     features = torch.rand(len(sdf), 2, generator=generator, dtype=torch.float64)
 
     def outputs(vertices: Tensor, sdf: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        surface = marching_tetrahedra(grid, vertices, sdf, features)
+        surface = cut(grid, sdf < 0).surface(vertices, sdf, features)
         return surface.vertices, surface.features
 
     inputs = [value.clone().requires_grad_() for value in (grid.vertices, sdf, features)]

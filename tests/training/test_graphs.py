@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from eavatar.training.graphs import Captured
+from eavatar.training.graphs import (
+    PLAIN_CALLS,
+    Capacity,
+    Captured,
+    GrowingGraph,
+    PairCapacity,
+)
 
 gpu = [
     pytest.mark.gpu,
@@ -112,3 +119,56 @@ def test_release_gives_memory_back() -> None:
     torch.cuda.empty_cache()
     # Libraries may have taken workspaces meanwhile: less than a buffer of the graph.
     assert torch.cuda.memory_reserved() < before + size
+
+
+@dataclass(frozen=True)
+class Sizes(Capacity):
+    faces: int
+    pairs: int
+
+
+def test_capacities_are_kept_while_they_fit() -> None:
+    needed = Sizes(4000, 9000)
+    kept = needed.with_spare()
+    assert kept.fits(needed)
+    assert kept.fits(replace(needed, faces=4400)) and kept.fits(replace(needed, faces=3200))
+    assert not kept.fits(replace(needed, faces=5100))  # too many
+    assert not kept.fits(replace(needed, pairs=5000))  # so few that the rest costs time
+    assert not kept.fits(replace(needed, faces=kept.faces))  # one must be to spare
+    none = Sizes(0, 0).with_spare()
+    assert none.fits(Sizes(0, 0))
+
+
+def test_without_a_capture_shapes_follow_the_values() -> None:
+    graph: GrowingGraph[PairCapacity, tuple[PairCapacity | None, Tensor]] = GrowingGraph(
+        lambda capacity, values: (capacity, values), captures=False
+    )
+    for count in (3, 5):
+        capacity, values = graph(torch.zeros(count))
+        assert capacity is None and len(values) == count
+    assert not graph.captured
+
+
+@pytest.mark.gpu
+def test_buffers_grow_and_results_stay() -> None:
+    """Positive values moved to the front of a buffer, which tells how many there are."""
+
+    def compact(capacity: PairCapacity | None, values: Tensor) -> tuple[Tensor, Tensor]:
+        positive = values > 0
+        front = values.sort(descending=True).values
+        return front[: capacity.pairs if capacity else int(positive.sum())], positive.sum()
+
+    graph: GrowingGraph[PairCapacity, tuple[Tensor, Tensor]] = GrowingGraph(compact, captures=True)
+    graph.fit(PairCapacity(100))
+    few = torch.arange(4000, device="cuda") < 100
+    for call in range(PLAIN_CALLS + 2):
+        assert graph.captured == (call > PLAIN_CALLS)
+        front, count = graph(few.float())
+        assert (len(front), int(count), int(front.sum())) == (376, 100, 100)
+    many = torch.arange(4000, device="cuda") < 2000
+    assert int(graph(many.float())[1]) == 2000  # told although there is no room
+    assert graph.fit(PairCapacity(2000)) == PairCapacity(2656) and not graph.captured
+    assert int(graph(many.float())[0].sum()) == 2000 and graph.captured
+    assert graph.fit(PairCapacity(1900)) == PairCapacity(2656) and graph.captured
+    graph.restart()
+    assert graph.capacity is None and not graph.captured

@@ -83,17 +83,16 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "prior/template_fit": "prior/test_template.py",
     "rendering/cpu": "rendering/test_splatting.py",
     "results": "test_api.py",
+    "sdf/cut_finder": "sdf/test_sdf_train.py",
     "sdf/field": "sdf/test_sdf_train.py",
     "sdf/renderers/dibr": "sdf/test_dibr.py",
     "sdf/renderers/splats": "sdf/test_surface.py",
-    "splat/densification": "splat/test_splat_train.py",
     "splat/image_losses": "splat/test_splat_train.py",
     "tables/avatar_method": "tables/test_evaluate.py",
     "tables/drawing": "tables/test_report.py",
     "tables/methods": "tables/test_image_folder.py",
     "tables/page": "tables/test_report.py",
     "tables/table": "tables/test_evaluate.py",
-    "training/surgery": "splat/test_splitting.py",
 }
 
 Arrows = dict[str, set[str]]

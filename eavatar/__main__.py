@@ -37,6 +37,7 @@ def check(a: Arguments) -> None:
         settings.parse_block(settings.MatteSettings, a.matte_settings),
         settings.parse_block(settings.LandmarkSettings, a.landmark_settings),
         settings.parse_block(settings.GenerateSettings, a.prior_settings),
+        settings.parse_head_scale(a.head_scale),
     )
     inputs = Inputs(a.capture, a.landmarks, a.mattes, a.mesh)
     run(blocks, inputs, a.morphable_model, a.output)
@@ -273,6 +274,7 @@ RULES: dict[Verb, list[Flag]] = {
         block("--matte-settings", "capture.matte"),
         block("--landmark-settings", "face.landmarks"),
         block("--prior-settings", "prior.generate"),
+        ("--head-scale", str, "the setting face.fit.head_scale", True),
         RAW,
         MODEL,
         LANDMARKS,

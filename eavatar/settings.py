@@ -142,7 +142,27 @@ class LandmarkSettings(BackendSettings):
     backend: Annotated[str, AfterValidator(LANDMARKS.check)]
 
 
-class FitSettings(Settings):
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+def _in_order(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError("the first must be less than the second")
+    return value
+
+
+HeadScale = Annotated[Range, AfterValidator(_in_order)]
+
+
+class HeadSize(Settings):
+    """What `check` is told of `face.fit`."""
+
+    head_scale: HeadScale = Field(
+        description="smallest and largest head, metres of a canonical unit; also of `check`"
+    )
+
+
+class FitSettings(HeadSize):
     """`fit_face`: the multi-view morphable-model fit."""
 
     identity_components: int = Field(ge=1, description="most leading identity components used")
@@ -162,6 +182,9 @@ class FitSettings(Settings):
         gt=0, description="a detection this far off counts a quarter, fraction of the image width"
     )
     iterations: int = Field(ge=1, description="most iterations of the joint refinement")
+    min_supported: float = Field(
+        ge=0, le=1, description="fraction of the timesteps that enough cameras must bear out"
+    )
 
 
 class RefineSettings(Settings):
@@ -536,6 +559,12 @@ def parse_settings(text: str) -> dict[str, Any]:
         return content
     except json.JSONDecodeError as error:
         raise UserError(f"--settings is not valid JSON: {error}.") from error
+
+
+def parse_head_scale(text: str) -> tuple[float, float]:
+    """`face.fit.head_scale` from the command line."""
+    content = parse_settings(f'{{"head_scale": {text}}}')
+    return validate(HeadSize, content, "--head-scale").head_scale
 
 
 def parse_block(kind: type[Block], text: str) -> Block:

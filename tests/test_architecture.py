@@ -27,6 +27,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "threads",
         "transforms",
         "cameras",
+        "conventions",
         "meshes",
     }
     | {"io", "backends", "settings", "results"},
@@ -56,6 +57,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "capture/plate": "capture/test_matting.py",
     "capture/recording": "capture/test_corrupt.py",
     "capture/video": "capture/test_corrupt.py",
+    "conventions": "capture/test_rig.py",
     "data/images": "data/test_frames.py",
     "data/loader": "data/test_frames.py",
     "data/methods": "tables/test_evaluate.py",  # types

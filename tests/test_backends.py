@@ -121,7 +121,11 @@ def test_a_new_backend_that_needs_plates_has_them_checked(
     config = validate(Config, bright, "test")
     capture = write_capture(tmp_path / "raw", grey_frames(2))
     blocks = InputSettings(
-        config.capture.ingest, config.capture.matte, config.face.landmarks, config.prior.generate
+        config.capture.ingest,
+        config.capture.matte,
+        config.face.landmarks,
+        config.prior.generate,
+        config.face.fit.head_scale,
     )
     found = Examination()
     examine_inputs(found, blocks, Inputs(capture, None, None, None))

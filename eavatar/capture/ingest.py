@@ -234,6 +234,22 @@ def select_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
     return serials
 
 
+def frame_cameras(settings: IngestSettings, capture: Capture) -> dict[str, Camera]:
+    """The chosen cameras as the ingested frames show them, whatever the size of the stored images.
+
+    Args:
+        settings: cameras and crop.
+        capture: whose calibration is read.
+
+    Raises:
+        UserError: the crop leaves nothing of the image.
+    """
+    make = Window.whole if capture.prepared else Window.of
+    window = make(settings, *capture.full_size)
+    chosen = select(list(capture.cameras), settings.cameras)
+    return {serial: window.camera(capture.cameras[serial]) for serial in chosen}
+
+
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
     """Apply a function to each item in threads, with a progress bar; results in order."""
     with make_pool() as pool:

@@ -15,11 +15,13 @@ from pathlib import Path
 import av
 
 from eavatar.backends import MATTING
+from eavatar.capture.calibration import check_sizes
 from eavatar.capture.captures import ProvidedMasks, open_capture, open_masks
-from eavatar.capture.ingest import in_threads, select_cameras
+from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.capture.matting import without_plates
 from eavatar.capture.recording import Capture, check_size, check_videos
+from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import read_provided
@@ -61,12 +63,21 @@ class Inputs:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """The blocks that say which inputs are needed."""
+    """The blocks that say which inputs are needed, and how large heads are.
+
+    Attributes:
+        ingest: chooses sequences and cameras.
+        matte: names a backend.
+        landmarks: names a backend.
+        prior: names a backend.
+        head_scale: metres of a canonical unit, limits (`face.fit.head_scale`).
+    """
 
     ingest: IngestSettings
     matte: MatteSettings
     landmarks: LandmarkSettings
     prior: GenerateSettings
+    head_scale: tuple[float, float]
 
     @property
     def choices(self) -> tuple[BackendSettings, ...]:
@@ -188,6 +199,7 @@ def _examine_capture(
     if capture is None:
         return None
     found.attempt(item, None, select_cameras, ingest, capture)  # also misses the colours
+    _examine_calibration(found, settings, capture)
     cameras = select(list(capture.cameras), ingest.cameras)
     views = [(sequence, serial) for sequence in sequences for serial in cameras]
     views += _uncalibrated(capture, sequences, ingest)
@@ -212,6 +224,17 @@ def _examine_capture(
             text = f"{len(cameras)} cameras × {header.frames} frames, {size}"
             found.add(sequence, "ok", text)
     return Inventory(tuple(cameras), usual, capture.prepared)
+
+
+def _examine_calibration(found: Examination, settings: InputSettings, capture: Capture) -> None:
+    """Look whether the calibration is that of cameras around a head."""
+    cameras = found.attempt("capture", None, frame_cameras, settings.ingest, capture)
+    if not cameras:  # which the choice of cameras has said
+        return
+    found.attempt("capture", None, check_sizes, capture.cameras, str(capture.root))
+    doubts = found.attempt("capture", None, check_rig, cameras, settings.head_scale)
+    for doubt in doubts or []:
+        found.add("capture", "warning", doubt)
 
 
 def _uncalibrated(

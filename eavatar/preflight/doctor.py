@@ -34,6 +34,7 @@ from eavatar.settings import (
     Block,
     Config,
     EvaluateSettings,
+    FitSettings,
     GenerateSettings,
     IngestSettings,
     LandmarkSettings,
@@ -169,6 +170,7 @@ def _read_blocks(content: Mapping[str, Any]) -> Blocks:
         _read_block(IngestSettings, content, "capture", "ingest"),
         _read_block(MatteSettings, content, "capture", "matte"),
         _read_block(LandmarkSettings, content, "face", "landmarks"),
+        _read_block(FitSettings, content, "face", "fit"),
         _read_block(GenerateSettings, content, "prior", "generate"),
         _read_block(SdfSettings, content, "sdf"),
         _read_block(SplatSettings, content, "splat"),
@@ -222,14 +224,16 @@ def _examine_inputs(
     found: Examination, subject: Subject, capture: Path, blocks: Blocks
 ) -> Inventory | None:
     """What the capture holds; None where it is not readable."""
-    if not (blocks.ingest and blocks.matte and blocks.landmarks and blocks.prior):
+    if not (blocks.ingest and blocks.matte and blocks.landmarks and blocks.fit and blocks.prior):
         found.add(
             "capture",
             "warning",
-            f"{capture} was not looked at, since settings of capture, face.landmarks or prior are "
+            f"{capture} was not looked at, since settings of capture, face or prior are "
             "at fault; correct them and run doctor again.",
         )
         return None
-    needed = InputSettings(blocks.ingest, blocks.matte, blocks.landmarks, blocks.prior)
+    needed = InputSettings(
+        blocks.ingest, blocks.matte, blocks.landmarks, blocks.prior, blocks.fit.head_scale
+    )
     inputs = Inputs(capture, subject.landmarks, subject.mattes, subject.prior)
     return examine_inputs(found, needed, inputs)

@@ -21,6 +21,7 @@ from eavatar.preflight.check import Inventory
 from eavatar.preflight.findings import Examination, Status
 from eavatar.settings import (
     EvaluateSettings,
+    FitSettings,
     GenerateSettings,
     IngestSettings,
     LandmarkSettings,
@@ -63,6 +64,7 @@ class Blocks:
     ingest: IngestSettings | None
     matte: MatteSettings | None
     landmarks: LandmarkSettings | None
+    fit: FitSettings | None
     prior: GenerateSettings | None
     sdf: SdfSettings | None
     splat: SplatSettings | None

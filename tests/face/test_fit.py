@@ -48,6 +48,8 @@ SETTINGS = FitSettings(
     detection_noise=0.002,
     outlier_distance=0.01,
     iterations=50,
+    head_scale=(0.08, 0.12),
+    min_supported=0.5,
 )
 
 

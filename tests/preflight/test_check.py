@@ -17,6 +17,7 @@ from tests.scenes.capture_faults import (
     without_a_plate,
     without_a_video,
 )
+from tests.scenes.small_capture import SERIALS
 from tests.scenes.small_setup import write_subject
 
 
@@ -30,7 +31,7 @@ def root(healthy, tmp_path) -> Path:
     return Path(shutil.copytree(healthy, tmp_path / "074"))
 
 
-def check(root: Path) -> int:
+def check(root: Path, **changes: object) -> int:
     config = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
     places = {
         "capture": root / "capture",
@@ -39,12 +40,13 @@ def check(root: Path) -> int:
         "output": root / "check.txt",
     }
     blocks = {
-        "settings": config.capture.ingest,
+        "settings": config.capture.ingest.model_copy(update=changes),
         "matte-settings": config.capture.matte,
         "landmark-settings": config.face.landmarks,
         "prior-settings": config.prior.generate,
     }
     words = [f"--{name}={block.model_dump_json()}" for name, block in blocks.items()]
+    words.append(f"--head-scale={list(config.face.fit.head_scale)}")
     return main(["check", *words, *(f"--{name}={path}" for name, path in places.items())])
 
 
@@ -69,6 +71,13 @@ def test_a_fault_is_one_sentence_and_status_2(root, capsys, fault):
     assert "\n" not in printed
     assert "inputs are faulty" not in printed  # it alone
     assert not (root / "check.txt").exists()
+
+
+def test_one_camera_is_told_before_anything_runs(root, capsys):
+    assert check(root, cameras=SERIALS[:1]) == 2
+    assert f"only camera {SERIALS[0]} is used" in message(capsys.readouterr().err)
+    assert check(root, cameras=SERIALS[:2]) == 0
+    assert "a third is needed" in (root / "check.txt").read_text().replace("\n", " ")
 
 
 def test_all_faults_are_told_at_once(root, capsys):

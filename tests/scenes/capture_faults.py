@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.scenes.small_capture import SERIALS, grey_frames, write_video
 
@@ -51,6 +53,35 @@ def without_a_calibrated_serial(root: Path) -> str:
     return f"the calibration lacks camera {SERIAL}"
 
 
+def _change_calibration(root: Path, change: Callable[[NDArray], NDArray]) -> None:
+    """Change the world-to-camera matrices (C, 4, 4)."""
+    path = root / "capture/calibration/camera_params.json"
+    content = json.loads(path.read_text())
+    table = content["world_2_cam"]
+    table.update(zip(table, change(np.array([*table.values()])).tolist(), strict=True))
+    path.write_text(json.dumps(content))
+
+
+def with_a_calibration_in_millimetres(root: Path) -> str:
+    factors = np.ones((4, 4))
+    factors[:3, 3] = 1000
+    _change_calibration(root, lambda poses: poses * factors)
+    return "would be plausible if its matrices were in millimetres"
+
+
+def with_camera_to_world_matrices(root: Path) -> str:
+    _change_calibration(root, np.linalg.inv)
+    return "would be plausible if its matrices were camera-to-world matrices"
+
+
+def with_intrinsics_of_half_the_size(root: Path) -> str:
+    path = root / "capture/calibration/camera_params.json"
+    content = json.loads(path.read_text())
+    content["intrinsics"] = [[4100, 0, 550], [0, 4100, 802], [0, 0, 1]]
+    path.write_text(json.dumps(content))
+    return "as in intrinsics of an image of 1100×1604"
+
+
 def without_a_model(root: Path) -> str:
     (root / "model.h5").unlink()
     return "model.h5 does not exist. Get BFM 2017"
@@ -94,6 +125,9 @@ FAULTS = [
     with_a_shorter_video,
     with_a_damaged_last_frame,
     without_a_calibrated_serial,
+    with_a_calibration_in_millimetres,
+    with_camera_to_world_matrices,
+    with_intrinsics_of_half_the_size,
     without_a_model,
     with_a_model_of_another_format,
     with_landmarks_of_another_shape,

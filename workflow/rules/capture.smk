@@ -69,6 +69,7 @@ rule check:
         matte=block("capture.matte"),
         landmark=block("face.landmarks"),
         prior=block("prior.generate"),
+        head_scale=block("face.fit.head_scale"),
         capture=raw,
         landmarks=optional("landmarks"),
         mattes=optional("mattes"),
@@ -76,7 +77,7 @@ rule check:
     shell:
         "python -m eavatar check --settings {params.settings:q}"
         " --matte-settings {params.matte:q} --landmark-settings {params.landmark:q}"
-        " --prior-settings {params.prior:q} --capture {params.capture:q}"
+        " --prior-settings {params.prior:q} --head-scale {params.head_scale:q} --capture {params.capture:q}"
         " --morphable-model {input.morphable_model:q}"
         " {params.landmarks} {params.mattes} {params.mesh} --output {output:q} 2>&1 | tee {log:q}"
 

@@ -23,6 +23,7 @@ from scipy.spatial.transform import Rotation
 from eavatar.arrays import Float32
 from eavatar.cameras import Camera
 from eavatar.face.fit import fit_face
+from eavatar.face.layout import AVERAGE_FACE
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.io import Landmarks, Tracking, read_arrays, write_arrays, write_cameras
 from eavatar.settings import read_config
@@ -82,10 +83,12 @@ def make_subject(folder: Path, timesteps: int) -> dict[str, Array]:
 
 
 def make_model(path: Path, random: np.random.Generator) -> MorphableModel:
-    """A face-sized shell with smooth random deformations, in the layout of BFM 2017."""
+    """A face and a shell around it with smooth random deformations, in the layout of BFM 2017."""
     across, up = random.uniform(-1, 1, (2, VERTICES)) * 0.9
-    depth = np.sqrt(2 - across**2 - up**2)
+    depth = np.sqrt(2 - across**2 - up**2) - 1.2
     mean = np.stack([75 * across, 85 * up, 70 * depth], axis=1)
+    mean[:68] = AVERAGE_FACE
+    across, up = mean[:, 0] / 75, mean[:, 1] / 85
     count = IDENTITIES + EXPRESSIONS
     frequencies = random.normal(0, 2.5, (2, count))
     waves = np.sin(np.stack([across, up], axis=1) @ frequencies + random.uniform(0, 6, count))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from eavatar.arrays import Float32, Int64
 from eavatar.errors import UserError
+from eavatar.face.landmark_lists import LandmarkList, check_landmark_list, find_landmark_list
 from eavatar.io import LANDMARKS, require
 
 # Where the centroid of the mean face's 68 landmarks lies in canonical space. Gaussian Head Avatar
@@ -32,6 +33,12 @@ MILLIMETRES = 0.01  # in canonical units
 # Median distance of the mean face's landmarks to their centroid, canonical units: about 0.6. A
 # model in other units is off by a factor of ten at least.
 LANDMARK_RADIUS = 0.2, 1.8
+# Root-mean-square motion of the landmarks by all components of a basis at one standard deviation,
+# canonical units: 0.05 to 0.1. Bases that lack the deviations or have them twice are off by
+# hundreds.
+DEVIATION = 0.003, 0.5
+MAX_FRACTION = 1.5  # of a mean colour given as fractions: published ones may exceed 1 a little
+LEVELS = 16.0, 260.0  # the largest mean colour, where colours are levels of 8 bits
 
 SUPPORTED = "a Basel Face Model 2017 or 2019 (.h5) or BFM09_model_info.mat"
 HDF5, MATLAB = "an HDF5 file", "a MATLAB file"
@@ -103,19 +110,21 @@ def read_morphable_model(
         expression_components: likewise.
 
     Raises:
-        UserError: the file is missing, of another format, damaged, or without landmark indices.
+        UserError: the file is missing, of another format, damaged, in other units or axes, or
+            without indices of the landmarks, or these are not a face's in iBUG order.
     """
     kind = _identify_file(path)
     if kind == HDF5:
-        model = _build_bfm_2017(
-            _load_statismo(path, identity_components, expression_components), path
-        )
+        arrays = _load_statismo(path, identity_components, expression_components)
+        model, listed = _build_bfm_2017(arrays, path)
     elif kind == MATLAB:
         arrays = _load_bfm_2009(path)
         model = _build_bfm_2009(arrays, path, identity_components, expression_components)
+        listed = LandmarkList(model.landmark_vertices, f"keypoints in {path}", 1, "make it again")
     else:
         raise UserError(f"{path} is {kind}, which cannot be read: give {SUPPORTED}.")
     _check_model(model, path)
+    check_landmark_list(listed, model.mean, path)
     landmarks = model.mean[model.landmark_vertices]
     centred = model.mean + (np.array(LANDMARK_CENTROID) - landmarks.mean(axis=0))
     return replace(model, mean=centred.astype(np.float32), faces=_orient_faces(model))
@@ -147,7 +156,7 @@ def _check_model(model: MorphableModel, path: Path) -> None:
                 f"{path}: the {name} name vertices outside 0 to {count - 1}; an HDF5 or text file "
                 "counts them from 0, a .mat file from 1."
             )
-    for basis in (model.mean, model.identity_basis, model.expression_basis):
+    for basis in (model.identity_basis, model.expression_basis):
         if not np.isfinite(basis).all():
             raise UserError(f"{path} holds values that are not finite; fetch the file again.")
     landmarks = model.mean[model.landmark_vertices]
@@ -158,6 +167,15 @@ def _check_model(model: MorphableModel, path: Path) -> None:
             "60; an .h5 file is in millimetres and a .mat file in decimetres, and the landmarks "
             "must be those of its vertices."
         )
+    for name, basis in (("identity", model.identity_basis), ("expression", model.expression_basis)):
+        motion = np.sqrt(np.square(basis[model.landmark_vertices]).sum(axis=(1, 2)).mean())
+        if not DEVIATION[0] < motion < DEVIATION[1]:
+            raise UserError(
+                f"{path}: its {name} components move the landmarks by {100 * motion:.3g} mm at one "
+                "standard deviation instead of 5 to 10; an .h5 file holds unit components and "
+                "variances in square millimetres, a .mat file components times deviations in "
+                "decimetres."
+            )
 
 
 def _orient_faces(model: MorphableModel) -> Int64:
@@ -208,7 +226,25 @@ def _as_vertices(array: NDArray[Any], name: str, path: Path) -> Float32:
     flat = _check_shape(array.reshape(-1), name, (None,), path)
     if flat.size == 0 or flat.size % 3:
         raise UserError(f"{path}: {name} holds {flat.size} numbers, not three for each vertex.")
+    if not np.isfinite(flat).all():
+        raise UserError(f"{path}: {name} holds values that are not finite; fetch the file again.")
     return flat.astype(np.float32).reshape(-1, 3)
+
+
+def _as_fractions(colours: Float32, name: str, path: Path) -> Float32:
+    """Mean colours (V, 3) in [0, 1] of the array called ``name``, fractions or levels to 255.
+
+    The published .h5 files hold fractions and the .mat files levels; converters mix them up.
+    """
+    low, high = float(colours.min()), float(colours.max())
+    if low > -MAX_FRACTION + 1 and high <= MAX_FRACTION:
+        return colours.clip(0, 1)
+    if low >= 0 and LEVELS[0] <= high <= LEVELS[1]:
+        return (colours / 255).clip(0, 1)
+    raise UserError(
+        f"{path}: {name} has colours from {low:.3g} to {high:.3g}, which are neither fractions of "
+        "1 nor levels to 255; store them as one of these."
+    )
 
 
 def _as_basis(
@@ -254,7 +290,7 @@ def _load_statismo(
     return arrays
 
 
-def _build_bfm_2017(arrays: Arrays, path: Path) -> MorphableModel:
+def _build_bfm_2017(arrays: Arrays, path: Path) -> tuple[MorphableModel, LandmarkList]:
     """The model of a Statismo file: millimetres, vertices from 0, in its own origin."""
     mean = _as_vertices(arrays["shape/model/mean"], "shape/model/mean", path)
     offset = _as_vertices(arrays["expression/model/mean"], "expression/model/mean", path)
@@ -268,17 +304,19 @@ def _build_bfm_2017(arrays: Arrays, path: Path) -> MorphableModel:
     faces = _check_shape(arrays[cells], cells, (3, None), path)
     if LANDMARK_ARRAY in arrays:
         found = _check_shape(arrays[LANDMARK_ARRAY], LANDMARK_ARRAY, (LANDMARKS,), path)
-        indices = found.astype(np.int64)
+        origin = f"indices {LANDMARK_ARRAY} in {path}"
+        listed = LandmarkList(found.astype(np.int64), origin, 0, "correct them")
     else:
-        indices = _read_landmark_vertices(path)
-    return MorphableModel(
+        listed = find_landmark_list(path, len(mean))
+    model = MorphableModel(
         (mean + offset) * np.float32(MILLIMETRES),
         _build_statismo_basis(arrays, "shape/model", len(mean), path),
         _build_statismo_basis(arrays, "expression/model", len(mean), path),
         faces.T.astype(np.int64),
-        indices,
-        colours.clip(0, 1),
+        listed.vertices,
+        _as_fractions(colours, "color/model/mean", path),
     )
+    return model, listed
 
 
 def _build_statismo_basis(arrays: Arrays, group: str, vertices: int, path: Path) -> Float32:
@@ -291,23 +329,6 @@ def _build_statismo_basis(arrays: Arrays, group: str, vertices: int, path: Path)
         raise UserError(f"{path}: {name} holds values that are not positive; fetch it again.")
     basis *= (np.sqrt(variance) * MILLIMETRES).astype(np.float32)
     return basis
-
-
-def _read_landmark_vertices(path: Path) -> Int64:
-    """The 68 vertex indices of the text file beside a model that does not hold them itself."""
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
-        raise UserError(
-            f"{path} does not say which vertices are the 68 landmarks: write their indices, "
-            f"counted from 0 and in iBUG order, into {beside}."
-        )
-    try:
-        indices = np.array(beside.read_text().split(), dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{beside} must hold whole numbers only: {error}.") from error
-    if indices.shape != (LANDMARKS,):
-        raise UserError(f"{beside} must hold 68 vertex indices, not {indices.size}.")
-    return indices
 
 
 # --- BFM 2009 -----------------------------------------------------------------------------------
@@ -360,7 +381,7 @@ def _build_bfm_2009(
         _as_basis(arrays["exBase"], "exBase", len(mean), expression_components, path),
         _check_shape(arrays["tri"], "tri", (None, 3), path).astype(np.int64) - 1,
         indices.astype(np.int64) - 1,
-        (colours / 255).clip(0, 1),
+        _as_fractions(colours, "meantex", path),
     )
 
 

@@ -25,7 +25,7 @@ from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import read_provided
-from eavatar.face.morphable import MorphableModel, read_morphable_model
+from eavatar.face.morphable import SUPPORTED, MorphableModel, read_morphable_model
 from eavatar.io import atomic, read_mesh
 from eavatar.preflight.findings import Examination
 from eavatar.settings import (
@@ -162,7 +162,9 @@ def examine_model(found: Examination, path: Path) -> MorphableModel | None:
     try:
         model = read_morphable_model(path)
     except UserError as error:
-        found.add(item, "wrong" if path.exists() else "missing", f"{error} {MODEL_SOURCE}")
+        another = not path.exists() or SUPPORTED in str(error)
+        text = f"{error} {MODEL_SOURCE}" if another else str(error)
+        found.add(item, "wrong" if path.exists() else "missing", text)
         return None
     size = path.stat().st_size / 2**20
     found.add(

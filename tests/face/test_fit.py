@@ -24,6 +24,7 @@ from eavatar.face.fit import (
     landmark_model,
     linearise,
 )
+from eavatar.face.layout import AVERAGE_FACE
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.io import (
     Identity,
@@ -54,11 +55,13 @@ SETTINGS = FitSettings(
 
 
 def write_model(path: Path) -> MorphableModel:
-    """A shell like the front of a head, 150 mm wide, with smooth random deformations."""
+    """A face and a shell around it, 150 mm wide, with smooth random deformations."""
     random = np.random.default_rng(0)
     across, up = (random.uniform(-1, 1, (2, 200)) * 0.9).round(3)
-    depth = np.sqrt(np.maximum(0, 2 - across**2 - up**2))
+    depth = np.sqrt(np.maximum(0, 2 - across**2 - up**2)) - 1.2
     mean = np.stack([75 * across, 85 * up, 70 * depth], axis=1)
+    mean[:68] = AVERAGE_FACE
+    across, up = mean[:, 0] / 75, mean[:, 1] / 85
     frequencies = random.normal(0, 1.5, (2, IDENTITY + EXPRESSION))
     waves = np.sin(np.stack([across, up], axis=1) @ frequencies + random.uniform(0, 6, 9))
     basis = waves[:, None] * random.normal(0, 1, (3, 9))
@@ -203,17 +206,20 @@ def test_gradient_against_finite_differences(tmp_path: Path) -> None:
 
 
 def test_bias_of_the_detector_stays_out_of_the_identity(tmp_path: Path) -> None:
-    """A constant offset of each landmark is ascribed to the detector where the prior allows it."""
+    """A constant offset of each landmark is ascribed to the detector where the prior allows it.
+
+    At 6 mm the choice matters: five components average smaller offsets out of 68 landmarks anyway.
+    """
     model = write_model(tmp_path / "model.h5")
     cameras = rig(np.eye(3))
     write_cameras(tmp_path / "cameras.json", cameras)
     truth = model.vertices(np.array([1.0, -1.2, 0.5, 0.8, -0.6]))[:68]
-    biased = truth + np.random.default_rng(8).normal(0, 0.02, truth.shape)
+    biased = truth + np.random.default_rng(8).normal(0, 0.06, truth.shape)
     motion = random_motion(model, np.eye(3), 4)
     _, landmarks = detections(model, motion, biased, cameras)
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
     errors = []
-    for bias in (0.02, 0.002):
+    for bias in (0.06, 0.002):
         settings = replace_settings(landmark_bias=bias)
         fit_face(settings, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
         found = read_arrays(Identity, tmp_path / "o" / "identity.npz")

@@ -13,14 +13,17 @@ import pytest
 import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial import Delaunay
 
 from eavatar.errors import UserError
+from eavatar.face.layout import AVERAGE_FACE
 from eavatar.face.morphable import LANDMARK_CENTROID, read_morphable_model
 from tests.scenes.morphable_models import (
     EXPRESSION,
     VERTICES,
     contents_2009,
     random_parts,
+    refused,
     write_2009,
     write_2017,
 )
@@ -48,29 +51,6 @@ def test_both_layouts_give_the_same_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-5)
     assert first.colours is not None and second.colours is not None
     np.testing.assert_allclose(first.colours, second.colours, atol=1e-6)
-
-
-def test_landmark_indices_beside_the_model(tmp_path: Path) -> None:
-    parts = random_parts()
-    path = write_2017(tmp_path / "model.h5", parts, landmarks=False)
-    with pytest.raises(UserError, match=r"model\.txt"):
-        read_morphable_model(path)
-    (tmp_path / "model.txt").write_text("1 2 three")
-    with pytest.raises(UserError, match="whole numbers"):
-        read_morphable_model(path)
-    (tmp_path / "model.txt").write_text("1 2 3")
-    with pytest.raises(UserError, match="68 vertex indices, not 3"):
-        read_morphable_model(path)
-    (tmp_path / "model.txt").write_text("\n".join(map(str, parts["landmarks"])))
-    np.testing.assert_array_equal(read_morphable_model(path).landmark_vertices, parts["landmarks"])
-
-
-def refused(path: Path, match: str) -> None:
-    """The file is refused in one sentence that names it and says ``match``."""
-    with pytest.raises(UserError, match=match) as caught:
-        read_morphable_model(path)
-    message = str(caught.value)
-    assert path.name in message and message.endswith(".") and "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -206,20 +186,50 @@ def test_only_the_wanted_components_are_read(tmp_path: Path) -> None:
 
 
 def test_faces_are_turned_outward(tmp_path: Path) -> None:
-    """A square sheet that looks along z, its triangles stored clockwise and counter-clockwise."""
+    """A mesh over the landmarks as seen from the front, stored clockwise and counter-clockwise."""
     parts = random_parts()
-    x, y = np.meshgrid(np.linspace(-80, 80, 10), np.linspace(-80, 80, 9))
-    parts["mean"] = np.stack([x, y, 0 * x], axis=-1).reshape(-1)
-    row, column = (index.reshape(-1) for index in np.mgrid[:8, :9])
-    corner = 10 * row + column
-    seen_from_front = np.stack([corner, corner + 1, corner + 10], axis=1)
-    for faces in (seen_from_front, seen_from_front[:, ::-1]):
-        model = read_morphable_model(
-            write_2017(
-                tmp_path / "model.h5", {**parts, "faces": faces, "expression_mean": np.zeros(270)}
-            )
-        )
-        np.testing.assert_array_equal(model.faces, seen_from_front)
+    faces = parts["landmarks"][Delaunay(AVERAGE_FACE[:, :2]).simplices]
+    corners = parts["mean"].reshape(-1, 3)[faces]
+    toward = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2] > 0
+    seen_from_front = np.where(toward[:, None], faces, faces[:, ::-1])
+    for stored in (seen_from_front, seen_from_front[:, ::-1]):
+        path = write_2017(tmp_path / "model.h5", {**parts, "faces": stored})
+        np.testing.assert_array_equal(read_morphable_model(path).faces, seen_from_front)
+
+
+# --- colours and deviations ---------------------------------------------------------------------
+
+
+def test_colours_are_recognised_as_fractions_or_levels(tmp_path: Path) -> None:
+    parts = random_parts()
+    fractions = read_morphable_model(write_2017(tmp_path / "a.h5", parts)).colours
+    levels = {**parts, "colours": parts["colours"] * 255}
+    swapped = {**contents_2009(parts), "meantex": parts["colours"][None]}
+    scipy.io.savemat(tmp_path / "b.mat", swapped)
+    assert fractions is not None
+    for path in (write_2017(tmp_path / "b.h5", levels), tmp_path / "b.mat"):
+        found = read_morphable_model(path).colours
+        assert found is not None
+        np.testing.assert_allclose(found, fractions, atol=1e-6)  # float32 storage
+
+
+@pytest.mark.parametrize("factor", [-1.0, 4.0, 1000.0, np.nan])
+def test_other_colours_are_refused(tmp_path: Path, factor: float) -> None:
+    parts = random_parts()
+    parts["colours"] = parts["colours"] * factor
+    sentence = "not finite" if np.isnan(factor) else "neither fractions of 1 nor levels"
+    refused(write_2017(tmp_path / "model.h5", parts), sentence)
+
+
+@pytest.mark.parametrize("name", ["identity", "expression"])
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_deviations_that_are_missing_or_applied_twice(
+    tmp_path: Path, name: str, power: float
+) -> None:
+    """Components of unit length over thousands of vertices have variances of a million."""
+    parts = random_parts()
+    parts[f"{name}_variance"] = (parts[f"{name}_variance"] * 1e3) ** power
+    refused(write_2017(tmp_path / "model.h5", parts), f"its {name} components move the landmarks")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from eavatar.__main__ import main
 from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
+from eavatar.face.layout import AVERAGE_FACE
 from eavatar.face.morphable import read_morphable_model
 from eavatar.io import Identity, Tracking, read_arrays, read_cameras, write_arrays, write_cameras
 
@@ -39,6 +40,7 @@ def write(path: Path, content: np.ndarray) -> None:
 def write_model(path: Path, random: np.random.Generator) -> None:
     """A BFM 2017 of a few vertices, millimetres."""
     points = random.normal(scale=60, size=(VERTICES, 3))
+    points[:68] = AVERAGE_FACE
     faces = np.arange(VERTICES).reshape(-1, 3).T
     with h5py.File(path, "w") as file:
         for group, count in (("shape", IDENTITY), ("expression", EXPRESSION), ("color", 1)):

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import scipy.io
+
+from eavatar.errors import UserError
+from eavatar.face.layout import AVERAGE_FACE
+from eavatar.face.morphable import read_morphable_model
 
 VERTICES, IDENTITY, EXPRESSION = 90, 4, 3
 
@@ -16,15 +21,17 @@ def random_parts() -> dict[str, np.ndarray]:
     """A made-up model in millimetres: orthonormal bases, variances, faces, landmarks."""
     random = np.random.default_rng(0)
     bases = [np.linalg.qr(random.normal(size=(3 * VERTICES, n)))[0] for n in (IDENTITY, EXPRESSION)]
+    mean, landmarks = random.normal(0, 60, (VERTICES, 3)), random.permutation(VERTICES)[:68]
+    mean[landmarks] = AVERAGE_FACE
     return {
-        "mean": random.normal(0, 60, 3 * VERTICES),
+        "mean": mean.ravel(),
         "expression_mean": random.normal(0, 1, 3 * VERTICES),
         "identity": bases[0],
         "expression": bases[1],
         "identity_variance": random.uniform(100, 1000, IDENTITY),
         "expression_variance": random.uniform(100, 1000, EXPRESSION),
         "faces": random.integers(0, VERTICES, (50, 3)),
-        "landmarks": random.permutation(VERTICES)[:68],
+        "landmarks": landmarks,
         "colours": random.uniform(0, 1, 3 * VERTICES),
     }
 
@@ -75,3 +82,11 @@ def contents_2009(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def write_2009(path: Path, parts: dict[str, np.ndarray]) -> Path:
     scipy.io.savemat(path, contents_2009(parts))
     return path
+
+
+def refused(path: Path, match: str) -> None:
+    """The file is refused in one sentence that names it and says ``match``."""
+    with pytest.raises(UserError, match=match) as caught:
+        read_morphable_model(path)
+    message = str(caught.value)
+    assert path.name in message and message.endswith(".") and "\n" not in message

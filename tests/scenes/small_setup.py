@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from eavatar.face.layout import AVERAGE_FACE
 from tests.scenes.small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture
 
 SEQUENCES = ("EXP-1-head", "EXP-2-eyes", "FREE")
@@ -16,8 +17,9 @@ FRAMES = 4
 def write_model(path: Path) -> Path:
     """A BFM 2017 of a few vertices, millimetres."""
     random, vertices = np.random.default_rng(0), 240
+    others = random.normal(scale=40, size=(vertices - len(AVERAGE_FACE), 3))
     means = {
-        "shape": random.normal(scale=40, size=3 * vertices),  # as far apart as those of a face
+        "shape": np.concatenate([AVERAGE_FACE, others]).ravel(),
         "expression": np.zeros(3 * vertices),
         "color": np.full(3 * vertices, 0.5),
     }
@@ -26,7 +28,7 @@ def write_model(path: Path) -> Path:
             basis = np.linalg.qr(random.normal(size=(3 * vertices, count)))[0]
             file[f"{group}/model/mean"] = means[group]
             file[f"{group}/model/pcaBasis"] = basis
-            file[f"{group}/model/pcaVariance"] = np.ones(count)
+            file[f"{group}/model/pcaVariance"] = np.full(count, 900.0)
         file["shape/representer/cells"] = np.arange(vertices).reshape(-1, 3).T
         file["landmarks68/vertex_index"] = np.arange(68)
     return path

@@ -28,8 +28,8 @@ from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch, HeadSettin
 from eavatar.avatar.torso import Torso
 from eavatar.rendering.splatting import splat
 from eavatar.settings import SdfSettings, SplatSettings, merge, validate
-from eavatar.training.graphs import Captured
-from eavatar.view.player import MARGIN, Player, draw_frame
+from eavatar.training.graphs import Captured, PairCapacity
+from eavatar.view.player import HEADROOM, Player, draw_frame
 from tests.scenes.splat_scene import AXES, SCALE, landmarks, sphere
 
 PROFILES = ("fast", "paper")
@@ -106,7 +106,7 @@ def measure_parts(avatar: Avatar, view: View) -> list[float]:
     expression, pose, intrinsics, camera = view.inputs
     cameras = CameraBatch(intrinsics, camera, settings.image_size, settings.image_size)
     coarse = avatar.draw(expression, pose, cameras)  # also sets the precision
-    capacity = 1 + int(MARGIN * int(coarse.pairs))
+    capacity = PairCapacity(int(HEADROOM * int(coarse.pairs))).with_spare().pairs
     shrunk = torch.cat([intrinsics[:, :2] / settings.upsampling, intrinsics[:, 2:]], dim=1)
     side = settings.image_size // settings.upsampling
     white = intrinsics.new_ones(settings.head.colour_size)

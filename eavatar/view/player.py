@@ -30,11 +30,11 @@ from eavatar.errors import UserError
 from eavatar.io import Tracking, atomic, read_cameras, read_tracking
 from eavatar.results import Results
 from eavatar.settings import select
-from eavatar.training.graphs import Captured
+from eavatar.training.graphs import GrowingGraph, PairCapacity
 
 logger = logging.getLogger(__name__)
 
-MARGIN = 1.5  # room for (Gaussian, tile) pairs / the number that the frame at the capture needed
+HEADROOM = 1.25  # pairs of Gaussians and tiles of frames to come / of the present frame
 WARM_UP = 5  # first frames, which the times leave out
 QUALITY = "14"  # x264's constant rate factor: no loss that one sees
 RATE = 24.0  # frames per second: NeRSemble's 73 with every third frame
@@ -43,8 +43,8 @@ RATE = 24.0  # frames per second: NeRSemble's 73 with every third frame
 class Player:
     """Draws an avatar frame by frame, on CUDA as one graph.
 
-    The graph has room for so many pairs of a Gaussian and a tile. Where a frame needs more, the
-    graph is captured anew and the frame drawn again. The networks are compiled before the first
+    The first frames are drawn without the graph. Where a frame needs larger buffers than the graph
+    has, it is drawn again by one with larger ones. The networks are compiled before the first
     frame.
 
     Args:
@@ -55,12 +55,14 @@ class Player:
 
     def __init__(self, avatar: Avatar, compile_networks: bool = True):
         self.avatar = avatar
-        if compile_networks and avatar.landmarks.is_cuda:
+        on_cuda = avatar.device.type == "cuda"
+        if compile_networks and on_cuda:
             logger.info("compiling the networks; that takes up to a minute and is kept on disk")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)
-        self._frame: Captured[tuple[Tensor, Tensor]] | None = None
-        self._capacity = 0
+        self._graph: GrowingGraph[PairCapacity, tuple[Tensor, Tensor]] = GrowingGraph(
+            partial(draw_frame, avatar), captures=on_cuda
+        )
 
     def __call__(
         self, expression: Tensor, pose: Tensor, intrinsics: Tensor, world_to_camera: Tensor
@@ -70,31 +72,28 @@ class Player:
         It is finished when the call returns.
 
         Args:
-            expression: (E,). pose: (6,) axis-angle in radians, translation in metres.
-            intrinsics: (1, 3, 3) of the final image, pixels. world_to_camera: (1, 4, 4).
+            expression: (E,).
+            pose: (6,) axis-angle in radians, translation in metres.
+            intrinsics: (1, 3, 3) of the final image, pixels.
+            world_to_camera: (1, 4, 4).
         """
-        device = self.avatar.landmarks.device
         given = (expression, pose, intrinsics, world_to_camera)
-        inputs = [tensor.to(device) for tensor in given]
-        if self._frame is None:
-            self._frame = self._capture(inputs, int(draw_frame(self.avatar, None, *inputs)[1]))
+        inputs = [tensor.to(self.avatar.device) for tensor in given]
         while True:
-            image, pairs = self._frame(*inputs)
-            needed = int(pairs)  # the host waits for the frame
-            if needed <= self._capacity:
+            capacity = self._graph.capacity
+            image, pairs = self._graph(*inputs)
+            needed = int(pairs)  # a host-device synchronisation: the frame is finished
+            whole = capacity is None or needed <= capacity.pairs
+            if self._graph.captures and (capacity is None or not whole):
+                self._graph.fit(PairCapacity(int(HEADROOM * needed)))
+            if whole:
                 return image
-            self._frame.release()
-            self._frame = self._capture(inputs, needed)
-
-    def _capture(self, inputs: Sequence[Tensor], needed: int) -> Captured[tuple[Tensor, Tensor]]:
-        self._capacity = 1 + int(MARGIN * needed)
-        return Captured(partial(draw_frame, self.avatar, self._capacity), *inputs)
 
 
 @torch.no_grad()
 def draw_frame(
     avatar: Avatar,
-    capacity: int | None,
+    capacity: PairCapacity | None,
     expression: Tensor,
     pose: Tensor,
     intrinsics: Tensor,
@@ -103,12 +102,16 @@ def draw_frame(
     """One frame without a graph: the image as of `Player`, and () the pairs that it needed.
 
     Args:
-        capacity: room for pairs; None counts them, which makes the host wait.
-        expression, pose, intrinsics, world_to_camera: as of `Player`, on the avatar's device.
+        avatar: as of `Player`.
+        capacity: of the rasteriser; None counts the pairs, a host-device synchronisation.
+        expression: as of `Player`, on the avatar's device, as are the next three.
+        pose: likewise.
+        intrinsics: likewise.
+        world_to_camera: likewise.
     """
     side = avatar.settings.image_size
     camera = CameraBatch(intrinsics, world_to_camera, side, side)
-    drawn = avatar(expression, pose, camera, capacity)
+    drawn = avatar(expression, pose, camera, capacity.pairs if capacity else None)
     return (255 * drawn.fine[0].clamp(0, 1) + 0.5).to(torch.uint8), drawn.pairs
 
 

@@ -1,8 +1,8 @@
-"""Control Gaussians: large expression displacements are handed on to the neighbours (Eq. 9–13).
+"""Control Gaussians: large expression displacements are propagated to neighbours (Eq. 9–13).
 
 The paper leaves open what happens to a neighbour's own displacement and what its radius and σ are;
 `MODES` holds the three readings. A control keeps its own displacement, and all controls are taken
-as they were before anything is handed on, so that the order of the points does not matter.
+as they were before the propagation, so that the order of the points does not matter.
 Letters: N Gaussians, K neighbours of each.
 """
 
@@ -21,14 +21,14 @@ from eavatar.threads import count_threads
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Who may lead whom (Eq. 11), fixed until the set of Gaussians changes.
+    """The neighbour graph (Eq. 11), fixed until the set of Gaussians changes.
 
     Attributes:
-        leaders: (N, K) the neighbours of each point, never the point itself.
+        indices: (N, K) the neighbours of each point, never the point itself.
         squared: (N, K) squared canonical distance to each, infinite where there are fewer than K.
     """
 
-    leaders: Tensor
+    indices: Tensor
     squared: Tensor
 
 
@@ -36,7 +36,9 @@ def find_neighbours(positions: Tensor, radius: float, most: int) -> Neighbours:
     """All neighbours within a radius, at most so many nearest ones for each point (Eq. 11).
 
     Args:
-        positions: (N, 3) canonical. radius: canonical units. most: neighbours kept per point.
+        positions: (N, 3) canonical.
+        radius: canonical units.
+        most: neighbours kept per point.
     """
     points = positions.detach().cpu().double().numpy()
     most = min(most, len(points) - 1)
@@ -50,11 +52,11 @@ def find_neighbours(positions: Tensor, radius: float, most: int) -> Neighbours:
     order = np.argsort(distances, axis=1, kind="stable")
     order = order[:, : int(np.isfinite(distances).sum(axis=1).max())]
     distances = np.take_along_axis(distances, order, axis=1)
-    leaders = np.take_along_axis(found, order, axis=1)
-    leaders[~np.isfinite(distances)] = 0
+    indices = np.take_along_axis(found, order, axis=1)
+    indices[~np.isfinite(distances)] = 0
     device = positions.device
     return Neighbours(
-        torch.from_numpy(leaders).to(device),
+        torch.from_numpy(indices).to(device),
         torch.from_numpy(distances**2).float().to(device),
     )
 
@@ -64,25 +66,26 @@ def control_weights(squared: Tensor, nearest: Tensor, sigma: float) -> Tensor:
 
     Args:
         squared: (M, K) squared distances to the controls, infinite for all other neighbours.
-        nearest: (M,) the smallest of each row. sigma: σ, canonical units.
+        nearest: (M,) the smallest of each row.
+        sigma: σ, canonical units.
     """
     # Relative to the nearest control no point's weights vanish together, however small σ is.
     kernel = torch.exp((nearest.nan_to_num(posinf=0.0)[:, None] - squared) / sigma**2)
     return kernel / kernel.sum(dim=1, keepdim=True).clamp(min=1e-30)
 
 
-def _replace(own: Tensor, led: Tensor, squared: Tensor, radius: float) -> Tensor:
-    return led
+def _replace(own: Tensor, propagated: Tensor, squared: Tensor, radius: float) -> Tensor:
+    return propagated
 
 
-def _add(own: Tensor, led: Tensor, squared: Tensor, radius: float) -> Tensor:
-    return own + led
+def _add(own: Tensor, propagated: Tensor, squared: Tensor, radius: float) -> Tensor:
+    return own + propagated
 
 
-def _blend(own: Tensor, led: Tensor, squared: Tensor, radius: float) -> Tensor:
+def _blend(own: Tensor, propagated: Tensor, squared: Tensor, radius: float) -> Tensor:
     towards = (2 - 2 * squared.sqrt() / radius).clamp(0, 1)
-    share = (towards * towards * (3 - 2 * towards))[:, None]
-    return own + share * (led - own)
+    weight = (towards * towards * (3 - 2 * towards))[:, None]
+    return own + weight * (propagated - own)
 
 
 MODES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
@@ -100,7 +103,7 @@ def propagate(
     sigma: float,
     mode: str,
 ) -> Tensor:
-    """Displacements (N, 3) after the controls have led their neighbours (Eq. 12).
+    """Displacements (N, 3) after those of the controls are propagated (Eq. 12).
 
     Every point that is no control and has controls within the radius gets their weighted mean
     displacement: instead of its own (``replace``, Eq. 12 to the letter, which tears the surface at
@@ -109,18 +112,21 @@ def propagate(
 
     Args:
         displacements: (N, 3) of all points, canonical; gradients flow through them.
-        controls: (N,) bool (Eq. 10). neighbours: from `find_neighbours`, same radius.
-        radius, sigma: r of Eq. 11 and σ of Eq. 13, canonical units. mode: a key of `MODES`.
+        controls: (N,) bool (Eq. 10).
+        neighbours: from `find_neighbours`, same radius.
+        radius: r of Eq. 11, canonical units.
+        sigma: σ of Eq. 13, canonical units.
+        mode: a key of `MODES`.
     """
-    if displacements.is_cuda:  # a shape that depends on values would make the host wait
+    if displacements.is_cuda:  # no shape may depend on values, see `training.graphs`
         rows = torch.arange(len(controls), device=controls.device)
     else:
-        active = controls[neighbours.leaders] & neighbours.squared.isfinite()
+        active = controls[neighbours.indices] & neighbours.squared.isfinite()
         rows = (active.any(dim=1) & ~controls).nonzero()[:, 0]
-    return lead(displacements, controls, neighbours, rows, radius, sigma, mode)
+    return propagate_to(displacements, controls, neighbours, rows, radius, sigma, mode)
 
 
-def lead(
+def propagate_to(
     displacements: Tensor,
     controls: Tensor,
     neighbours: Neighbours,
@@ -129,15 +135,15 @@ def lead(
     sigma: float,
     mode: str,
 ) -> Tensor:
-    """`propagate` where only some points (M,) are looked at: at least all that are led."""
-    leaders = neighbours.leaders[rows]
-    squared = torch.where(controls[leaders], neighbours.squared[rows], torch.inf)
+    """`propagate` to some points (M,) alone: at least all that have controls around them."""
+    indices = neighbours.indices[rows]
+    squared = torch.where(controls[indices], neighbours.squared[rows], torch.inf)
     nearest = nn.functional.pad(squared, (0, 1), value=torch.inf).amin(dim=1)
     weights = control_weights(squared, nearest, sigma)
-    # Not displacements[leaders], whose gradient is sorted by index first.
-    theirs = displacements.index_select(0, leaders.flatten()).view(*leaders.shape, 3)
+    # Not displacements[indices], whose gradient is sorted by index first.
+    theirs = displacements.index_select(0, indices.flatten()).view(*indices.shape, 3)
     mean = (weights[..., None] * theirs).sum(dim=1)
     own = displacements.index_select(0, rows)
     result = MODES[mode](own, mean, nearest, radius)
-    led = nearest.isfinite() & ~controls[rows]
-    return displacements.index_copy(0, rows, torch.where(led[:, None], result, own))
+    follows = nearest.isfinite() & ~controls[rows]
+    return displacements.index_copy(0, rows, torch.where(follows[:, None], result, own))

@@ -30,7 +30,8 @@ class ConditionedMLP(MLP):
         """Points under one condition or several, with A + E = sizes[0] and O = sizes[-1].
 
         Args:
-            inputs: (N, A). condition: (E,) or (B, E).
+            inputs: (N, A).
+            condition: (E,) or (B, E).
         Returns:
             (N, O) or (B, N, O).
         """
@@ -68,7 +69,9 @@ class Drivers(nn.Module):
     start at zero, so that training begins from the neutral shape in every timestep.
 
     Args:
-        expression_size: E. feature_size: F. colour_size: K.
+        expression_size: E.
+        feature_size: F.
+        colour_size: K.
         width: units of a hidden layer.
     """
 
@@ -87,13 +90,15 @@ class Drivers(nn.Module):
 
 
 def expression_weights(points: Tensor, landmarks: Tensor, near: float, far: float) -> Tensor:
-    """Share (N,) of the expression at each point; the rest belongs to the pose.
+    """Weight (N,) of the expression at each point; the rest is the pose's.
 
     ``clamp((far - d) / (far - near), 0, 1)`` with d the *squared* distance to the nearest landmark.
 
     Args:
-        points: (N, 3) canonical. landmarks: (L, 3) of the neutral face, canonical.
-        near, far: squared distances, canonical units squared.
+        points: (N, 3) canonical.
+        landmarks: (L, 3) of the neutral face, canonical.
+        near: squared distance up to which it is one, canonical units squared.
+        far: squared distance from which on it is zero.
     """
     with torch.no_grad():
         # Not torch.cdist, which is slow on CUDA, or would need products that TF32 makes wrong.

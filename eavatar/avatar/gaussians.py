@@ -25,8 +25,8 @@ from eavatar.settings import ControlSettings
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
 CELL_HALVINGS = 20  # of the logarithm of the size of the cells: to 1e-5 of it
-LARGEST_FEATURE = 1 - 1e-4  # atanh is infinite at 1
-SMALLEST_SPACING = 1e-7  # squared canonical units, under the root of the first scales (GHA)
+MAX_FEATURE = 1 - 1e-4  # atanh is infinite at 1
+MIN_SPACING = 1e-7  # squared canonical units, under the root of the first scales (GHA)
 RESIDUALS = 8  # scale 3, rotation 4, opacity 1
 
 
@@ -84,19 +84,20 @@ class NeutralGaussians(nn.Module):
         """A Gaussian for each distinct surface vertex and mouth point, as large as their spacing.
 
         Args:
-            vertices: (V, 3) neutral surface of stage I. features: (V, F) in [-1, 1].
+            vertices: (V, 3) neutral surface of stage I.
+            features: (V, F) in [-1, 1].
             mouth: (M, 3) points inside the mouth, whose features start at zero.
             opacity: of all Gaussians, in (0, 1).
         """
         rounded = (vertices / DUPLICATE_DISTANCE).round().cpu().numpy()
         first = np.sort(np.unique(rounded, axis=0, return_index=True)[1])
         kept = torch.from_numpy(first).to(vertices.device)
-        inverse = torch.atanh(features[kept].clamp(-LARGEST_FEATURE, LARGEST_FEATURE))
+        inverse = torch.atanh(features[kept].clamp(-MAX_FEATURE, MAX_FEATURE))
         positions = torch.cat([vertices[kept], mouth])
         inverse = torch.cat([inverse, inverse.new_zeros(len(mouth), inverse.shape[1])])
         points = positions.cpu().numpy()
         nearest = cKDTree(points).query(points, k=4)[0][:, 1:]
-        spacing = np.maximum((nearest**2).mean(axis=1), SMALLEST_SPACING)
+        spacing = np.maximum((nearest**2).mean(axis=1), MIN_SPACING)
         logarithm = torch.from_numpy(0.5 * np.log(spacing)).float().to(positions.device)
         return cls(positions, inverse, logarithm[:, None].repeat(1, 3), opacity)
 
@@ -154,9 +155,9 @@ class Arrangement:
     """What follows from where the Gaussians are; made anew only when the set changes.
 
     Attributes:
-        weights: (N,) share of the expression, the rest is the pose's.
-        near: the expression has a share in no Gaussian from this one on.
-        far: the pose has a share in no Gaussian before this one; at most ``near``.
+        weights: (N,) of the expression, the rest is the pose's.
+        near: the expression has no weight from this Gaussian on.
+        far: the pose has no weight before this Gaussian; at most ``near``.
         neighbours: the neighbour graph of the control Gaussians.
     """
 
@@ -176,7 +177,7 @@ class Arrangement:
     ) -> Arrangement:
         """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical.
 
-        Right for any order of the Gaussians, and least work where their shares descend.
+        Right for any order of the Gaussians, and least work where their weights descend.
         """
         weights = expression_weights(anchors, landmarks, near, far)
         numbers = torch.arange(len(weights), device=weights.device)
@@ -195,7 +196,7 @@ class Generated:
     Attributes:
         gaussians: in world space (Eq. 8).
         displacements: (N,) norm of the raw expression displacement (Eq. 9, before scaling and
-            weighting), zero where the expression has no share; no gradient.
+            weighting), zero where the expression has no weight; no gradient.
         controls: (N,) bool (Eq. 10).
     """
 
@@ -209,7 +210,9 @@ class Driven:
     """What the networks add for one timestep, blended.
 
     Attributes:
-        colours: (N, K). shifts: (N, 3) canonical. residuals: (N, 8).
+        colours: (N, K).
+        shifts: (N, 3) canonical.
+        residuals: (N, 8).
         displacements: (N,) as in `Generated`.
     """
 
@@ -228,7 +231,8 @@ class Generator(nn.Module):
     Args:
         drivers: colour and deformation networks, trained by stage I.
         torso: what stays behind when the head turns, as in stage I.
-        expression_size: E. feature_size: F.
+        expression_size: E.
+        feature_size: F.
         width: units of a hidden layer of the attribute networks.
         deform_scale: largest displacement per axis, canonical units.
         attribute_scale: factor of the attribute residuals.
@@ -270,7 +274,12 @@ class Generator(nn.Module):
         """The Gaussians of a timestep in world space.
 
         Args:
-            expression: (E,). pose: (6,) axis-angle and translation. scale: canonical to metres.
+            neutral: the set.
+            arrangement: of the set.
+            control: which displacements are propagated, and how far.
+            expression: (E,).
+            pose: (6,) axis-angle and translation.
+            scale: canonical units to metres.
         """
         driven = self._drive(neutral, arrangement, expression, pose)
         controls = driven.displacements > control.threshold
@@ -286,9 +295,9 @@ class Generator(nn.Module):
             )
         residuals = self.attribute_scale * driven.residuals
         rotations = nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1)
-        share = self.torso.head_share(neutral.anchors)
+        weight = self.torso.head_weight(neutral.anchors)
         points = neutral.positions + shifts
-        means, quaternions = self.torso.to_world(points, rotations, share, pose, scale)
+        means, quaternions = self.torso.to_world(points, rotations, weight, pose, scale)
         gaussians = Gaussians(
             means,
             quaternions,
@@ -301,7 +310,7 @@ class Generator(nn.Module):
     def _drive(
         self, neutral: NeutralGaussians, arrangement: Arrangement, expression: Tensor, pose: Tensor
     ) -> Driven:
-        """Run each driver on the Gaussians it has a share in, all its networks in one blend."""
+        """Run each driver on the Gaussians where it has a weight, all its networks in one blend."""
         features = torch.tanh(neutral.features)
         points = encode_position(neutral.positions)
         if self.mixed_precision:  # once rather than in every network

@@ -25,14 +25,14 @@ from eavatar.transforms import (
 )
 
 FAR_BELOW = -1e6  # canonical units: no point belongs to the torso
-THINNEST = 0.05  # canonical units, of the step between torso and head
+MIN_EXTENT = 0.05  # canonical units, of the step between torso and head
 
 
 class Torso(nn.Module):
     """What moves with the head, and where the rest stays.
 
     Attributes:
-        step: (2,) learned: height y at which the head's share is one half, and over what height it
+        step: (2,) learned: height y at which the head's weight is one half, and over what height it
             rises from 0 to 1, canonical.
         rest_pose: (6,) axis-angle and translation of the head's mean pose.
         scale: () canonical units to metres.
@@ -54,7 +54,9 @@ class Torso(nn.Module):
         """Set the first heights, from the chin, and the mean pose.
 
         Args:
-            landmarks: (68, 3) of the neutral face, canonical. poses: (F, 6) of the training frames.
+            settings: first heights.
+            landmarks: (68, 3) of the neutral face, canonical.
+            poses: (T, 6) of the training's timesteps.
             scale: canonical units to metres.
         """
         rotation = Rotation.from_rotvec(poses[:, :3].cpu().double().numpy()).mean().as_rotvec()
@@ -65,32 +67,37 @@ class Torso(nn.Module):
             self.step[0] = landmarks[CHIN, 1] - (settings.start + settings.end) / 2
             self.step[1] = settings.end - settings.start
 
-    def head_share(self, points: Tensor) -> Tensor:
-        """Share (…) of the head in canonical points (…, 3): a smooth step over the height."""
+    def head_weight(self, points: Tensor) -> Tensor:
+        """Weight (…) of the head at canonical points (…, 3): a smooth step over the height."""
         height, extent = self.step.unbind()
-        rise = ((points[..., 1] - height) / extent.clamp(min=THINNEST) + 0.5).clamp(0, 1)
+        rise = ((points[..., 1] - height) / extent.clamp(min=MIN_EXTENT) + 0.5).clamp(0, 1)
         return rise * rise * (3 - 2 * rise)
 
-    def hold_points(self, points: Tensor, shares: Tensor, poses: Tensor) -> Tensor:
+    def hold_points(self, points: Tensor, weights: Tensor, poses: Tensor) -> Tensor:
         """Points (B, N, 3), the torso's kept where it rests.
 
         Args:
-            shares: (N,) of the head. poses: (B, 6).
+            points: that ride on the head.
+            weights: (N,) of the head.
+            poses: (B, 6).
         """
         rotations = axis_angle_to_matrix(torch.cat([poses[:, :3], self.rest_pose[None, :3]]))
         rotation, rest = rotations[:-1], rotations[-1]
         shift = rotate((self.rest_pose[3:] - poses[:, 3:])[:, None], rotation.mT) / self.scale
         resting = rotate(rotate(points, rest), rotation.mT) + shift
-        return torch.lerp(resting, points, shares[:, None])
+        return torch.lerp(resting, points, weights[:, None])
 
     def to_world(
-        self, points: Tensor, quaternions: Tensor, shares: Tensor, pose: Tensor, scale: float
+        self, points: Tensor, quaternions: Tensor, weights: Tensor, pose: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Gaussians in the world (Eq. 7), each between riding on the head and staying at rest.
 
         Args:
-            points: (N, 3). quaternions: (N, 4) wxyz, of any length. shares: (N,) of the head.
-            pose: (6,) axis-angle and translation. scale: canonical units to metres.
+            points: (N, 3).
+            quaternions: (N, 4) wxyz, of any length.
+            weights: (N,) of the head.
+            pose: (6,) axis-angle and translation.
+            scale: canonical units to metres.
         Returns:
             Positions (N, 3) in metres and quaternions (N, 4).
         """
@@ -101,5 +108,5 @@ class Torso(nn.Module):
         rest, head = multiply_quaternions(turns, quaternions).unbind()
         # q and -q are one rotation; the nearer one is blended with.
         rest = torch.where(((rest * head).sum(-1) < 0)[:, None], -rest, rest)
-        shares = shares[:, None]
-        return torch.lerp(staying, riding, shares), torch.lerp(rest, head, shares)
+        weights = weights[:, None]
+        return torch.lerp(staying, riding, weights), torch.lerp(rest, head, weights)

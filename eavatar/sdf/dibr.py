@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eavatar.sdf.surface import Pictures
+from eavatar.sdf.surface import SurfaceImages
 from eavatar.transforms import rotate
 
 # Of the soft silhouette, as GHA has them.
@@ -29,7 +29,7 @@ def render_mesh(
     width: int,
     height: int,
     capacity: int | None = None,
-) -> Pictures:
+) -> SurfaceImages:
     """The mesh on white, with kaolin's soft silhouette; arguments as of `render_surface`.
 
     There is no capacity here. Not run, see above.
@@ -51,7 +51,7 @@ def render_mesh(
         knum=NEAREST_FACES,
         multiplier=MULTIPLIER,
     )
-    return Pictures(on_white(features, index).unflatten(0, views), soft.unflatten(0, views))
+    return SurfaceImages(on_white(features, index).unflatten(0, views), soft.unflatten(0, views))
 
 
 def in_kaolin_camera(vertices: Tensor, to_camera: Tensor) -> Tensor:

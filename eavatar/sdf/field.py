@@ -34,7 +34,9 @@ class Samples:
     """The field at N points.
 
     Attributes:
-        sdf: (N,) positive outside. offsets: (N, 3) of grid vertices. features: (N, F) in (-1, 1).
+        sdf: (N,) positive outside.
+        offsets: (N, 3) of grid vertices.
+        features: (N, F) in (-1, 1).
     """
 
     sdf: Tensor
@@ -47,11 +49,14 @@ class DrivenSurface:
     """The surface at B timesteps, canonical: before the head's rigid motion.
 
     Attributes:
-        vertices: (B, S, 3). colours: (B, S, 3) RGB in (0, 1).
+        vertices: (B, S, 3).
+        colours: (B, S, 3) RGB in (0, 1).
         landmarks: (B, L, 3) the neutral ones moved by the expression.
-        raw_expression: (B, P, 3), raw_pose: (B, Q, 3) displacements in (-1, 1), neither scaled
-            nor weighted, of all vertices where the share is not zero, and perhaps of others.
-        expressed: (P,), posed: (Q,) bool, where it is not.
+        raw_expression: (B, P, 3) displacements in (-1, 1) by the expression, neither scaled nor
+            weighted, of all vertices where its weight is not zero, and perhaps of others.
+        raw_pose: (B, Q, 3) likewise by the pose.
+        expressed: (P,) bool, where the expression's weight is not zero.
+        posed: (Q,) bool, where the pose's weight is not zero.
     """
 
     vertices: Tensor
@@ -179,7 +184,7 @@ class HeadField(nn.Module):
         both = both.index_add(1, far, far_weights[:, None] * second)
         moved = points + both[..., :3]
         return DrivenSurface(
-            vertices=self.torso.hold_points(moved, self.torso.head_share(points), poses),
+            vertices=self.torso.hold_points(moved, self.torso.head_weight(points), poses),
             colours=torch.sigmoid(both[..., 3:]),
             landmarks=self.neutral_landmarks + scale * at_landmarks,
             raw_expression=by_expression,

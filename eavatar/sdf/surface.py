@@ -23,11 +23,12 @@ GRAZING = 0.2  # cosine of ray and normal up to which a disc is drawn: just past
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SurfaceImages:
     """A mesh drawn in K views at each of B timesteps.
 
     Attributes:
-        features: (B, K, H, W, D) on white. alpha: (B, K, H, W) soft silhouette in [0, 1].
+        features: (B, K, H, W, D) on white.
+        alpha: (B, K, H, W) soft silhouette in [0, 1].
         pairs: () as of `eavatar.rendering.splatting.Rendering`.
     """
 
@@ -78,11 +79,13 @@ def render_surface(
     width: int,
     height: int,
     capacity: int | None = None,
-) -> Pictures:
+) -> SurfaceImages:
     """The surface as discs on white; differentiable in vertices and colours.
 
     Args:
-        vertices: (B, S, 3). faces: (M, 3). colours: (B, S, D).
+        vertices: (B, S, 3).
+        faces: (M, 3).
+        colours: (B, S, D).
         to_camera: (B, K, 4, 4) rigid, from the space of the vertices.
         intrinsics: (B, K, 3, 3) pixels.
         capacity: as of `eavatar.rendering.splatting.splat`.
@@ -141,7 +144,7 @@ def draw_at_once(
     width: int,
     height: int,
     capacity: int | None = None,
-) -> Pictures:
+) -> SurfaceImages:
     """Every view a scene of its own, in which what is not seen has no opacity.
 
     gsplat drops that in its projection, and nothing here depends on how much is seen.
@@ -154,7 +157,7 @@ def draw_at_once(
     cameras = (to_camera.flatten(0, 1)[:, None], intrinsics.flatten(0, 1)[:, None])
     white = colours.new_ones(colours.shape[-1])
     drawn = splat(gaussians, *cameras, width, height, white, capacity)
-    return Pictures(
+    return SurfaceImages(
         drawn.features.view(*means.shape[:2], height, width, -1),
         drawn.alpha.view(*means.shape[:2], height, width),
         drawn.pairs,
@@ -170,7 +173,7 @@ def draw_each(
     intrinsics: Tensor,
     width: int,
     height: int,
-) -> Pictures:
+) -> SurfaceImages:
     """One view after the other, of what it sees: on the CPU a hidden Gaussian costs time."""
     white = colours.new_ones(colours.shape[-1])
     drawn = []
@@ -185,9 +188,9 @@ def draw_each(
         camera = (to_camera[timestep, view, None], intrinsics[timestep, view, None])
         drawn.append(splat(gaussians, *camera, width, height, white))
     features, alpha = (
-        torch.cat([getattr(picture, name) for picture in drawn]) for name in ("features", "alpha")
+        torch.cat([getattr(image, name) for image in drawn]) for name in ("features", "alpha")
     )
-    return Pictures(
+    return SurfaceImages(
         features.unflatten(0, means.shape[:2]),
         alpha.unflatten(0, means.shape[:2]),
     )

@@ -117,7 +117,8 @@ def body_centred_grid(lower: Tensor, upper: Tensor, cells: int) -> Grid:
     """The lattice that fills a box but for gaps under half a cell at its sides.
 
     Args:
-        lower, upper: (3,) corners of the box.
+        lower: (3,) corner of the box.
+        upper: (3,) the opposite one.
         cells: cubic cells along the longest side; there are two vertices in each.
     """
     size = float((upper - lower).max()) / cells

@@ -10,7 +10,8 @@ def rgb_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Mean absolute colour difference over the weighted pixels (L_rgb of Eq. 18 and 19), a scalar.
 
     Args:
-        prediction, target: (..., H, W, 3) in [0, 1].
+        prediction: (..., H, W, 3) in [0, 1].
+        target: likewise.
         weight: (..., H, W), 1 where the pixel counts and 0 in the padding of the crop.
     """
     difference = (prediction - target).abs().mean(dim=-1)
@@ -21,7 +22,8 @@ def silhouette_loss(alpha: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """1 - IoU of soft silhouettes, the mean over views (L_sil of Eq. 18), a scalar.
 
     Args:
-        alpha, mask: (..., H, W) in [0, 1].
+        alpha: (..., H, W) in [0, 1].
+        mask: likewise.
         weight: (..., H, W), 1 where the pixel counts.
     """
     common = alpha * mask
@@ -66,9 +68,10 @@ def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
     The weight of 100 in Eq. 18 goes with metres, the unit of the posed mesh.
 
     Args:
-        vertices: (..., V, 3). faces: (M, 3) of a mesh whose edges have a face on either side; an
-            edge at a border counts once rather than twice. A vertex whose faces are all that vertex
-            three times counts as unused.
+        vertices: (..., V, 3).
+        faces: (M, 3) of a mesh whose edges have a face on either side; an edge at a border counts
+            once rather than twice. A vertex whose faces are all that vertex three times counts as
+            unused.
     """
     rows = vertices.movedim(-2, 0).flatten(1)  # all meshes share the faces
     starts, ends = faces.flatten(), faces.roll(-1, dims=1).flatten()
@@ -90,17 +93,18 @@ def centre_and_size(vertices: Tensor, faces: Tensor, floor: float) -> tuple[Tens
     shoulders where the other ends.
 
     Args:
-        vertices: (V, 3), y up. faces: (M, 3).
+        vertices: (V, 3), y up.
+        faces: (M, 3).
         floor: faces whose centroid has a smaller y are left out, canonical units.
     """
     corners = vertices.index_select(0, faces.flatten()).view(-1, 3, 3)
     centroids = corners.mean(dim=1)
     normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     areas = torch.linalg.vector_norm(normals, dim=1) * (centroids[:, 1] > floor)
-    share = (areas / areas.sum().clamp(min=1e-9))[:, None]
-    centre = (share * centroids).sum(dim=0)
+    weights = (areas / areas.sum().clamp(min=1e-9))[:, None]
+    centre = (weights * centroids).sum(dim=0)
     distances = torch.linalg.vector_norm(centroids - centre, dim=1, keepdim=True)
-    return centre, (share * distances).sum()
+    return centre, (weights * distances).sum()
 
 
 def alignment_loss(
@@ -109,6 +113,9 @@ def alignment_loss(
     """``|c - ĉ|² + (s - ŝ)²`` of Eq. 17, canonical units squared, a scalar.
 
     Args:
-        centre: (3,), size: () of the predicted surface; other_centre, other_size: of the prior.
+        centre: (3,) of the predicted surface.
+        size: () of the predicted surface.
+        other_centre: of the prior.
+        other_size: of the prior.
     """
     return (centre - other_centre).square().sum() + (size - other_size).square()

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eavatar.avatar.control import MODES, control_weights, find_neighbours, lead, propagate
+from eavatar.avatar.control import (
+    MODES,
+    control_weights,
+    find_neighbours,
+    propagate,
+    propagate_to,
+)
 
 RADIUS, SIGMA = 0.3, 0.15
 ALL = 1000  # neighbours: more than there are points
@@ -28,14 +34,14 @@ def slow_propagate(positions, displacements, controls, mode):
     result = displacements.clone()
     for j in range(len(positions)):
         distances = (positions - positions[j]).norm(dim=1).tolist()
-        leaders = [
+        near = [
             i for i in range(len(positions)) if i != j and controls[i] and distances[i] < RADIUS
         ]
-        if controls[j] or not leaders:
+        if controls[j] or not near:
             continue
-        kernel = [math.exp(-((distances[i] / SIGMA) ** 2)) for i in leaders]
-        mean = sum(k / sum(kernel) * displacements[i] for k, i in zip(kernel, leaders, strict=True))
-        nearest = min(distances[i] for i in leaders)
+        kernel = [math.exp(-((distances[i] / SIGMA) ** 2)) for i in near]
+        mean = sum(k / sum(kernel) * displacements[i] for k, i in zip(kernel, near, strict=True))
+        nearest = min(distances[i] for i in near)
         x = min(max((RADIUS - nearest) / (RADIUS / 2), 0), 1)
         share = 3 * x**2 - 2 * x**3
         result[j] = {
@@ -65,11 +71,11 @@ def test_pairs_are_all_within_the_radius_or_the_nearest():
     found = torch.zeros_like(distances, dtype=torch.bool)
     present = neighbours.squared.isfinite()
     points = torch.arange(80)[:, None].expand_as(present)
-    found[points[present], neighbours.leaders[present]] = True
+    found[points[present], neighbours.indices[present]] = True
     assert torch.equal(found, distances < RADIUS)
 
     few = find_neighbours(positions, RADIUS, 3)
-    assert few.leaders.shape == (80, 3)
+    assert few.indices.shape == (80, 3)
     for point in range(len(positions)):
         nearest = distances[point].sort().values[:3].square()
         kept = few.squared[point][few.squared[point].isfinite()]
@@ -79,7 +85,7 @@ def test_pairs_are_all_within_the_radius_or_the_nearest():
 def test_neighbours_of_coinciding_points():
     """Children start close together; a duplicate must not take the place of the point itself."""
     neighbours = find_neighbours(torch.zeros(3, 3), RADIUS, ALL)
-    assert neighbours.leaders.sort(dim=1).values.tolist() == [[1, 2], [0, 2], [0, 1]]
+    assert neighbours.indices.sort(dim=1).values.tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -87,7 +93,7 @@ def test_gradients_match_finite_differences(mode):
     positions, displacements, controls = random_case(12, seed=2)
     neighbours = find_neighbours(positions, 0.6, ALL)
     leaf = displacements.double().requires_grad_()
-    neighbours = type(neighbours)(neighbours.leaders, neighbours.squared.double())
+    neighbours = type(neighbours)(neighbours.indices, neighbours.squared.double())
     assert torch.autograd.gradcheck(
         lambda values: propagate(values, controls, neighbours, 0.6, 0.3, mode), leaf
     )
@@ -103,7 +109,7 @@ def test_gradients_match_finite_differences(mode):
 def test_weights_sum_to_one(count, seed, share, sigma):
     positions, _, controls = random_case(count, seed, share)
     neighbours = find_neighbours(positions, RADIUS, ALL)
-    squared = torch.where(controls[neighbours.leaders], neighbours.squared, torch.inf)
+    squared = torch.where(controls[neighbours.indices], neighbours.squared, torch.inf)
     nearest = torch.cat([squared, torch.full((count, 1), torch.inf)], dim=1).amin(dim=1)
     weights = control_weights(squared, nearest, sigma)
     assert torch.all(weights >= 0) and torch.all(weights[~squared.isfinite()] == 0)
@@ -113,11 +119,12 @@ def test_weights_sum_to_one(count, seed, share, sigma):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_all_points_at_once_gives_the_same(mode):
-    """CUDA takes all points, the CPU only those that are led."""
+    """CUDA takes all points, the CPU only those with controls around them."""
     positions, displacements, controls = random_case(120, seed=3, share=0.02)
     neighbours = find_neighbours(positions, RADIUS, ALL)
     few = propagate(displacements, controls, neighbours, RADIUS, SIGMA, mode)
-    whole = lead(displacements, controls, neighbours, torch.arange(120), RADIUS, SIGMA, mode)
+    rows = torch.arange(120)
+    whole = propagate_to(displacements, controls, neighbours, rows, RADIUS, SIGMA, mode)
     assert not torch.equal(few, displacements) and torch.equal(few, whole)
 
 

@@ -33,9 +33,9 @@ def test_share_is_a_smooth_step_below_the_chin():
     heights = torch.tensor([0.5, -1.0, -1.25, -1.5, -3.0])
     points = torch.stack([torch.ones(5), heights, torch.ones(5)], dim=1)
     torch.testing.assert_close(
-        make_torso().head_share(points), torch.tensor([1.0, 1.0, 0.5, 0.0, 0.0])
+        make_torso().head_weight(points), torch.tensor([1.0, 1.0, 0.5, 0.0, 0.0])
     )
-    assert (make_torso(enabled=False).head_share(points) == 1).all()
+    assert (make_torso(enabled=False).head_weight(points) == 1).all()
 
 
 def test_rest_pose_is_the_mean():

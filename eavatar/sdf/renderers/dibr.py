@@ -12,7 +12,7 @@ from eavatar.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from eavatar.sdf.surface import Pictures
+    from eavatar.sdf.surface import SurfaceImages
 
 INSTALL = (
     "pip install kaolin==0.18.0 -f "
@@ -20,7 +20,7 @@ INSTALL = (
 )
 
 
-def prepare(device: torch.device) -> Callable[..., Pictures]:
+def prepare(device: torch.device) -> Callable[..., SurfaceImages]:
     """The function that draws.
 
     Raises:

@@ -10,10 +10,10 @@ from eavatar.backends import RendererBackend
 if TYPE_CHECKING:
     import torch
 
-    from eavatar.sdf.surface import Pictures
+    from eavatar.sdf.surface import SurfaceImages
 
 
-def prepare(device: torch.device) -> Callable[..., Pictures]:
+def prepare(device: torch.device) -> Callable[..., SurfaceImages]:
     """The function that draws."""
     from eavatar.sdf.surface import render_surface
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 @pytest.fixture
 def fake_cuda() -> Iterator[None]:
     """Makes all new tensors fake ones on CUDA: with shapes and types but no values, so that an
-    operation that would make the host wait for one raises."""
+    operation that would need a host-device synchronisation raises."""
     with FakeTensorMode(), torch.device("cuda"):
         yield
 

@@ -228,8 +228,8 @@ def test_resuming_between_two_looks_at_the_whole_grid_changes_nothing(subject: P
         assert torch.equal(value, other.field.state_dict()[name])
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a CUDA device: sizes and numbers that depend on data."""
+class Synchronisations(TorchDispatchMode):
+    """Counts host-device synchronisations: sizes and numbers that depend on data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,20 +242,20 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_only_where_sizes_depend_on_the_surface(subject: Path) -> None:
+def test_a_step_synchronises_only_where_sizes_depend_on_the_surface(subject: Path) -> None:
     task = make_task(subject, settings(timesteps_per_step=2))
     with task:
         task.step(0)
         sides = task.cuts.region
-        with Waits() as waits:
+        with Synchronisations() as seen:
             task.step(1)
     assert task.cuts.region is sides  # otherwise the whole grid was looked at
     drawn = 2 * 3  # on the CPU each view selects what it sees
-    # Edges, faces and vertices of the cut; points near and far, for which CUDA has room.
-    assert waits.counts["nonzero"] == 5 + drawn
-    assert waits.counts["_local_scalar_dense"] == 1  # whether the band holds
+    # Edges, faces and vertices of the cut; points near and far, for which CUDA has capacities.
+    assert seen.counts["nonzero"] == 5 + drawn
+    assert seen.counts["_local_scalar_dense"] == 1  # whether the band holds
     for name in ("masked", "masked_select", "bincount", "unique", "_unique2"):
-        assert waits.counts[name] == 0
+        assert seen.counts[name] == 0
 
 
 def test_a_step_with_capacity_to_spare_is_the_same_step(subject: Path) -> None:

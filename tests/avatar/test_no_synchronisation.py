@@ -1,4 +1,4 @@
-"""A step on CUDA must not make the host wait, or it cannot be captured: seen without a GPU.
+"""A step on CUDA needs no host-device synchronisation, or it cannot be captured: without a GPU.
 
 Torch's fake tensors have a device, shapes and types but no values; an operation whose result would
 need one raises. So the forward pass is walked through as CUDA would do it. Backward passes and
@@ -80,6 +80,6 @@ def test_upsampling_and_losses(fake_cuda, overlays):
     )
 
 
-def test_a_wait_would_be_seen(fake_cuda):
+def test_a_synchronisation_would_be_seen(fake_cuda):
     with pytest.raises(DynamicOutputShapeException):
         torch.rand(5).nonzero()

@@ -1,4 +1,4 @@
-"""Where there is room, a step of stage I can be captured: seen without a GPU, on fake tensors.
+"""With capacities, a step of stage I can be captured: seen without a GPU, on fake tensors.
 
 Backward passes and gsplat's kernels cannot be walked through.
 """

@@ -121,7 +121,7 @@ def score(folder: Path, truth: Path | None = None, variant: str | None = None) -
     if not results.full_cameras.exists():
         raise UserError(
             f"{results.full_cameras} is missing, which earlier versions did not write; write it "
-            f"with: snakemake --cores all -R calibrate {results.cameras}"
+            f"with: snakemake --cores all {results.full_cameras}"
         )
     full = read_cameras(results.full_cameras)
     sequences = _read_sequences(folder, truth)

@@ -73,8 +73,8 @@ def write_stage_one(folder: Path, stage: StageOne, training: Settings) -> Path:
         "surface.positions": stage.vertices,
         "surface.features": stage.features,
     }
-    advice = "lower sdf.learning_rate or look at the input frames"
-    return _write(folder, {"head": stage.head, "training": training}, tensors, advice)
+    blocks = {"head": stage.head, "training": training}
+    return _write(folder, blocks, tensors, rates="sdf.learning_rate")
 
 
 def read_stage_one(folder: Path) -> StageOne:
@@ -108,7 +108,7 @@ def write_avatar(folder: Path, avatar: Avatar, training: Settings) -> Path:
         UserError: a value is not finite; nothing is written then.
     """
     blocks = {"avatar": avatar.settings, "training": training}
-    return _write(folder, blocks, avatar.state_dict(), "lower splat.learning_rates")
+    return _write(folder, blocks, avatar.state_dict(), rates="splat.learning_rates")
 
 
 def read_avatar(folder: Path) -> Avatar:
@@ -147,13 +147,14 @@ def load_avatar(
 
 
 def _write(
-    folder: Path, blocks: Mapping[str, Settings], tensors: Mapping[str, Tensor], advice: str
+    folder: Path, blocks: Mapping[str, Settings], tensors: Mapping[str, Tensor], rates: str
 ) -> Path:
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise UserError(
                 f"the model is not saved to {folder}: '{name}' holds values that are not finite; "
-                f"{advice}."
+                "train again, which goes on from the last checkpoint; if it ends so once more, "
+                f"look at images, masks and tracking, and if these are right lower {rates}."
             )
     content: dict[str, Any] = {"format": FORMAT}
     content |= {name: block.model_dump(mode="json") for name, block in blocks.items()}

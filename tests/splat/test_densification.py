@@ -10,7 +10,7 @@ from eavatar.avatar.model import Avatar
 from eavatar.settings import SplitSettings
 from eavatar.splat.densification import DisplacementDensifier
 from eavatar.training.optimiser import AveragingAdam
-from tests.view.test_player import make_avatar
+from tests.scenes.small_avatar import make_avatar
 
 SETTINGS = SplitSettings(enabled=True, threshold=0.2, every=10, start=10, stop=30, cap=1.5)
 

@@ -1,4 +1,4 @@
-"""Splitting: the picture stays, attributes and optimiser state are handed on, the cap holds."""
+"""Splitting: the image stays, children inherit attributes and optimiser state, the cap holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def random_set(count: int, opacity: float, spread: float = 0.08) -> NeutralGauss
     return neutral
 
 
-def picture(neutral: NeutralGaussians) -> torch.Tensor:
+def draw_image(neutral: NeutralGaussians) -> torch.Tensor:
     gaussians = Gaussians(
         neutral.positions.detach(),
         neutral.rotations.detach(),
@@ -43,26 +43,26 @@ def adam(neutral: NeutralGaussians) -> AveragingAdam:
 
 
 @pytest.mark.parametrize(
-    ("opacity", "share", "largest"),
+    ("opacity", "fraction", "largest"),
     # Two halves composited are not the whole: the difference, seen alone, grows with opacity.
     [(0.1, 0.1, 0.01), (0.3, 0.1, 0.02), (0.6, 0.1, 0.05), (0.95, 0.12, 0.2)],
 )
-def test_picture_of_one_gaussian_stays(opacity, share, largest):
+def test_image_of_one_gaussian_stays(opacity, fraction, largest):
     """Its absolute change is a tenth of what the Gaussian draws (0.06 to 0.10 measured)."""
     neutral = random_set(1, opacity, spread=0)
-    before = picture(neutral)
+    before = draw_image(neutral)
     split(neutral, torch.tensor([True]), adam(neutral))
-    difference = (picture(neutral) - before).abs()
+    difference = (draw_image(neutral) - before).abs()
     assert len(neutral) == 2 and not torch.equal(before, torch.ones_like(before))
-    assert difference.sum() < share * (before - 1).abs().sum() and difference.max() < largest
+    assert difference.sum() < fraction * (before - 1).abs().sum() and difference.max() < largest
 
 
-def test_picture_of_a_surface_stays():
+def test_image_of_a_surface_stays():
     """Where Gaussians overlap as on a surface, splitting all of them is hardly seen."""
     neutral = random_set(600, opacity=0.5, spread=0.06)
-    before = picture(neutral)
+    before = draw_image(neutral)
     split(neutral, torch.ones(600, dtype=torch.bool), adam(neutral))
-    difference = (picture(neutral) - before).abs()
+    difference = (draw_image(neutral) - before).abs()
     assert difference.mean() < 0.01 and difference.max() < 0.1
 
 

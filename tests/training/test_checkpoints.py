@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eavatar.training.checkpoints import finish, resume_points
-from tests.training.test_loop import Regression, interrupted, run, run_of
+from tests.scenes.regression import Regression, interrupted, run, run_of
 
 FALLS = "the learning rates fall over the steps"
 

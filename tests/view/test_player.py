@@ -13,17 +13,14 @@ from scipy.spatial.transform import Rotation
 
 from eavatar.__main__ import main
 from eavatar.avatar.files import read_avatar, write_avatar
-from eavatar.avatar.gaussians import NeutralGaussians
-from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
-from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
 from eavatar.io import Tracking, read_cameras, write_arrays, write_cameras
-from eavatar.settings import Settings, read_config
+from eavatar.settings import Settings
 from eavatar.training.graphs import MIN_SPARE, PLAIN_CALLS
 from eavatar.view.player import Player, draw_frame, most_frontal
-from tests.scenes import CONFIG
+from tests.scenes.small_avatar import EXPRESSIONS, SIZE, make_avatar
 
-SIZE, EXPRESSIONS, TIMESTEPS = 64, 3, 3
+TIMESTEPS = 3
 
 
 def make_camera(angle: float) -> Camera:
@@ -46,28 +43,6 @@ def make_tracking() -> Tracking:
         np.zeros((TIMESTEPS, 2)),
     ]
     return Tracking(*(array.astype(np.float32) for array in arrays))
-
-
-def make_avatar(size: int = SIZE) -> Avatar:
-    """A small ball with random networks, so that expression changes what one sees."""
-    torch.manual_seed(0)
-    settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(update={"image_size": size})
-    head = HeadSettings(
-        expression_size=EXPRESSIONS, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
-        deform_scale=0.3,
-    )  # fmt: skip
-    points = 0.5 * torch.nn.functional.normalize(torch.randn(600, 3), dim=1)
-    neutral = NeutralGaussians.from_surface(
-        points, torch.rand(len(points), 8) - 0.5, torch.zeros(0, 3), opacity=0.9
-    )
-    drivers = head.make_drivers()
-    for parameter in drivers.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    drawn = AvatarSettings.of(settings, head, scale=0.1)
-    avatar = Avatar(drawn, drivers, Torso(), neutral, points[:68], mixed_precision=False).eval()
-    avatar.sort_by_expression_weight()
-    return avatar
 
 
 @pytest.fixture(scope="module")

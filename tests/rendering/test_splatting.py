@@ -394,7 +394,7 @@ def test_a_cuda_graph_replays_forward_and_backward():
     def step(world_to_camera: Tensor, intrinsics: Tensor) -> tuple[Tensor, ...]:
         *gaussians, background = inputs
         rendering = splat(
-            Gaussians(*gaussians), world_to_camera, intrinsics, 64, 48, background, 200_000, False
+            Gaussians(*gaussians), world_to_camera, intrinsics, 64, 48, background, 200_000
         )
         total = (rendering.features * weight).sum() + rendering.alpha.square().sum()
         outputs = rendering.features.detach(), rendering.alpha.detach(), rendering.pairs

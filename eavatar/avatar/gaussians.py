@@ -110,6 +110,8 @@ def merge_points(points: Tensor, features: Tensor, most: int) -> tuple[Tensor, T
     the smallest cells that leave few enough.
 
     Args:
+        points: (V, 3).
+        features: (V, F).
         most: at least 8.
     """
     if len(points) <= most:
@@ -141,6 +143,7 @@ def mouth_interior(landmarks: Tensor, count: int) -> Tensor:
 
     Args:
         landmarks: (68, 3) of the neutral face, canonical.
+        count: of points.
     """
     mouth = landmarks[MOUTH]
     centre = mouth.mean(dim=0)

@@ -88,6 +88,8 @@ def render_surface(
         colours: (B, S, D).
         to_camera: (B, K, 4, 4) rigid, from the space of the vertices.
         intrinsics: (B, K, 3, 3) pixels.
+        width: of the images, pixels.
+        height: of the images, pixels.
         capacity: as of `eavatar.rendering.splatting.splat`.
     """
     discs = make_discs(vertices, faces)

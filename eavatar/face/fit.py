@@ -35,9 +35,20 @@ from eavatar.arrays import Float64, Int64
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.face.block_banded import Chain, solve
+from eavatar.face.causes import (
+    check_agreement,
+    check_scale,
+    gather,
+    missing_face,
+)
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.face.noise import NoiseModel, calibrate_noise, collect_residuals
-from eavatar.face.quality import SequenceQuality, measure_quality, write_quality
+from eavatar.face.quality import (
+    SequenceQuality,
+    check_support,
+    measure_quality,
+    write_quality,
+)
 from eavatar.face.triangulation import (
     geman_mcclure,
     project_points,
@@ -236,7 +247,8 @@ def fit_face(
         ``output``.
 
     Raises:
-        UserError: an input is missing or malformed, or a sequence shows no face to two cameras.
+        UserError: an input is missing or malformed, a sequence shows no face to two cameras, or
+            the fit cannot be that of a head: of no such size, or borne out by too few cameras.
     """
     model = read_morphable_model(morphable_model)
     cameras = read_cameras(capture / "cameras.json")
@@ -252,11 +264,17 @@ def fit_face(
         )
         for each in tqdm(sequences, desc="triangulating landmarks", unit="sequence")
     ]
-    noise = _measure_noise(settings, sequences, triangulated, width, list(cameras))
+    evidence = [gather(each.points, each.confidence, each.cameras, distance) for each in sequences]
+    outvoted = check_agreement(cameras, evidence)
+    noise = _measure_noise(settings, sequences, triangulated, width, list(cameras), outvoted)
     sequences = [_with_noise(settings, each, noise, width) for each in sequences]
     face = landmark_model(settings, model)
-    estimate = _minimise(settings, face, sequences, _start_estimate(face, sequences, triangulated))
+    start = _start_estimate(settings, face, sequences, triangulated, outvoted)
+    estimate = _minimise(settings, face, sequences, start)
+    quality = _measure_fit(face, sequences, estimate)
+    check_support(quality, settings.min_supported, len(cameras), outvoted)
     _write_fit(model, face, sequences, estimate, output)
+    write_quality(output / "quality.csv", quality)
     return output
 
 
@@ -267,24 +285,31 @@ def _write_fit(
     estimate: FitEstimate,
     output: Path,
 ) -> None:
-    """Write the output files of `fit_face`, and log the quality."""
+    """Write the output files of `fit_face` but for its quality."""
     identity = _most_probable_identity(face, estimate.shared.neutral)
     shared = replace(estimate.shared, neutral=face.mean + face.identity @ identity)
-    quality: dict[str, SequenceQuality] = {}
     for observations, motion in zip(sequences, estimate.motions, strict=True):
         tracking = _make_tracking(face, shared, motion, observations)
         write_arrays(output / "tracking" / observations.path.name, tracking)
-        distance = _reprojection_distance(face, estimate.shared, motion, observations)
-        quality[observations.path.stem] = measure_quality(
-            distance, observations.confidence > 0, observations.gate
-        )
-    write_quality(output / "quality.csv", quality)
     coefficients, neutral = identity.astype(np.float32), shared.neutral.astype(np.float32)
     scale = np.array(shared.scale, dtype=np.float32)
     write_arrays(output / "identity.npz", Identity(coefficients, scale, neutral))
     mesh = Mesh(model.vertices(coefficients), model.faces, model.colours)
     write_mesh(output / "neutral.ply", mesh)
     logger.info("scale %.5f m per unit", shared.scale)
+
+
+def _measure_fit(
+    face: LandmarkModel, sequences: list[Observations], estimate: FitEstimate
+) -> dict[str, SequenceQuality]:
+    """How well the detections bear out the fit, by sequence."""
+    quality = {}
+    for observations, motion in zip(sequences, estimate.motions, strict=True):
+        distance = _reprojection_distance(face, estimate.shared, motion, observations)
+        quality[observations.path.stem] = measure_quality(
+            distance, observations.confidence > 0, observations.gate
+        )
+    return quality
 
 
 def _read_observations(
@@ -318,6 +343,7 @@ def _measure_noise(
     triangulated: list[TriangulatedLandmarks],
     width: int,
     serials: list[str],
+    outvoted: list[str],
 ) -> NoiseModel:
     """Measure, and log, the noise of the detections from the triangulated landmarks.
 
@@ -327,6 +353,7 @@ def _measure_noise(
         triangulated: the triangulated landmarks of each sequence.
         width: of the images, pixels.
         serials: of all cameras.
+        outvoted: those that disagree with most, of which there is a warning, too.
     """
     gate = NOISE_GATE * settings.outlier_distance * width
     parts = []
@@ -346,6 +373,12 @@ def _measure_noise(
                 "camera %s is %.1f times as far off as the others and counts less: check its "
                 "calibration and its synchronisation",
                 *(serial, factor),
+            )
+        elif serial in outvoted:
+            logger.warning(
+                "most of what camera %s shows does not agree with the other cameras: check its "
+                "calibration and its synchronisation, or leave it out with capture.ingest.cameras",
+                serial,
             )
     return noise
 
@@ -390,33 +423,39 @@ def _most_probable_identity(face: LandmarkModel, neutral: Float64) -> Float64:
 
 
 def _start_estimate(
-    face: LandmarkModel, sequences: list[Observations], triangulated: list[TriangulatedLandmarks]
+    settings: FitSettings,
+    face: LandmarkModel,
+    sequences: list[Observations],
+    triangulated: list[TriangulatedLandmarks],
+    outvoted: list[str],
 ) -> FitEstimate:
     """Poses and scale of the mean face from triangulated landmarks.
 
     Args:
+        settings: how large heads are.
         face: the landmark model.
         sequences: the detections.
         triangulated: landmarks of each sequence.
+        outvoted: cameras that disagree with most, for the message.
 
     Raises:
-        UserError: a sequence has no timestep where at least half of the landmarks are triangulated
-            within `MAX_FACE_DISTANCE` of the posed mean face.
+        UserError: the scale is no head's, or a sequence has no timestep where at least half of the
+            landmarks are triangulated within `MAX_FACE_DISTANCE` of the posed mean face.
     """
     scales = [
         _fit_head_pose(face.mean, landmarks.points[t], landmarks.weights[t], with_scale=True).scale
         for landmarks in triangulated
         for t in _triangulated_timesteps(landmarks)
     ]
-    scale = float(np.median(scales)) if scales else 0.0
+    if not scales:
+        raise missing_face(sequences[0].path, False, outvoted)
+    scale = float(np.median(scales))
+    check_scale(scale, settings.head_scale)
+    found = [_start_poses(scale * face.mean, landmarks) for landmarks in triangulated]
     motions = []
-    for sequence, landmarks in zip(sequences, triangulated, strict=True):
-        poses = _start_poses(scale * face.mean, landmarks)
+    for sequence, landmarks, poses in zip(sequences, triangulated, found, strict=True):
         if not poses:
-            raise UserError(
-                f"{sequence.path} has no face that two cameras see at once; detect the landmarks "
-                "again or exclude the sequence."
-            )
+            raise missing_face(sequence.path, any(found), outvoted)
         motions.append(_start_motion(poses, len(landmarks.points), face.expression.shape[2]))
     return FitEstimate(SharedUnknowns(face.mean, scale), motions)
 

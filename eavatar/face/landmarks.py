@@ -21,6 +21,7 @@ from tqdm import tqdm
 from eavatar.arrays import Float32, Float64, Image, Int64
 from eavatar.data.images import read_rgb, resize_area
 from eavatar.errors import UserError
+from eavatar.face.causes import check_exchanged, gather
 from eavatar.face.views import Faces, complete_faces, usable_boxes
 from eavatar.io import LANDMARKS, Landmarks, read_cameras, require, write_arrays
 from eavatar.settings import IngestSettings, LandmarkSettings
@@ -28,6 +29,7 @@ from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
 
+EXCHANGED_GATE = 0.01  # of a frame's side: two cameras' views differ by more than detections err
 MAX_FACES = 3  # of a frame, the most certain; more are never the person that stands in the middle
 
 
@@ -170,6 +172,10 @@ def detect_in_views(
     used = frames.source_frames >= 0
     keys, shape = np.argwhere(used), (*used.shape, MAX_FACES)
     candidates = _find_candidates(network, batches(keys, "detecting faces"), keys, shape, factor)
+    # Before views that disagree lose their faces, as all of an exchanged camera would.
+    first = candidates.points[:, :, 0], candidates.confidence[:, :, 0]
+    evidence = gather(*first, np.arange(len(frames.serials)), EXCHANGED_GATE * frames.size)
+    check_exchanged(frames.serials, frames.projections, [evidence])
     faces = complete_faces(candidates, frames.projections, used, frames.size, locate)
     return faces.points.astype(np.float32), faces.confidence.astype(np.float32)
 

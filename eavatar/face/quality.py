@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from eavatar.arrays import Bool, Float64, Int64
+from eavatar.errors import UserError
+from eavatar.face.causes import say_causes
 from eavatar.io import write_rows
 
 logger = logging.getLogger(__name__)
 
 MIN_CAMERAS = 3  # two views cannot tell which of them is wrong
 MAX_RESIDUAL = 2.0  # times the median over the subject
+NO_FACES = (
+    "in no more than {} of them was a face found by that many; look whether the frames show one, "
+    "upright, in the middle of the crop and bright enough"
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,12 @@ class SequenceQuality:
 
     Attributes:
         cameras: (T,) number of cameras whose detections support the fit.
+        seeing: (T,) number of cameras that show a face, whether it supports the fit or not.
         reprojection: (T,) median reprojection error in these cameras, pixels; else NaN.
     """
 
     cameras: Int64
+    seeing: Int64
     reprojection: Float64
 
 
@@ -63,12 +71,47 @@ def measure_quality(distance: Float64, seen: Bool, gate: float) -> SequenceQuali
     """
     count = seen.sum(axis=2)
     agree = (seen & (distance < gate)).sum(axis=2)
-    supporting = (4 * count >= seen.shape[2]) & (2 * agree > count)
+    seeing = 4 * count >= seen.shape[2]
+    supporting = seeing & (2 * agree > count)
     used = seen & supporting[..., None]
     reprojection = np.full(len(distance), np.nan)
     for t in np.flatnonzero(used.any(axis=(1, 2))):
         reprojection[t] = np.median(distance[t][used[t]])
-    return SequenceQuality(supporting.sum(axis=1), reprojection)
+    return SequenceQuality(supporting.sum(axis=1), seeing.sum(axis=1), reprojection)
+
+
+def check_support(
+    sequences: Mapping[str, SequenceQuality], least: float, cameras: int, outvoted: Sequence[str]
+) -> None:
+    """Check that enough timesteps are borne out by enough cameras: of a rig of two, by both.
+
+    Args:
+        sequences: by name.
+        least: fraction of all timesteps.
+        cameras: of the rig.
+        outvoted: those that disagree with most, for the message.
+
+    Raises:
+        UserError: they are not; of a single sequence it is a warning.
+    """
+    needed = min(MIN_CAMERAS, cameras)
+    supporting = np.concatenate([each.cameras for each in sequences.values()])
+    seeing = np.concatenate([each.seeing for each in sequences.values()])
+    supported, seen = int((supporting >= needed).sum()), int((seeing >= needed).sum())
+    if supported < least * len(supporting):
+        causes = say_causes(outvoted) if seen >= least * len(seeing) else NO_FACES.format(seen)
+        raise UserError(
+            f"only {supported} of {len(supporting)} timesteps of the fit are borne out by {needed} "
+            f"cameras or more: {causes}. face.fit.min_supported: 0 goes on with the fit as it is."
+        )
+    for name, each in sequences.items():
+        supported = int((each.cameras >= needed).sum())
+        if supported < least * len(each.cameras):
+            logger.warning(
+                "%s: only %d of %d timesteps are borne out by %d cameras or more; look at it, or "
+                "leave it out with capture.ingest.exclude",
+                *(name, supported, len(each.cameras), needed),
+            )
 
 
 def _find_flags(quality: SequenceQuality, typical: float) -> list[str]:

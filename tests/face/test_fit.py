@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,10 @@ from eavatar.io import (
 from eavatar.settings import FitSettings
 from eavatar.transforms import fit_similarity
 
+MILLIMETRES, CHILD, HALF_FOCAL = np.ones((4, 4)), np.ones((4, 4)), np.ones((3, 3))
+MILLIMETRES[:3, 3], CHILD[:3, 3] = 1000, 0.7
+HALF_FOCAL[[0, 1], [0, 1]] = 0.5
+BACK = np.diag([1.0, -1, -1, 1])
 IDENTITY, EXPRESSION, SCALE = 5, 4, 0.1
 SETTINGS = FitSettings(
     identity_components=IDENTITY,
@@ -265,7 +270,11 @@ def test_a_sequence_that_is_hardly_seen_stays_in_place(tmp_path: Path, seen: lis
     confidence[seen] = landmarks.confidence[seen]
     landmarks = replace(landmarks, confidence=confidence)
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
-    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face")
+    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    with pytest.raises(UserError, match=rf"only {len(seen)} of 12 .* a face found by that many"):
+        fit_face(SETTINGS, *inputs)
+    assert not (tmp_path / "face").exists()
+    fit_face(replace_settings(min_supported=0.0), *inputs)
     found = read_arrays(Tracking, tmp_path / "face" / "tracking" / "FREE.npz")
     assert np.isfinite(found.landmarks).all()
     assert np.median(np.linalg.norm(found.landmarks[seen] - world[seen], axis=-1)) < 0.002
@@ -367,6 +376,82 @@ def test_a_sequence_without_detections_is_named(tmp_path: Path) -> None:
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", replace(landmarks, points=points))
     with pytest.raises(UserError, match=r"EXP-1.npz holds values that are not finite"):
         fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+
+
+def test_one_bad_take_is_to_be_left_out(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.h5")
+    cameras = rig(np.eye(3))
+    write_cameras(tmp_path / "cameras.json", cameras)
+    _, landmarks = detections(model, random_motion(model, np.eye(3), 4), model.mean[:68], cameras)
+    write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
+    blind = replace(landmarks, confidence=np.zeros_like(landmarks.confidence))
+    write_arrays(tmp_path / "landmarks" / "EXP-1.npz", blind)
+    with pytest.raises(UserError, match=r"EXP-1.npz has no face.*exclude the sequence") as caught:
+        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+    assert "detect" not in str(caught.value)  # which takes hours and would change nothing
+
+
+def change_cameras(folder: Path, change: Callable[[Camera], Camera]) -> None:
+    cameras = {name: change(camera) for name, camera in rig(np.eye(3)).items()}
+    write_cameras(folder / "cameras.json", cameras)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: replace(c, world_to_camera=c.world_to_camera * MILLIMETRES), "in millimetres"),
+        (lambda c: replace(c, intrinsics=c.intrinsics * HALF_FOCAL), "images of another size"),
+        (lambda c: replace(c, world_to_camera=BACK @ c.world_to_camera), "of OpenGL axes"),
+    ],
+)
+def test_a_fit_of_no_head_names_its_cause(
+    tmp_path: Path, change: Callable[[Camera], Camera], told: str
+) -> None:
+    """Also a rig which could be one, from its calibration alone, is found out by the face."""
+    model = write_model(tmp_path / "model.h5")
+    cameras = rig(np.eye(3))
+    _, landmarks = detections(model, random_motion(model, np.eye(3), 4), model.mean[:68], cameras)
+    write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
+    change_cameras(tmp_path, change)
+    with pytest.raises(UserError, match=told) as caught:
+        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+    assert "detect the landmarks" not in str(caught.value)
+
+
+def test_a_childs_head_passes_with_the_setting(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.h5")
+    cameras = rig(np.eye(3))
+    _, landmarks = detections(model, random_motion(model, np.eye(3), 4), model.mean[:68], cameras)
+    write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
+    change_cameras(tmp_path, lambda c: replace(c, world_to_camera=c.world_to_camera * CHILD))
+    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    with pytest.raises(UserError, match=r"face\.fit\.head_scale admits 0\.08 to 0\.12"):
+        fit_face(SETTINGS, *inputs)
+    fit_face(SETTINGS.model_copy(update={"head_scale": (0.05, 0.12)}), *inputs)
+    assert read_arrays(Identity, tmp_path / "face" / "identity.npz").scale < 0.075
+
+
+def test_a_fit_that_too_few_cameras_bear_out_stops_unless_a_setting_lets_it_pass(
+    tmp_path: Path,
+) -> None:
+    """Two of three cameras agree at all times, but which of the three is wrong, none can tell."""
+    model = write_model(tmp_path / "model.h5")
+    cameras = {name: camera for name, camera in rig(np.eye(3)).items() if name[-1] in "036"}
+    _, landmarks = detections(model, random_motion(model, np.eye(3), 4), model.mean[:68], cameras)
+    write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
+    turned = cameras["222200006"]
+    pose = turned.world_to_camera.copy()
+    pose[1, 3] += 0.03
+    write_cameras(
+        tmp_path / "cameras.json", cameras | {"222200006": replace(turned, world_to_camera=pose)}
+    )
+    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    with pytest.raises(UserError, match="timesteps of the fit are borne out by 3 cameras or more"):
+        fit_face(SETTINGS, *inputs)
+    assert not (tmp_path / "face").exists()
+    fit_face(replace_settings(min_supported=0.0), *inputs)
+    flags = pd.read_csv(tmp_path / "face" / "quality.csv")["flag"]
+    assert (flags == "few cameras").mean() > 0.5
 
 
 def test_convergence_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

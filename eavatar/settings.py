@@ -117,6 +117,12 @@ class IngestSettings(Settings):
     jpeg_quality: int = Field(ge=1, le=100)
     colour_correction: bool = Field(description="apply the capture's colour calibration")
 
+    def video_lengths(self, last: int) -> tuple[int, ...]:
+        """The least and the largest number of frames of a video whose last used one has an index;
+        one number where both are the same.
+        """
+        return (last + 1,) if self.every == 1 else (last + 1, last + self.every)
+
 
 class MatteSettings(BackendSettings):
     """`matte`: frames to masks."""

@@ -9,6 +9,7 @@ convention of where the jaw line lies and for faces from child to adult, since t
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eavatar.arrays import Float64
 from eavatar.landmark_indices import MIRROR
@@ -34,6 +35,7 @@ AVERAGE_FACE = np.array([
     (-22, -32, 7), (-10, -30, 17), (0, -31, 18), (10, -30, 17),
     (22, -32, 7), (11, -31, 16), (0, -31, 18), (-11, -31, 16),
 ], dtype=np.float64)  # fmt: skip
+MILLIMETRES_PER_UNIT = 100.0  # canonical
 # Landmarks so far apart, millimetres, lie one way round in every face: eyelids are 8 apart, lips
 # may touch.
 MIN_ORDERED = 8.0
@@ -46,7 +48,6 @@ MAX_ASYMMETRY, MAX_MEDIAN_ASYMMETRY = 15.0, 4.0
 
 FIRST, SECOND = np.triu_indices(len(AVERAGE_FACE), 1)
 BETWEEN = AVERAGE_FACE[SECOND] - AVERAGE_FACE[FIRST]
-ORDERED = np.linalg.norm(BETWEEN, axis=1) >= MIN_ORDERED
 
 
 def place_average_face(landmarks: Float64) -> Similarity:
@@ -62,13 +63,31 @@ def find_asymmetry(landmarks: Float64) -> Float64:
     return distances
 
 
+def count_turned_pairs(landmarks: Float64, min_distance: float) -> int:
+    """How many pairs of landmarks (68, 3) lie the other way round than in an average face.
+
+    Args:
+        landmarks: of any unit and pose.
+        min_distance: of the pairs that count, in an average face, millimetres.
+    """
+    placed = place_average_face(landmarks).inverse().apply(landmarks)
+    return int(_turned_pairs(placed, min_distance).sum())
+
+
+def _turned_pairs(placed: Float64, min_distance: float) -> NDArray[np.bool_]:
+    """Which pairs `FIRST`, `SECOND` of landmarks on the average face lie the other way round."""
+    along: Float64 = ((placed[SECOND] - placed[FIRST]) * BETWEEN).sum(axis=1)
+    turned: NDArray[np.bool_] = (along <= 0) & (np.linalg.norm(BETWEEN, axis=1) >= min_distance)
+    return turned
+
+
 def find_layout_fault(landmarks: Float64) -> str | None:
     """Why landmarks (68, 3) of any unit and pose are not a face's in iBUG order, or None.
 
     The clause numbers landmarks from 1, as iBUG does.
     """
     placed = place_average_face(landmarks).inverse().apply(landmarks)
-    turned = ORDERED & (np.einsum("pi,pi->p", placed[SECOND] - placed[FIRST], BETWEEN) <= 0)
+    turned = _turned_pairs(placed, MIN_ORDERED)
     if turned.any():
         counts = np.bincount(np.concatenate([FIRST[turned], SECOND[turned]]), minlength=68)
         return f"landmark {counts.argmax() + 1} lies on the wrong side of others"

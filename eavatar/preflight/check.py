@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
 
 from eavatar.backends import MATTING
+from eavatar.cameras import Camera
+from eavatar.capture.backends.provided import check_polarity
 from eavatar.capture.calibration import check_sizes
 from eavatar.capture.captures import ProvidedMasks, open_capture, open_masks
 from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
@@ -24,9 +27,10 @@ from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
-from eavatar.face.backends.provided import read_provided
+from eavatar.face.backends.provided import ProvidedLandmarks, read_provided
 from eavatar.face.morphable import SUPPORTED, MorphableModel, read_morphable_model
 from eavatar.io import atomic, read_mesh
+from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
 from eavatar.preflight.findings import Examination
 from eavatar.settings import (
     BackendSettings,
@@ -93,11 +97,13 @@ class Inventory:
         cameras: serial numbers.
         headers: by sequence; without those of which no video is readable.
         prepared: cropped and thinned out in time already.
+        calibration: serial number to camera of the full-size image; empty if it is at fault.
     """
 
     cameras: tuple[str, ...]
     headers: Mapping[str, Header]
     prepared: bool
+    calibration: Mapping[str, Camera]
 
 
 def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output: Path) -> Path:
@@ -152,7 +158,7 @@ def examine_inputs(found: Examination, settings: InputSettings, inputs: Inputs) 
         if column := choice.chosen.column:
             path = _given(found, getattr(inputs, column), choice)
             if path:
-                PROVIDED[column](found, path, sequences, inventory)
+                PROVIDED[column](found, settings, path, sequences, inventory)
     return inventory
 
 
@@ -201,7 +207,9 @@ def _examine_capture(
     if capture is None:
         return None
     found.attempt(item, None, select_cameras, ingest, capture)  # also misses the colours
+    before = len(found.faults)
     _examine_calibration(found, settings, capture)
+    calibration = capture.cameras if len(found.faults) == before else {}
     cameras = select(list(capture.cameras), ingest.cameras)
     views = [(sequence, serial) for sequence in sequences for serial in cameras]
     views += _uncalibrated(capture, sequences, ingest)
@@ -225,7 +233,7 @@ def _examine_capture(
             size = f"{header.width}×{header.height} px"
             text = f"{len(cameras)} cameras × {header.frames} frames, {size}"
             found.add(sequence, "ok", text)
-    return Inventory(tuple(cameras), usual, capture.prepared)
+    return Inventory(tuple(cameras), usual, capture.prepared, calibration)
 
 
 def _examine_calibration(found: Examination, settings: InputSettings, capture: Capture) -> None:
@@ -383,6 +391,7 @@ def _given(found: Examination, path: Path | None, choice: BackendSettings) -> Pa
 
 def _examine_mattes(
     found: Examination,
+    settings: InputSettings,
     folder: Path,
     sequences: Sequence[str],
     inventory: Inventory | None,
@@ -393,6 +402,15 @@ def _examine_mattes(
     if mattes is None:
         return
     faults = len(found.faults)
+    if inventory is not None and mattes.prepared != inventory.prepared:
+        which = "is" if mattes.prepared else "is not"
+        found.add(
+            item,
+            "wrong",
+            f"{folder} {which} cropped and thinned out in time already, unlike the capture; give "
+            "masks of the capture's own images.",
+        )
+        return
     for sequence in sequences or mattes.frames:
         clips = mattes.frames.get(sequence, {})
         cameras = list(clips) if inventory is None else inventory.cameras
@@ -405,31 +423,44 @@ def _examine_mattes(
                 f"({sequence}/cam_<camera>.mp4); restore it or choose another value for "
                 "capture.matte.backend.",
             )
-        for serial in set(cameras) & set(clips):
+        for serial in sorted(set(cameras) & set(clips)):
             colour = inventory.headers.get(sequence) if inventory else None
-            frames = colour.frames if colour else 0
-            found.attempt(item, None, _check_matte, mattes, clips[serial], frames)
+            found.attempt(item, None, _check_matte, mattes, clips[serial], colour)
     if len(found.faults) == faults:
         found.add(item, "ok", f"{folder}: {len(sequences)} sequences")
 
 
-def _check_matte(mattes: ProvidedMasks, clip: CameraFrames, frames: int) -> None:
-    header = clip.header()
-    check_size(clip.paths[0], header.width, header.height, mattes.full_size)
-    if header.frames < frames:
+def _check_matte(mattes: ProvidedMasks, clip: CameraFrames, colour: Header | None) -> None:
+    """Raise `UserError` unless a mask's video has the size and frames of the colour video.
+
+    The first frame and the last are decoded.
+
+    Args:
+        mattes: whose video it is.
+        clip: the masks of a view.
+        colour: what the view's colour video holds; None if that is not known.
+    """
+    header, path = clip.header(), clip.paths[0]
+    check_size(path, header.width, header.height, mattes.full_size)
+    if colour and (header.frames, header.gaps) != (colour.frames, colour.gaps):
         raise UserError(
-            f"{clip.paths[0]} has {header.frames} frames of {frames}; alpha videos must be as long "
-            "as the colour videos."
+            f"{path} has {header.frames} frames (skipped before: {list(header.gaps)}) but the "
+            f"colour videos have {colour.frames} (skipped before: {list(colour.gaps)}); give the "
+            "masks of this recording, one for each of its frames."
         )
+    decode_ends(clip)
+    with closing(clip.decode()) as frames:  # type: ignore[type-var]
+        check_polarity(path, next(frames)[1][..., 1])
 
 
 def _examine_landmarks(
     found: Examination,
+    settings: InputSettings,
     folder: Path,
     sequences: Sequence[str],
     inventory: Inventory | None,
 ) -> None:
-    """Look at provided landmarks: a file for each sequence, as long as its videos."""
+    """Look at provided landmarks: a file for each sequence, of the faces in its videos."""
     item, faults = "landmarks", len(found.faults)
     sequences = sequences or [path.stem for path in sorted(folder.glob("*.npz"))]
     for sequence in sequences:
@@ -439,23 +470,62 @@ def _examine_landmarks(
             continue
         serials, points, _ = content
         frames = inventory.headers[sequence].frames
-        if len(points) < frames:
+        if len(points) != frames:
             found.add(
                 item,
                 "wrong",
-                f"{path} covers {len(points)} video frames of {frames}; give landmarks for the "
-                "whole video.",
+                f"{path} covers {len(points)} video frames, but the videos of {sequence} have "
+                f"{frames}; give landmarks of this recording, one row for each of its frames.",
             )
+            continue
         gone = [serial for serial in inventory.cameras if serial not in serials]
         if gone:
             text = f"{path} has no landmarks of camera {_some(gone)}; the fit does without them."
             found.add(item, "warning" if len(gone) < len(inventory.cameras) else "wrong", text)
+        if inventory.calibration:
+            _examine_detections(found, settings, path, content, inventory)
     if len(found.faults) == faults:
         found.add(item, "ok", f"{folder}: {len(sequences)} files")
 
 
+def _examine_detections(
+    found: Examination,
+    settings: InputSettings,
+    path: Path,
+    content: ProvidedLandmarks,
+    inventory: Inventory,
+) -> None:
+    """Look whether provided landmarks fit crop and calibration, and make a face."""
+    serials = content[0]
+    shared = [serial for serial in inventory.cameras if serial in serials]
+    if not shared:
+        return
+    columns = [serials.index(serial) for serial in shared]
+    points, confidence = (part[:, columns].astype(np.float64) for part in content[1:])
+    cameras = [inventory.calibration[serial] for serial in shared]
+    header = inventory.headers[path.stem]
+    origin, side = settings.ingest.crop_origin, settings.ingest.crop_size
+    if inventory.prepared:
+        origin, side = (0, 0), cameras[0].width
+    stored = (header.width, header.height)
+    sight = Sight(cameras, origin, side, settings.ingest.image_size, stored, settings.head_scale)
+    fault = find_detection_fault(sight, points, confidence)
+    if fault:
+        full = f"{cameras[0].width}×{cameras[0].height}"
+        text = (
+            f"{path}: {fault}; give points in pixels of the uncropped {full} images, in iBUG order."
+        )
+        found.add("landmarks", "wrong", text)
+        return
+    odd = [shared[camera] for camera in find_odd_cameras(sight, points, confidence)]
+    if odd:
+        text = f"{path}: camera {_some(odd)} contradicts the others; the fit will not heed it."
+        found.add("landmarks", "warning", text)
+
+
 def _examine_prior(
     found: Examination,
+    settings: InputSettings,
     mesh: Path,
     sequences: Sequence[str],
     inventory: Inventory | None,

@@ -198,7 +198,9 @@ def test_provided_mattes_are_cropped_like_the_frames(frames: Path, tmp_path: Pat
     assert np.abs(mask.astype(float) - expected).mean() < 2
 
 
-def test_provided_mattes_that_are_missing_or_short_are_named(frames: Path, tmp_path: Path) -> None:
+def test_provided_mattes_that_are_missing_or_of_another_length_are_named(
+    frames: Path, tmp_path: Path
+) -> None:
     def run(mattes: Path | None) -> None:
         arguments = (ingest_settings(), frames, "FREE", mattes, frames / "masks")
         matte(matte_settings("provided"), *arguments)
@@ -207,9 +209,10 @@ def test_provided_mattes_that_are_missing_or_short_are_named(frames: Path, tmp_p
         run(None)
     with pytest.raises(UserError, match="alpha video of camera"):
         run(tmp_path / "mattes")
-    write_mattes(tmp_path / "mattes", 4)
-    with pytest.raises(UserError, match="has 4 frames but frame 4 is needed"):
-        run(tmp_path / "mattes")
+    for count in (4, 6):
+        write_mattes(tmp_path / "mattes", count)
+        with pytest.raises(UserError, match=f"has {count} frames, but the colour video has 5;"):
+            run(tmp_path / "mattes")
 
 
 def test_masks_that_cover_nothing_fail(

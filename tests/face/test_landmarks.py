@@ -28,7 +28,7 @@ from eavatar.face.backends.face_alignment import (
 )
 from eavatar.face.landmarks import detect_landmarks, read_frame
 from eavatar.face.views import usable_boxes
-from eavatar.io import Landmarks, read_arrays, write_cameras
+from eavatar.io import Landmarks, read_arrays, read_cameras, write_cameras
 from eavatar.settings import IngestSettings, LandmarkSettings
 
 SERIALS = ("222200037", "222200042", "222200049")
@@ -92,6 +92,19 @@ def test_provided_rows_cameras_and_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.points[2, 0], expected, atol=1e-4)
 
 
+def test_points_of_a_capture_that_came_cropped_are_not_cropped_again(tmp_path: Path) -> None:
+    """Its frames are whole images of 2080 pixels; here ingested at 260."""
+    points = np.random.default_rng(0).uniform(0, 2080, (2, 2, 68, 2))
+    capture = write_capture(tmp_path, [0, 1])
+    cameras = read_cameras(capture / "cameras.json")
+    full = {serial: camera.resize(2080, 2080) for serial, camera in cameras.items()}
+    write_cameras(capture / "full_cameras.json", full)
+    provided = write_provided(tmp_path / "given", points, np.ones((2, 2, 68)))
+    detect_landmarks(PROVIDED, INGEST, capture, "FREE", provided, tmp_path / "out.npz")
+    found = read_arrays(Landmarks, tmp_path / "out.npz").points
+    np.testing.assert_allclose(found[:, 2], points[:, 0] / 8, atol=1e-4)  # float32 storage
+
+
 @given(
     x=st.integers(-500, 500),
     y=st.integers(-500, 500),
@@ -136,6 +149,9 @@ def test_faulty_provided_files(tmp_path: Path) -> None:
     refused("points have shape", write_provided(given_folder, good[0], good[1][:, :1]))
     refused("points have shape", write_provided(given_folder, np.array(1.0), good[1]))
     refused("covers 2 video frames", write_provided(given_folder, good[0][:2], good[1][:2]))
+    refused("covers 10 .* but the videos have 4 to 6;", write_provided(given_folder, *good))
+    good = good[0][:5], good[1][:5]
+    refused("confidences from 7 to 7", write_provided(given_folder, good[0], 7 * good[1]))
     refused("not finite", write_provided(given_folder, good[0] * np.nan, good[1]))
     (given_folder / "FREE.npz").write_bytes((given_folder / "FREE.npz").read_bytes()[:500])
     refused("not an .npz file", given_folder)

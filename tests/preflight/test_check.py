@@ -1,24 +1,39 @@
 """`check`: green on a healthy capture, all faults in one line and status 2 on a broken one."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 
+import av
+import cv2
+import numpy as np
 import pytest
+import yaml
 
 from eavatar.__main__ import main
-from eavatar.settings import read_config
+from eavatar.preflight.subjects import COLUMNS
+from eavatar.settings import merge, read_config
 from tests.scenes import CONFIG
 from tests.scenes.capture_faults import (
     FAULTS,
     with_a_damaged_last_frame,
     with_a_truncated_video,
     with_landmarks_of_too_few_frames,
+    with_landmarks_of_too_many_frames,
     without_a_model,
     without_a_plate,
     without_a_video,
 )
-from tests.scenes.small_capture import SERIALS
-from tests.scenes.small_setup import write_subject
+from tests.scenes.small_capture import (
+    HEIGHT,
+    SERIALS,
+    WIDTH,
+    matte_settings,
+    world_to_camera,
+    write_video,
+)
+from tests.scenes.small_setup import SEQUENCES, write_subject
+from tests.test_pipeline import run as run_workflow
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +46,18 @@ def root(healthy, tmp_path) -> Path:
     return Path(shutil.copytree(healthy, tmp_path / "074"))
 
 
-def check(root: Path, **changes: object) -> int:
+def check(root: Path, mattes: Path | None = None, **changes: object) -> int:
     config = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
     places = {
         "capture": root / "capture",
         "morphable-model": root / "model.h5",
         "landmarks": root / "landmarks",
         "output": root / "check.txt",
+        **({} if mattes is None else {"mattes": mattes}),
     }
     blocks = {
         "settings": config.capture.ingest.model_copy(update=changes),
-        "matte-settings": config.capture.matte,
+        "matte-settings": config.capture.matte if mattes is None else matte_settings("provided"),
         "landmark-settings": config.face.landmarks,
         "prior-settings": config.prior.generate,
     }
@@ -89,3 +105,95 @@ def test_all_faults_are_told_at_once(root, capsys):
     printed = message(capsys.readouterr().err)
     assert f"{len(sentences)} inputs are faulty" in printed
     assert all(sentence in printed for sentence in sentences)
+
+
+# --- provided masks -----------------------------------------------------------------------------
+
+
+def write_masks(folder: Path, count: int = 4, white: int = 255, ground: int = 0) -> Path:
+    """Masks of all sequences, the person a block in the middle."""
+    mask = np.full((HEIGHT, WIDTH, 3), ground, np.uint8)
+    mask[HEIGHT // 4 :, WIDTH // 4 : -WIDTH // 4] = white
+    for sequence, serial in product(SEQUENCES, SERIALS):
+        write_video(folder / sequence / f"cam_{serial}.mp4", [mask] * count)
+    return folder
+
+
+def faulty_masks(folder: Path, fault: str) -> Path:
+    """Masks that all have one fault; the sentences stand beside the faults' names."""
+    if fault == "longer":
+        return write_masks(folder, 12)
+    if fault == "shorter":
+        return write_masks(folder, 3)
+    if fault == "white where the person is not":
+        return write_masks(folder, white=0, ground=255)
+    if fault == "of values 0 and 1":
+        return write_masks(folder, white=1)
+    write_masks(folder)
+    for path in folder.glob("*/*.mp4"):  # the last packet, whose table of contents is whole
+        with av.open(str(path)) as container:
+            last = max(container.streams.video[0].index_entries, key=lambda entry: entry.pos)
+            start, size = last.pos, last.size
+        content = bytearray(path.read_bytes())
+        content[start : start + size] = bytes(size)
+        path.write_bytes(content)
+    return folder
+
+
+def test_fitting_masks_are_listed(root, tmp_path):
+    assert check(root, write_masks(tmp_path / "masks")) == 0
+    assert f"{tmp_path}/masks: 3 sequences" in (root / "check.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("longer", "has 12 frames (skipped before: []) but the colour videos have 4"),
+        ("shorter", "has 3 frames (skipped before: []) but the colour videos have 4"),
+        ("white where the person is not", "0 of 255 in the middle and 255 in the upper corners"),
+        ("of values 0 and 1", "give masks that are white, 255, where the person is"),
+        ("with a damaged end", "the last frame of"),
+    ],
+)
+def test_masks_that_do_not_fit_are_a_fault(root, tmp_path, capsys, fault, sentence):
+    folder = faulty_masks(tmp_path / "masks", fault)
+    assert check(root, folder) == 2
+    printed = message(capsys.readouterr().err)
+    assert "9 inputs are faulty" in printed  # three sequences of three cameras
+    assert printed.count(sentence) == 9
+
+
+def test_masks_that_are_cropped_do_not_fit_raw_videos(root, tmp_path, capsys):
+    for timestep, kind in product(range(4), ("image", "mask", "visible")):
+        for serial in SERIALS:
+            path = tmp_path / f"gha/images/{timestep:04d}/{kind}_{serial}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((64, 64, 3), 255, np.uint8))
+            camera = tmp_path / f"gha/cameras/{timestep:04d}/camera_{serial}.npz"
+            camera.parent.mkdir(parents=True, exist_ok=True)
+            intrinsic = np.array([[200.0, 0, 32], [0, 200, 32], [0, 0, 1]])
+            np.savez(camera, extrinsic=world_to_camera(0)[:3], intrinsic=intrinsic)
+    assert check(root, tmp_path / "gha") == 2
+    printed = message(capsys.readouterr().err)
+    assert "gha is cropped and thinned out in time already, unlike the capture" in printed
+
+
+def test_landmarks_and_masks_of_another_length_stop_the_workflow_before_anything_long(
+    healthy, tmp_path
+):
+    """Nothing but the check has run, and both faults are told."""
+    root = Path(shutil.copytree(healthy, tmp_path / "074"))
+    sentences = [with_landmarks_of_too_many_frames(root), "has 12 frames"]
+    write_masks(root / "masks", 12)
+    settings = merge(
+        yaml.safe_load((CONFIG / "demo.yaml").read_text()),
+        {"capture": {"matte": {"backend": "provided"}}},
+    )
+    (root / "settings.yaml").write_text(yaml.safe_dump(settings))
+    row = f"074,{root}/capture,{root}/model.h5,{root}/landmarks,{root}/masks,,{root}/settings.yaml"
+    (tmp_path / "subjects.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
+    (tmp_path / "config").symlink_to(CONFIG)
+    status, printed = run_workflow(tmp_path, "results/074/metrics.csv")
+    assert status != 0
+    assert all(sentence in printed for sentence in sentences)
+    assert not (tmp_path / "results/074/capture").exists()

@@ -9,8 +9,11 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.scenes.small_capture import SERIALS, grey_frames, write_video
+from eavatar.landmark_indices import MIRROR
+from tests.scenes.small_capture import INTRINSICS, SERIALS, grey_frames, write_video
+from tests.scenes.small_setup import FRAMES
 
+Change = Callable[[np.ndarray], np.ndarray]
 SERIAL = SERIALS[0]
 
 
@@ -97,15 +100,87 @@ def with_landmarks_of_another_shape(root: Path) -> str:
 
 
 def with_landmarks_of_too_few_frames(root: Path) -> str:
-    return _change_landmarks(root, lambda array: array[:1], "covers 1 video frames of 4")
+    return _change_landmarks(root, lambda array: array[:1], "covers 1 video frames")
 
 
-def _change_landmarks(root: Path, change, sentence: str) -> str:
+def with_landmarks_of_too_many_frames(root: Path) -> str:
+    return _change_landmarks(root, lambda array: np.repeat(array, 3, axis=0), "covers 12 video")
+
+
+def with_landmarks_of_the_stored_size(root: Path) -> str:
+    sentence = "they seem to be in pixels of the stored 220×320 images"
+    return _change_points(root, lambda points: points / 10, sentence)
+
+
+def with_landmarks_of_half_the_size(root: Path) -> str:
+    sentence = "they seem to be in pixels of images of half the size"
+    return _change_points(root, lambda points: points / 2, sentence)
+
+
+def with_landmarks_of_the_frames(root: Path) -> str:
+    """In pixels of what `ingest` makes: of the demo's sizes, the crop at 256 pixels."""
+    sentence = "they seem to be in pixels of the cropped 256×256 frames"
+    return _change_points(root, lambda points: (points - (-200, 304)) * 256 / 2600, sentence)
+
+
+def with_landmarks_outside_the_crop(root: Path) -> str:
+    sentence = "100% of the points lie outside the crop of the images; give points in pixels"
+    return _change_points(root, lambda points: points + 3000, sentence)
+
+
+def with_landmarks_of_exchanged_sides(root: Path) -> str:
+    sentence = "they are not in iBUG's order"
+    return _change_landmarks(root, lambda array: array[:, :, list(MIRROR)], sentence)
+
+
+def with_landmarks_of_exchanged_cameras(root: Path) -> str:
+    return _change_landmarks(
+        root, lambda array: array[:, [1, 0, 2]], "rays to a landmark miss each other"
+    )
+
+
+def with_landmarks_of_a_small_head(root: Path) -> str:
+    """Half as large about the centre of the image, where the optical axes meet."""
+    centre = INTRINSICS[:2, 2]
+    sentence = "they make a head of 0.05 m to the unit, outside face.fit.head_scale 0.08 to 0.12"
+    return _change_points(root, lambda points: centre + (points - centre) / 2, sentence)
+
+
+def with_missed_faces_in_one_point(root: Path) -> str:
+    """Zeros are how some detectors write a face that was not found."""
+    mark = np.arange(FRAMES)[:, None, None, None] > 2
+    sentence = "faces lie in one point; mark what was not found by confidence 0"
+    return _change_points(root, lambda points: np.where(mark, 0, points), sentence)
+
+
+def with_landmarks_without_confidence(root: Path) -> str:
+    return _change_landmarks(root, np.zeros_like, "no landmark has a confidence above 0")
+
+
+def with_confidences_in_percent(root: Path) -> str:
+    sentence = "FREE.npz has confidences from 100 to 100; scale them"
+    return _change(root, {"confidence": lambda array: array * 100}, sentence)
+
+
+def with_a_camera_named_twice(root: Path) -> str:
+    sentence = "FREE.npz names a camera twice"
+    return _change(root, {"cameras": lambda names: names[[0, 0, 2]]}, sentence)
+
+
+def _change_points(root: Path, change: Change, sentence: str) -> str:
+    return _change(root, {"points": change}, sentence)
+
+
+def _change_landmarks(root: Path, change: Change, sentence: str) -> str:
+    return _change(root, {"points": change, "confidence": change}, sentence)
+
+
+def _change(root: Path, changes: dict[str, Change], sentence: str) -> str:
+    """Rewrite arrays of FREE's provided landmarks."""
     path = root / "landmarks/FREE.npz"
     with np.load(path) as archive:
         arrays = dict(archive)
-    arrays |= {name: change(arrays[name]) for name in ("points", "confidence")}
-    np.savez(path, **arrays)
+    np.savez(path, **arrays | {name: change(arrays[name]) for name, change in changes.items()})
     return sentence
 
 
@@ -132,6 +207,18 @@ FAULTS = [
     with_a_model_of_another_format,
     with_landmarks_of_another_shape,
     with_landmarks_of_too_few_frames,
+    with_landmarks_of_too_many_frames,
+    with_landmarks_of_the_stored_size,
+    with_landmarks_of_half_the_size,
+    with_landmarks_of_the_frames,
+    with_landmarks_outside_the_crop,
+    with_landmarks_of_exchanged_sides,
+    with_landmarks_of_exchanged_cameras,
+    with_landmarks_of_a_small_head,
+    with_missed_faces_in_one_point,
+    with_landmarks_without_confidence,
+    with_confidences_in_percent,
+    with_a_camera_named_twice,
     without_landmarks,
     without_a_plate,
 ]

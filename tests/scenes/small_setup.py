@@ -7,8 +7,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from eavatar.cameras import Camera
+from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.face.layout import AVERAGE_FACE
-from tests.scenes.small_capture import HEIGHT, SERIALS, WIDTH, grey_frames, write_capture
+from tests.scenes.small_capture import (
+    HEIGHT,
+    INTRINSICS,
+    SERIALS,
+    WIDTH,
+    grey_frames,
+    world_to_camera,
+    write_capture,
+)
 
 SEQUENCES = ("EXP-1-head", "EXP-2-eyes", "FREE")
 FRAMES = 4
@@ -34,12 +44,21 @@ def write_model(path: Path) -> Path:
     return path
 
 
+def face_points() -> np.ndarray:
+    """(C, 68, 2) where the cameras see an average face in the origin that looks along z."""
+    cameras = [
+        Camera(INTRINSICS, world_to_camera(0.5 * (index - 1)), *FULL_SIZE)
+        for index in range(len(SERIALS))
+    ]
+    return np.stack([camera.project(AVERAGE_FACE / 1000)[0] for camera in cameras])
+
+
 def write_landmarks(folder: Path) -> Path:
     """Provided landmarks of every sequence."""
     folder.mkdir()
     shape = (FRAMES, len(SERIALS), 68)
+    points, confidence = np.broadcast_to(face_points(), (*shape, 2)), np.ones(shape)
     for sequence in SEQUENCES:
-        points, confidence = np.full((*shape, 2), 900.0), np.ones(shape)
         np.savez(folder / f"{sequence}.npz", cameras=SERIALS, points=points, confidence=confidence)
     return folder
 

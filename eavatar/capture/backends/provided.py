@@ -9,9 +9,14 @@ from eavatar.backends import MattingBackend
 from eavatar.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from eavatar.arrays import Image
     from eavatar.capture.matting import Shot
     from eavatar.capture.video import CameraFrames
+
+
+MIN_MIDDLE = 8  # of 255; a mask whose values are 0 and 1 looks black
 
 
 def matte_by_provided(shot: Shot) -> Iterator[Image]:
@@ -38,14 +43,33 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
         )
     header = clip.header()
     check_size(clip.paths[0], header.width, header.height, mattes.full_size)
-    if header.frames <= max(shot.source_frames):
+    lengths = shot.ingest.video_lengths(max(shot.source_frames))
+    if not lengths[0] <= header.frames <= lengths[-1]:
         raise UserError(
-            f"{clip.paths[0]} has {header.frames} frames but frame {max(shot.source_frames)} is "
-            "needed; alpha videos must be as long as the colour videos."
+            f"{clip.paths[0]} has {header.frames} frames, but the colour video has "
+            f"{' to '.join(map(str, lengths))}; give the masks of this recording, one for each of "
+            "its frames."
         )
     make_window = Window.whole if mattes.prepared else Window.of
     window = make_window(shot.ingest, header.width, header.height)
     return (window.apply(image[..., 1]) for image in _frames(clip, set(shot.source_frames)))
+
+
+def check_polarity(path: Path, mask: Image) -> None:
+    """Raise `UserError` unless a mask's middle is brighter than its upper corners.
+
+    Args:
+        path: of the file that holds it.
+        mask: (H, W) of the uncropped image, in whose middle the person is.
+    """
+    height, width = mask.shape
+    middle = mask[height // 3 : -height // 3, width // 3 : -width // 3].mean()
+    corners = mask[: height // 8, [*range(width // 8), *range(-width // 8, 0)]].mean()
+    if middle <= max(corners, MIN_MIDDLE):
+        raise UserError(
+            f"the first mask of {path} is {middle:.0f} of 255 in the middle and {corners:.0f} in "
+            "the upper corners; give masks that are white, 255, where the person is."
+        )
 
 
 def _frames(clip: CameraFrames, wanted: set[int]) -> Iterator[Image]:

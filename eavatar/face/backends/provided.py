@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from eavatar.face.landmarks import LandmarkJob
 
 
+ProvidedLandmarks = tuple[list[str], NDArray[np.floating], NDArray[np.floating]]
+"""Serial numbers (C',), points (F, C', 68, 2) and confidence (F, C', 68)."""
+# Heat maps peak a little above 1 and below 0; percentages and scores without bounds do not fit.
+CONFIDENCE = -0.5, 1.5
+
+
 def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
     """Points (T, C, 68, 2) and confidence (T, C, 68), cropped like the frames.
 
     Raises:
-        UserError: there is no folder, a file is missing or malformed, or it is too short.
+        UserError: there is no folder, a file is missing or malformed, or of another length than the
+            videos.
     """
     if job.landmarks is None:
         raise UserError(
@@ -35,10 +42,12 @@ def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
     frames, ingest = job.frames, job.ingest
     path = job.landmarks / f"{frames.folder.name}.npz"
     serials, points, confidence = read_provided(path)
-    if frames.source_frames.max() >= len(points):
+    lengths = ingest.video_lengths(int(frames.source_frames.max()))
+    if not lengths[0] <= len(points) <= lengths[-1]:
         raise UserError(
-            f"{path} covers {len(points)} video frames, but frame {frames.source_frames.max()} "
-            "is used; give landmarks for the whole video."
+            f"{path} covers {len(points)} video frames, but the videos have "
+            f"{' to '.join(map(str, lengths))}; give landmarks of this recording, one row for each "
+            "of its frames."
         )
     shape = (*frames.source_frames.shape, LANDMARKS)
     found_points, found = np.zeros((*shape, 2)), np.zeros(shape)
@@ -48,12 +57,15 @@ def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
             source = frames.source_frames[timesteps, camera], serials.index(serial)
             found_points[timesteps, camera] = points[source]
             found[timesteps, camera] = confidence[source]
-    found_points = (found_points - ingest.crop_origin) * (frames.size / ingest.crop_size)
+    origin, side = ingest.crop_origin, ingest.crop_size
+    if frames.whole_width:
+        origin, side = (0, 0), frames.whole_width
+    found_points = (found_points - origin) * (frames.size / side)
     found_points[found == 0] = 0
     return found_points.astype(np.float32), found.clip(0, 1).astype(np.float32)
 
 
-def read_provided(path: Path) -> tuple[list[str], NDArray[np.floating], NDArray[np.floating]]:
+def read_provided(path: Path) -> ProvidedLandmarks:
     """Serial numbers, points and confidence of a provided file, its shapes checked."""
     try:
         with np.load(require(path, "the provided landmark file"), allow_pickle=False) as archive:
@@ -71,6 +83,16 @@ def read_provided(path: Path) -> tuple[list[str], NDArray[np.floating], NDArray[
         )
     if not (np.isfinite(points).all() and np.isfinite(confidence).all()):
         raise UserError(f"{path} holds values that are not finite; mark them with confidence 0.")
+    if len(set(serials)) < len(serials):
+        raise UserError(f"{path} names a camera twice: {', '.join(serials)}; name each once.")
+    if (
+        confidence.size
+        and not CONFIDENCE[0] <= confidence.min() <= confidence.max() <= CONFIDENCE[1]
+    ):
+        raise UserError(
+            f"{path} has confidences from {confidence.min():.3g} to {confidence.max():.3g}; scale "
+            "them to 0, not seen, to 1."
+        )
     return serials, points, confidence
 
 

@@ -48,7 +48,8 @@ def main() -> None:
         truth = make_subject(folder, arguments.timesteps)
         before = peak_memory()
         started = time.perf_counter()
-        fit_face(settings, folder / "model.h5", folder, folder / "landmarks", folder / "fit")
+        landmarks = list((folder / "landmarks").glob("*.npz"))
+        fit_face(settings, folder / "model.h5", folder, landmarks, folder / "fit")
         seconds = time.perf_counter() - started
         errors = [
             np.linalg.norm(

@@ -43,6 +43,13 @@ def check(a: Arguments) -> None:
     run(blocks, inputs, a.morphable_model, a.output)
 
 
+def choose_sequences(a: Arguments) -> None:
+    """Write which sequences are trained on and which are held out."""
+    from eavatar.io import Sequences, write_sequences
+
+    write_sequences(a.output, Sequences(tuple(a.train), tuple(a.test)))
+
+
 def calibrate(a: Arguments) -> None:
     """Write the cameras, plates and sensor masks that all sequences share."""
     from eavatar.capture.ingest import calibrate as run
@@ -81,7 +88,7 @@ def fit_face(a: Arguments) -> None:
     from eavatar.face.fit import fit_face as run
 
     block = settings.parse_block(settings.FitSettings, a.settings)
-    run(block, a.morphable_model, a.capture, a.landmarks, a.output)
+    run(block, a.morphable_model, a.capture, [Path(path) for path in a.landmarks], a.output)
 
 
 def refine_face(a: Arguments) -> None:
@@ -282,6 +289,11 @@ RULES: dict[Verb, list[Flag]] = {
         MESH,
         output("text file to write the inventory to"),
     ],
+    choose_sequences: [
+        ("--train", list, "names of the sequences to train on", True),
+        ("--test", list, "names of those that are held out", True),
+        output("capture/sequences.json"),
+    ],
     calibrate: [SETTINGS, RAW, output("results/<subject>/capture")],
     ingest: [SETTINGS, RAW, SEQUENCE, output("results/<subject>/capture")],
     matte: [SETTINGS, INGEST, CAPTURE, SEQUENCE, MATTES, output("capture/masks")],
@@ -297,7 +309,7 @@ RULES: dict[Verb, list[Flag]] = {
         SETTINGS,
         MODEL,
         CAPTURE,
-        ("--landmarks", Path, "face/landmarks", True),
+        ("--landmarks", list, "face/landmarks/<sequence>.npz of each sequence", True),
         output("results/<subject>/face"),
     ],
     refine_face: [

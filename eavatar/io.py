@@ -320,6 +320,45 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """``capture/sequences.json``: which of the ingested sequences are used, and for what.
+
+    Others may lie beside them, left from an earlier choice: no stage looks for sequences itself.
+
+    Attributes:
+        train: names of those that are trained on, sorted.
+        test: of those that are held out, sorted.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(sorted(self.train + self.test))
+
+
+def write_sequences(path: Path, sequences: Sequences) -> Path:
+    """Write ``capture/sequences.json``."""
+    chosen = {"train": sorted(sequences.train), "test": sorted(sequences.test)}
+    return write_json(path, {"format": FORMAT, **chosen})
+
+
+def read_sequences(path: Path) -> Sequences:
+    """Read ``capture/sequences.json``; `UserError` if it is missing or malformed."""
+    content = read_json(path, "the list of sequences")
+    try:
+        check_format(content, FORMAT, path)
+        lists = [content["train"], content["test"]]
+        if not all(isinstance(name, str) for names in lists for name in names):
+            raise TypeError("a name is no text")
+        return Sequences(*(tuple(names) for names in lists))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no list of sequences ({error!r}).") from error
+
+
+@dataclass(frozen=True)
 class Alignment:
     """``prior/alignment.json``: how the prior mesh was brought into canonical space.
 

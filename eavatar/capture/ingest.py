@@ -139,14 +139,12 @@ class FrameRow:
         timestep: index after temporal subsampling.
         camera: serial number.
         source_frame: index in the video.
-        split: ``train`` or ``test``.
         sharpness: variance of the Laplacian of every fourth row, squared 8-bit levels.
     """
 
     timestep: int
     camera: str
     source_frame: int
-    split: str
     sharpness: float
 
 
@@ -275,7 +273,6 @@ def _ingest_camera(
     window = _window(settings, capture, header)
     table = _table(settings, capture, serial)
     inside = _box(_visible(capture, serial, window))
-    split = "test" if select([sequence], settings.held_out) else "train"
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     every = 1 if capture.prepared else settings.every
     folder.mkdir(parents=True)
@@ -286,7 +283,7 @@ def _ingest_camera(
         if not cv2.imwrite(str(path), frame, quality):  # the index, written last, makes it atomic
             raise UserError(f"{path} cannot be written; is the disk full?")
         sharpness = _sharpness(frame[inside])
-        rows.append(FrameRow(index // every, serial, index, split, sharpness))
+        rows.append(FrameRow(index // every, serial, index, sharpness))
     return rows
 
 

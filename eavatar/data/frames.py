@@ -14,7 +14,7 @@ from torch import Tensor
 from eavatar.arrays import Bool, Image
 from eavatar.data.images import Boxes, ImageStore, read_grey, resize_area
 from eavatar.errors import UserError
-from eavatar.io import Identity, Tracking, read_arrays, read_cameras, require
+from eavatar.io import Identity, Tracking, read_arrays, read_cameras, read_sequences, require
 
 GIB = 2**30
 MARGIN = 0.02  # of the image around the masks, for soft edges and what moves beyond them
@@ -197,14 +197,18 @@ class FrameSet:
 
 
 def read_index(capture: Path, split: str) -> pd.DataFrame:
-    """The rows of all ``capture/<sequence>.csv`` in a split, with a column ``sequence``."""
-    paths = sorted(require(capture, "the capture folder").glob("*.csv"))
-    tables = [pd.read_csv(path, dtype={"camera": str}).assign(sequence=path.stem) for path in paths]
-    rows = [table[table["split"] == split] for table in tables]
-    index = pd.concat(rows) if rows else pd.DataFrame()
+    """The rows of ``capture/<sequence>.csv`` of a split's sequences, with a column ``sequence``."""
+    names = getattr(read_sequences(capture / "sequences.json"), split)
+    tables = [_read_sequence(capture, name) for name in names]
+    index = pd.concat(tables) if tables else pd.DataFrame()
     if index.empty:
         raise UserError(f"{capture} has no frame in the split '{split}'; check capture.ingest.")
     return index
+
+
+def _read_sequence(capture: Path, name: str) -> pd.DataFrame:
+    path = require(capture / f"{name}.csv", "the index of the sequence")
+    return pd.read_csv(path, dtype={"camera": str}).assign(sequence=name)
 
 
 def read_usable(

@@ -22,6 +22,7 @@ of a timestep, S = 3L shared unknowns.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -231,15 +232,19 @@ class FitEquations:
 
 
 def fit_face(
-    settings: FitSettings, morphable_model: Path, capture: Path, landmarks: Path, output: Path
+    settings: FitSettings,
+    morphable_model: Path,
+    capture: Path,
+    landmarks: Sequence[Path],
+    output: Path,
 ) -> Path:
-    """Fit the morphable model to every sequence of ``landmarks`` jointly.
+    """Fit the morphable model to all sequences jointly.
 
     Args:
         settings: weights of the priors, noise and outlier levels.
         morphable_model: a file that `read_morphable_model` reads.
         capture: folder with ``cameras.json``.
-        landmarks: folder with a ``<sequence>.npz`` of detections per sequence.
+        landmarks: ``<sequence>.npz`` of detections, one for each sequence.
         output: folder; receives ``identity.npz``, ``neutral.ply``, ``tracking/<sequence>.npz`` and
             ``quality.csv``.
 
@@ -252,10 +257,7 @@ def fit_face(
     """
     model = read_morphable_model(morphable_model)
     cameras = read_cameras(capture / "cameras.json")
-    paths = sorted(landmarks.glob("*.npz"))
-    if not paths:
-        raise UserError(f"{landmarks} holds no landmarks (<sequence>.npz) to fit.")
-    sequences = [_read_observations(settings, path, cameras) for path in paths]
+    sequences = [_read_observations(settings, path, cameras) for path in sorted(landmarks)]
     width = next(iter(cameras.values())).width
     distance = settings.outlier_distance * width
     triangulated = [

@@ -49,6 +49,7 @@ from eavatar.io import (
     Tracking,
     read_arrays,
     read_cameras,
+    read_sequences,
     write_arrays,
     write_mesh,
 )
@@ -261,7 +262,7 @@ def refine_face(
     Args:
         settings: sizes, noise levels and whether to refine at all.
         morphable_model: the file that the fit used.
-        capture: ``results/<subject>/capture`` with frames, masks and cameras.
+        capture: ``results/<subject>/capture`` with sequences, frames, masks and cameras.
         fit: folder with the landmark fit's ``identity.npz`` and ``tracking/<sequence>.npz``.
         output: folder; receives ``identity.npz``, ``neutral.ply`` and
             ``tracking/<sequence>.npz``. The reprojection errors there remain the landmark fit's.
@@ -274,7 +275,8 @@ def refine_face(
     """
     model = read_morphable_model(morphable_model)
     identity = read_arrays(Identity, fit / "identity.npz")
-    tracks = {path.stem: read_arrays(Tracking, path) for path in _list_tracks(fit)}
+    names = read_sequences(capture / "sequences.json").names
+    tracks = {name: read_arrays(Tracking, fit / "tracking" / f"{name}.npz") for name in names}
     if settings.enabled:
         identity, tracks = refine_tracks(settings, model, capture, identity, tracks)
     for name, track in tracks.items():
@@ -309,14 +311,6 @@ def refine_tracks(
     logger.info("scale %.5f m per unit, %.5f before", face.scale, float(identity.scale))
     shared = Identity(face.identity.astype(np.float32), np.array(face.scale, np.float32), landmarks)
     return shared, refined
-
-
-def _list_tracks(fit: Path) -> list[Path]:
-    """The tracking files of a fit."""
-    paths = sorted((fit / "tracking").glob("*.npz"))
-    if not paths:
-        raise UserError(f"{fit} holds no tracking (tracking/<sequence>.npz); run fit_face again.")
-    return paths
 
 
 # --- inputs -------------------------------------------------------------------------------------
@@ -380,11 +374,11 @@ def select_keyframes(
     capture: Path, tracks: dict[str, Tracking], count: int
 ) -> list[tuple[str, int]]:
     """At most ``count`` (sequence, timestep) of the training sequences, evenly spread."""
-    keys = []
-    for name, track in tracks.items():
-        index = pd.read_csv(capture / f"{name}.csv")
-        if (index["split"] == "train").all():
-            keys += [(name, timestep) for timestep in range(len(track.rotation))]
+    keys = [
+        (name, timestep)
+        for name in read_sequences(capture / "sequences.json").train
+        for timestep in range(len(tracks[name].rotation))
+    ]
     if not keys:
         raise UserError(
             f"{capture} has no training sequence to refine the face from; check "

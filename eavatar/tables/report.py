@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from eavatar.io import (
     read_arrays,
     read_cameras,
     read_mesh,
+    read_sequences,
     require,
 )
 from eavatar.tables.drawing import (
@@ -117,7 +119,7 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
         lambda: _shapes(results, variant),
         lambda: _curves("Stage I: training", results / "sdf" / variant / "log.csv"),
         lambda: _curves("Stage II: training", results / "splat" / variant / "log.csv"),
-        lambda: _run(results, variant),
+        lambda: _run(results, variant, {*tracks, *means["variant"]}),
     ]
     body = [make() for make in tqdm(sections, desc="report", unit="section")]
     with atomic(output) as temporary:
@@ -285,10 +287,18 @@ def _curves(title: str, path: Path) -> str:
     return section(title, text, grid(figures, small=True))
 
 
-def _run(results: Path, variant: str) -> str:
+def _run(results: Path, variant: str, jobs: Container[str]) -> str:
+    """Time and memory of the rules, the settings of the models.
+
+    Args:
+        results: of the subject.
+        variant: whose models are shown.
+        jobs: names of sequences and variants that are part of the results.
+    """
     parts = []
     folder = results / "benchmarks"
-    timings = [_timing(folder, path) for path in sorted(folder.rglob("*.tsv"))]
+    paths = [p for p in sorted(folder.rglob("*.tsv")) if p.parent == folder or p.stem in jobs]
+    timings = [_timing(folder, path) for path in paths]
     if timings:
         groups = pd.DataFrame(timings).groupby("rule", sort=False)
         rows = [
@@ -315,9 +325,7 @@ def _timing(folder: Path, path: Path) -> dict[str, str | float]:
 
 
 def _read_tracks(capture: Path, face: Path) -> dict[str, Tracking]:
-    names = sorted(path.stem for path in capture.glob("*.csv"))
-    if not names:
-        raise UserError(f"{capture} holds no ingested sequence; run `ingest`.")
+    names = read_sequences(capture / "sequences.json").names
     return {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
 
 

@@ -44,7 +44,16 @@ from eavatar.arrays import Bool, Float64, Int64
 from eavatar.cameras import Camera
 from eavatar.data.images import read_grey
 from eavatar.errors import UserError
-from eavatar.io import Identity, Mesh, Tracking, read_arrays, read_cameras, read_mesh, require
+from eavatar.io import (
+    Identity,
+    Mesh,
+    Tracking,
+    read_arrays,
+    read_cameras,
+    read_mesh,
+    read_sequences,
+    require,
+)
 from eavatar.landmark_indices import CHIN, JAW_ENDS
 from eavatar.meshes import sample_surface
 from eavatar.results import Results
@@ -299,14 +308,15 @@ def overlap(first: Bool, second: Bool) -> float:
 
 def _read_sequences(results: Path, truth: Path) -> list[ScoredSequence]:
     """The sequences that were ingested and have ground truth."""
-    ingested = {path.stem for path in (results / "capture").glob("*.csv")}
-    paths = [path for path in sorted(truth.glob("*.npz")) if path.stem in ingested]
+    listed = results / "capture" / "sequences.json"
+    sequences = read_sequences(listed)
+    paths = [path for path in sorted(truth.glob("*.npz")) if path.stem in sequences.names]
     if not paths:
-        raise UserError(f"{truth} has no <sequence>.npz of a sequence in {results}/capture.")
-    return [_read_sequence(results, path) for path in paths]
+        raise UserError(f"{truth} has no <sequence>.npz of a sequence in {listed}.")
+    return [_read_sequence(results, path, path.stem in sequences.test) for path in paths]
 
 
-def _read_sequence(results: Path, path: Path) -> ScoredSequence:
+def _read_sequence(results: Path, path: Path, held_out: bool) -> ScoredSequence:
     index = pd.read_csv(results / "capture" / f"{path.stem}.csv")
     index = index.drop_duplicates("timestep").sort_values("timestep")
     track = read_arrays(Tracking, results / "face" / "tracking" / path.name)
@@ -315,7 +325,7 @@ def _read_sequence(results: Path, path: Path) -> ScoredSequence:
         true = {name: archive[name][source] for name in ("R", "t", "landmarks68")}
     return ScoredSequence(
         name=path.stem,
-        held_out=bool((index["split"] == "test").any()),
+        held_out=held_out,
         source_frames=source,
         rotation=Rotation.from_rotvec(track.rotation).as_matrix(),
         translation=track.translation.astype(np.float64),

@@ -95,13 +95,11 @@ def test_frames_index_and_cameras(tmp_path: Path) -> None:
     for sequence in ("EXP-1-head", "FREE"):
         ingest(settings, raw, sequence, tmp_path / "capture")
     rows = read_rows(tmp_path / "capture" / "FREE.csv")
-    assert list(rows[0]) == ["timestep", "camera", "source_frame", "split", "sharpness"]
+    assert list(rows[0]) == ["timestep", "camera", "source_frame", "sharpness"]
     assert [(row["timestep"], row["source_frame"]) for row in rows[:: len(SERIALS)]] == [
         ("0", "0"), ("1", "2"), ("2", "4"),
     ]  # fmt: skip
     assert {row["camera"] for row in rows} == set(SERIALS)
-    assert {row["split"] for row in rows} == {"test"}
-    assert {row["split"] for row in read_rows(tmp_path / "capture" / "EXP-1-head.csv")} == {"train"}
     frame = read_colour(tmp_path / "capture" / "FREE" / SERIALS[0] / "00001.jpg")
     assert frame.shape == (64, 64, 3)
     assert abs(float(frame[32, 32].mean()) - 100) <= 2  # YUV and JPEG rounding

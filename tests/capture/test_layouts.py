@@ -192,7 +192,7 @@ def test_cameras_and_indices_are_the_same(contracts: list[Path], other: int) -> 
             [pd.read_csv(contracts[index] / place / f"{sequence}.csv") for index in (0, other)]
             for place in ("", "masks")
         )
-        columns = ["timestep", "camera", "source_frame", "split"]
+        columns = ["timestep", "camera", "source_frame"]
         assert list(frames[0]) == list(frames[1])
         pd.testing.assert_frame_equal(frames[0][columns], frames[1][columns])
         np.testing.assert_allclose(masks[0]["coverage"], masks[1]["coverage"], atol=0.005)

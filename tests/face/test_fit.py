@@ -147,7 +147,7 @@ def test_known_faces_are_recovered(tmp_path: Path, turn: tuple[float, float, flo
         truth[name], landmarks = detections(model, motion, neutral, cameras)
         write_arrays(tmp_path / "landmarks" / f"{name}.npz", landmarks)
     output = tmp_path / "face"
-    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", output)
+    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), output)
 
     identity = read_arrays(Identity, output / "identity.npz")
     # what is neutral is known only as far as the expressions average out, about a millimetre
@@ -226,10 +226,17 @@ def test_bias_of_the_detector_stays_out_of_the_identity(tmp_path: Path) -> None:
     errors = []
     for bias in (0.06, 0.002):
         settings = replace_settings(landmark_bias=bias)
-        fit_face(settings, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+        fit_face(
+            settings, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
+        )
         found = read_arrays(Identity, tmp_path / "o" / "identity.npz")
         errors.append(np.linalg.norm(SCALE * truth - found.scale * found.landmarks))
     assert errors[0] < errors[1]
+
+
+def landmark_files(root: Path) -> list[Path]:
+    """What the fit is given: each sequence's file of detections."""
+    return list((root / "landmarks").glob("*.npz"))
 
 
 def replace_settings(**changes: float) -> FitSettings:
@@ -245,9 +252,14 @@ def test_refusals(tmp_path: Path) -> None:
 
     def refused(match: str) -> None:
         with pytest.raises(UserError, match=match):
-            fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, folder, tmp_path / "face")
+            fit_face(
+                SETTINGS,
+                tmp_path / "model.h5",
+                tmp_path,
+                landmark_files(tmp_path),
+                tmp_path / "face",
+            )
 
-    refused("no landmarks")
     motion = random_motion(model, np.eye(3), 4)
     _, landmarks = detections(model, motion, model.mean[:68], cameras)
     blind = replace(landmarks, confidence=np.zeros_like(landmarks.confidence))
@@ -270,7 +282,7 @@ def test_a_sequence_that_is_hardly_seen_stays_in_place(tmp_path: Path, seen: lis
     confidence[seen] = landmarks.confidence[seen]
     landmarks = replace(landmarks, confidence=confidence)
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
-    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    inputs = tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "face"
     with pytest.raises(UserError, match=rf"only {len(seen)} of 12 .* a face found by that many"):
         fit_face(SETTINGS, *inputs)
     assert not (tmp_path / "face").exists()
@@ -304,7 +316,7 @@ def test_a_third_of_outliers_and_lost_cameras(tmp_path: Path) -> None:
         lost = np.random.default_rng(number).random(landmarks.confidence.shape[:2]) < 0.2
         landmarks.confidence[lost] = 0
         write_arrays(tmp_path / "landmarks" / f"{name}.npz", landmarks)
-    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face")
+    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "face")
     quality = pd.read_csv(tmp_path / "face" / "quality.csv")
     assert (quality.groupby("sequence").size() == 16).all()
     assert (quality[quality["timestep"] == 4]["flag"] == "interpolated").all()
@@ -329,7 +341,7 @@ def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:
     write_arrays(tmp_path / "landmarks" / "FREE.npz", corrupted(landmarks, 0, 0.3, 2))
     for name in ("one", "two"):
         output = tmp_path / name
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", output)
+        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), output)
     for name in ("quality.csv", "neutral.ply"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     first, second = (
@@ -351,7 +363,7 @@ def test_short_sequences(tmp_path: Path, count: int) -> None:
         landmarks, points=landmarks.points[:count], confidence=landmarks.confidence[:count]
     )
     write_arrays(tmp_path / "landmarks" / "FREE.npz", kept)
-    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face")
+    fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "face")
     found = read_arrays(Tracking, tmp_path / "face" / "tracking" / "FREE.npz")
     assert len(found.rotation) == count
     assert np.median(np.linalg.norm(found.landmarks - world[:count], axis=-1)) < 0.0015
@@ -366,16 +378,22 @@ def test_a_sequence_without_detections_is_named(tmp_path: Path) -> None:
     blind = replace(landmarks, confidence=np.zeros_like(landmarks.confidence))
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", blind)
     with pytest.raises(UserError, match=r"EXP-1.npz has no face that two cameras see"):
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+        fit_face(
+            SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
+        )
     noise = np.random.default_rng(0).uniform(0, 256, landmarks.points.shape).astype(np.float32)
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", replace(landmarks, points=noise))
     with pytest.raises(UserError, match=r"EXP-1.npz has no face that two cameras see"):
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+        fit_face(
+            SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
+        )
     points = landmarks.points.copy()
     points[0, 0, 0] = np.nan
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", replace(landmarks, points=points))
     with pytest.raises(UserError, match=r"EXP-1.npz holds values that are not finite"):
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+        fit_face(
+            SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
+        )
 
 
 def test_one_bad_take_is_to_be_left_out(tmp_path: Path) -> None:
@@ -387,7 +405,7 @@ def test_one_bad_take_is_to_be_left_out(tmp_path: Path) -> None:
     blind = replace(landmarks, confidence=np.zeros_like(landmarks.confidence))
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", blind)
     with pytest.raises(UserError, match=r"EXP-1.npz has no face.*exclude the sequence") as caught:
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o")
     assert "detect" not in str(caught.value)  # which takes hours and would change nothing
 
 
@@ -414,7 +432,7 @@ def test_a_fit_of_no_head_names_its_cause(
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
     change_cameras(tmp_path, change)
     with pytest.raises(UserError, match=told) as caught:
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "o")
+        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o")
     assert "detect the landmarks" not in str(caught.value)
 
 
@@ -424,7 +442,7 @@ def test_a_childs_head_passes_with_the_setting(tmp_path: Path) -> None:
     _, landmarks = detections(model, random_motion(model, np.eye(3), 4), model.mean[:68], cameras)
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
     change_cameras(tmp_path, lambda c: replace(c, world_to_camera=c.world_to_camera * CHILD))
-    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    inputs = tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "face"
     with pytest.raises(UserError, match=r"face\.fit\.head_scale admits 0\.08 to 0\.12"):
         fit_face(SETTINGS, *inputs)
     fit_face(SETTINGS.model_copy(update={"head_scale": (0.05, 0.12)}), *inputs)
@@ -445,7 +463,7 @@ def test_a_fit_that_too_few_cameras_bear_out_stops_unless_a_setting_lets_it_pass
     write_cameras(
         tmp_path / "cameras.json", cameras | {"222200006": replace(turned, world_to_camera=pose)}
     )
-    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    inputs = tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "face"
     with pytest.raises(UserError, match="timesteps of the fit are borne out by 3 cameras or more"):
         fit_face(SETTINGS, *inputs)
     assert not (tmp_path / "face").exists()
@@ -460,7 +478,7 @@ def test_convergence_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     write_cameras(tmp_path / "cameras.json", cameras)
     _, landmarks = detections(model, random_motion(model, np.eye(3), 4), model.mean[:68], cameras)
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
-    inputs = tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "face"
+    inputs = tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "face"
     with caplog.at_level("INFO", "eavatar.face"):
         fit_face(SETTINGS, *inputs)
         fit_face(SETTINGS.model_copy(update={"iterations": 1}), *inputs)
@@ -483,7 +501,9 @@ def test_a_camera_out_of_place_is_reported_and_outvoted(
     cameras[serial] = replace(cameras[serial], world_to_camera=pose)
     write_cameras(tmp_path / "cameras.json", cameras)
     with caplog.at_level("WARNING", "eavatar.face"):
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, tmp_path / "landmarks", tmp_path / "f")
+        fit_face(
+            SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "f"
+        )
     assert [r.message.split()[1] for r in caplog.records if "calibration" in r.message] == [serial]
     found = read_arrays(Tracking, tmp_path / "f" / "tracking" / "FREE.npz")
     seen = np.arange(12) != 4
@@ -517,7 +537,7 @@ def test_subject_901_with_outliers_and_lost_cameras(tmp_path: Path, reach: float
         write_arrays(tmp_path / "landmarks" / path.name, record)
     settings = SETTINGS.model_copy(update={"identity_components": 80, "expression_components": 53})
     model = shared / "models" / "ict_bfm2017.h5"
-    fit_face(settings, model, tmp_path, tmp_path / "landmarks", tmp_path / "face")
+    fit_face(settings, model, tmp_path, landmark_files(tmp_path), tmp_path / "face")
     rotations, centres, distances = [], [], []
     for name, (rotation, landmarks) in truth.items():
         found = read_arrays(Tracking, tmp_path / "face" / "tracking" / name)

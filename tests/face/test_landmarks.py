@@ -61,9 +61,9 @@ def write_capture(folder: Path, sources: list[int]) -> Path:
     write_cameras(folder / "cameras.json", dict(zip(SERIALS, cameras, strict=True)))
     with (folder / "FREE.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["timestep", "camera", "source_frame", "split", "sharpness"])
+        writer.writerow(["timestep", "camera", "source_frame", "sharpness"])
         for timestep, source in enumerate(sources):
-            writer.writerows([timestep, serial, source, "test", 1.0] for serial in SERIALS)
+            writer.writerows([timestep, serial, source, 1.0] for serial in SERIALS)
     return folder
 
 

@@ -36,7 +36,15 @@ from eavatar.face.refine import (
     to_world,
 )
 from eavatar.face.triangulation import project_points
-from eavatar.io import Identity, Tracking, read_mesh, write_arrays, write_cameras
+from eavatar.io import (
+    Identity,
+    Sequences,
+    Tracking,
+    read_mesh,
+    write_arrays,
+    write_cameras,
+    write_sequences,
+)
 from eavatar.settings import RefineSettings
 from tests.scenes.morphable_models import random_parts, write_2017
 
@@ -108,11 +116,13 @@ def write_capture(root: Path, model: MorphableModel, face: SharedFace, tracks: d
     """Frames, masks, cameras and indices of sequences given as lists of poses."""
     cameras = arc()
     write_cameras(root / "cameras.json", cameras)
+    test = tuple(name for name in tracks if name == "FREE")
+    train = tuple(name for name in tracks if name not in test)
+    write_sequences(root / "sequences.json", Sequences(train, test))
     (root / "masks").mkdir()
     for name, poses in tracks.items():
-        split = "test" if name == "FREE" else "train"
-        rows = [f"{t},{serial},{split}" for t in range(len(poses)) for serial in cameras]
-        (root / f"{name}.csv").write_text("\n".join(["timestep,camera,split", *rows]) + "\n")
+        rows = [f"{t},{serial}" for t in range(len(poses)) for serial in cameras]
+        (root / f"{name}.csv").write_text("\n".join(["timestep,camera", *rows]) + "\n")
         (root / "masks" / f"{name}.csv").write_text("timestep,camera,failed\n")
         for timestep, pose in enumerate(poses):
             shape = model.vertices(face.identity.astype(np.float32))
@@ -243,7 +253,7 @@ def test_held_out_sequences_give_nothing_to_identity_and_texture(scene: tuple) -
 
 
 def test_the_fit_is_taken_over_where_refinement_is_off(tmp_path: Path) -> None:
-    """To the bit, and without a capture; the neutral face is that of the fit's identity."""
+    """To the bit, and without a frame; the neutral face is that of the fit's identity."""
     path = write_2017(tmp_path / "model.h5", random_parts())
     fit, output = tmp_path / "fit", tmp_path / "face"
     model = read_morphable_model(path)
@@ -256,7 +266,8 @@ def test_the_fit_is_taken_over_where_refinement_is_off(tmp_path: Path) -> None:
     write_arrays(fit / "identity.npz", identity)
     write_arrays(fit / "tracking" / "FREE.npz", track)
     off = SETTINGS.model_copy(update={"enabled": False})
-    refine_face(off, path, tmp_path / "no capture", fit, output)
+    write_sequences(tmp_path / "capture/sequences.json", Sequences(("FREE",), ()))
+    refine_face(off, path, tmp_path / "capture", fit, output)
     for name in ("identity.npz", "tracking/FREE.npz"):
         assert (output / name).read_bytes() == (fit / name).read_bytes()
     neutral = read_mesh(output / "neutral.ply")

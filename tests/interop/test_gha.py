@@ -16,11 +16,21 @@ from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
 from eavatar.face.layout import AVERAGE_FACE
 from eavatar.face.morphable import read_morphable_model
-from eavatar.io import Identity, Tracking, read_arrays, read_cameras, write_arrays, write_cameras
+from eavatar.io import (
+    Identity,
+    Sequences,
+    Tracking,
+    read_arrays,
+    read_cameras,
+    write_arrays,
+    write_cameras,
+    write_sequences,
+)
 
 SIZE, SCALE = 320, 0.1
 SERIALS = ("222200037", "222200042")
-SEQUENCES = {"EXP-1-head": ("train", 2), "EMO-1-shout+laugh": ("train", 1), "FREE": ("test", 2)}
+SEQUENCES = {"EXP-1-head": 2, "EMO-1-shout+laugh": 1, "FREE": 2}
+SPLIT = Sequences(("EMO-1-shout+laugh", "EXP-1-head"), ("FREE",))
 FAILED = ("EXP-1-head", 1, "222200042")
 VERTICES, IDENTITY, EXPRESSION = 240, 3, 2
 
@@ -71,10 +81,11 @@ def subject(tmp_path_factory) -> Path:
         visible[:, :16] = 0
         write(root / f"capture/visible/{serial}.png", visible)
     write_cameras(root / "capture/cameras.json", cameras)
+    write_sequences(root / "capture/sequences.json", SPLIT)
     identity = random.normal(size=IDENTITY).astype(np.float32)
     neutral = model.vertices(identity)[:68]
     write_arrays(root / "face/identity.npz", Identity(identity, np.float32(SCALE), neutral))
-    for sequence, (split, count) in SEQUENCES.items():
+    for sequence, count in SEQUENCES.items():
         expression = random.normal(size=(count, EXPRESSION)).astype(np.float32)
         turn = Rotation.from_rotvec(random.normal(scale=0.3, size=(count, 3)))
         translation = random.normal(scale=0.02, size=(count, 3))
@@ -94,7 +105,7 @@ def subject(tmp_path_factory) -> Path:
             write(root / f"capture/{place}.jpg", image(t, (3,)))
             write(root / f"capture/masks/{place}.png", image(50 + t, ()))
         index = pd.DataFrame(rows, columns=["timestep", "camera"])
-        index.assign(split=split).to_csv(root / f"capture/{sequence}.csv", index=False)
+        index.to_csv(root / f"capture/{sequence}.csv", index=False)
         failed = [int((sequence, t, serial) == FAILED) for t, serial in rows]
         boxes = {"left": 0, "top": 0, "right": SIZE, "bottom": SIZE, "failed": failed}
         index.assign(**boxes).to_csv(root / f"capture/masks/{sequence}.csv", index=False)
@@ -246,7 +257,7 @@ def test_an_export_is_a_capture_with_the_same_frames_and_cameras(exported, subje
         np.testing.assert_allclose(camera.world_to_camera, ours[serial].world_to_camera)
         assert (camera.width, camera.height) == (SIZE, SIZE)
         assert serial in capture.plates
-    for sequence, (_, count) in SEQUENCES.items():
+    for sequence, count in SEQUENCES.items():
         for serial in SERIALS:
             clip, matte = capture.frames[sequence][serial], capture.masks[sequence][serial]
             assert len(clip.paths) == count

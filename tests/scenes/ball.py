@@ -22,11 +22,13 @@ from eavatar.io import (
     Alignment,
     Identity,
     Mesh,
+    Sequences,
     Tracking,
     write_alignment,
     write_arrays,
     write_cameras,
     write_mesh,
+    write_sequences,
 )
 from eavatar.settings import SplatSettings, read_config
 from eavatar.transforms import Similarity
@@ -34,7 +36,7 @@ from tests.scenes import CONFIG
 from tests.scenes.rays import pixel_rays
 
 SIZE, EXPRESSION, SCALE = 64, 3, 0.1
-SEQUENCES = {"EXP-1-head": ("train", 2), "FREE": ("test", 3)}
+SEQUENCES = {"EXP-1-head": 2, "FREE": 3}
 FAILED = {("EXP-1-head", 1, "222200032"), ("FREE", 0, "222200031")}  # views without a good mask
 TURN = Rotation.from_euler("z", 2, degrees=True)  # canonical to the truth's frame
 LANDMARK_SHIFT = 0.001  # metres, of the fit, along world x
@@ -108,9 +110,10 @@ def make_subject(root: Path) -> Subject:
     settings = settings.model_copy(update={"image_size": SIZE})
     avatar = small_avatar(settings)
     write_avatar(results / "splat" / "full", avatar, settings)
-    for number, (sequence, (split, count)) in enumerate(SEQUENCES.items()):
+    write_sequences(results / "capture" / "sequences.json", Sequences(("EXP-1-head",), ("FREE",)))
+    for number, (sequence, count) in enumerate(SEQUENCES.items()):
         tracking = _write_tracking(results, truth, sequence, count, seed=number)
-        _write_frames(results, sequence, split, tracking, cameras, avatar)
+        _write_frames(results, sequence, tracking, cameras, avatar)
         _write_true_masks(truth, sequence, count, full)
     _write_shapes(results, truth)
     write_cameras(results / "capture" / "full_cameras.json", full)
@@ -144,7 +147,6 @@ def _write_tracking(results: Path, truth: Path, sequence: str, count: int, seed:
 def _write_frames(
     results: Path,
     sequence: str,
-    split: str,
     tracking: Tracking,
     cameras: dict[str, Camera],
     avatar: Avatar,
@@ -157,10 +159,10 @@ def _write_frames(
             place = Path(sequence, serial, f"{timestep:05d}")
             _write_image((capture / place).with_suffix(".jpg"), image[..., ::-1] * 255)
             _write_image((capture / "masks" / place).with_suffix(".png"), ball_mask(camera))
-            rows.append((timestep, serial, 2 * timestep, split, 1.0))
+            rows.append((timestep, serial, 2 * timestep, 1.0))
             failed = int((sequence, timestep, serial) in FAILED)
             boxes.append((timestep, serial, 0, 0, SIZE, SIZE, failed))
-    columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
+    columns = ["timestep", "camera", "source_frame", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(capture / f"{sequence}.csv", index=False)
     columns = ["timestep", "camera", "left", "top", "right", "bottom", "failed"]
     path = capture / "masks" / f"{sequence}.csv"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eavatar.cameras import Camera
-from eavatar.io import Identity, Tracking, write_arrays, write_cameras
+from eavatar.io import Identity, Sequences, Tracking, write_arrays, write_cameras, write_sequences
 
 EXPRESSIONS = 3
 SCALE = 0.1
@@ -35,18 +35,18 @@ def write_pictures(root: Path, size: int, timesteps: int, cameras: int, quality:
     identity = Identity(np.zeros(2, np.float32), np.float32(SCALE), np.zeros((68, 3), np.float32))
     write_arrays(root / "face" / "identity.npz", identity)
     fields = _surface(random, size), _noise(random, size)
-    for name, split, count in (("EXP-1", "train", timesteps), ("FREE", "test", 1)):
+    write_sequences(root / "capture" / "sequences.json", Sequences(("EXP-1",), ("FREE",)))
+    for name, count in (("EXP-1", timesteps), ("FREE", 1)):
         shapes = (EXPRESSIONS,), (3,), (3,), (68, 3), (1,)
         track = Tracking(*(np.zeros((count, *shape), np.float32) for shape in shapes))
         write_arrays(root / "face" / "tracking" / f"{name}.npz", track)
-        _write_sequence(root / "capture", name, split, count, serials, fields, quality)
+        _write_sequence(root / "capture", name, count, serials, fields, quality)
     return root
 
 
 def _write_sequence(
     capture: Path,
     name: str,
-    split: str,
     timesteps: int,
     serials: list[str],
     fields: tuple[np.ndarray, np.ndarray],
@@ -68,8 +68,8 @@ def _write_sequence(
 
     with ThreadPoolExecutor() as pool:
         boxes = list(pool.map(write, places))
-    rows = [[timestep, serials[camera], timestep, split, 1.0] for timestep, camera in places]
-    columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
+    rows = [[timestep, serials[camera], timestep, 1.0] for timestep, camera in places]
+    columns = ["timestep", "camera", "source_frame", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(capture / f"{name}.csv", index=False)
     table = pd.DataFrame(boxes, columns=["timestep", "camera", *BOX, "failed"])
     table.to_csv(capture / "masks" / f"{name}.csv", index=False)

@@ -13,7 +13,7 @@ from eavatar.avatar import files
 from eavatar.avatar.model import HeadSettings
 from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
-from eavatar.io import Identity, Tracking, write_arrays, write_cameras
+from eavatar.io import Identity, Sequences, Tracking, write_arrays, write_cameras, write_sequences
 from eavatar.rendering.splatting import Gaussians, splat
 from eavatar.settings import Settings
 from eavatar.transforms import axis_angle_to_matrix
@@ -106,9 +106,7 @@ def tracking(count: int, phase: float) -> Tracking:
     return Tracking(*(value.astype(np.float32) for value in values))
 
 
-def write_sequence(
-    root: Path, name: str, split: str, track: Tracking, views: dict[str, Camera]
-) -> None:
+def write_sequence(root: Path, name: str, track: Tracking, views: dict[str, Camera]) -> None:
     rows, boxes = [], []
     for timestep in range(len(track.expression)):
         pose = torch.from_numpy(
@@ -123,10 +121,10 @@ def write_sequence(
             ):
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str((folder / place).with_suffix(suffix)), pixels)
-            rows.append([timestep, serial, timestep, split, 1.0])
+            rows.append([timestep, serial, timestep, 1.0])
             x, y, width, height = cv2.boundingRect(image[..., 3].copy())
             boxes.append([timestep, serial, x, y, x + width, y + height, 0])
-    columns = ["timestep", "camera", "source_frame", "split", "sharpness"]
+    columns = ["timestep", "camera", "source_frame", "sharpness"]
     pd.DataFrame(rows, columns=columns).to_csv(root / "capture" / f"{name}.csv", index=False)
     columns = ["timestep", "camera", "left", "top", "right", "bottom", "failed"]
     path = root / "capture" / "masks" / f"{name}.csv"
@@ -166,7 +164,8 @@ def write_subject(
         cv2.imwrite(str(path), np.full((size, size), 255, np.uint8))
     identity = Identity(np.zeros(2, np.float32), np.float32(SCALE), landmarks().numpy())
     write_arrays(root / "face" / "identity.npz", identity)
-    write_sequence(root, "EXP-1", "train", tracking(timesteps, 0.0), arc)
-    write_sequence(root, "FREE", "test", tracking(max(timesteps // 4, 2), 0.7), arc)
+    write_sequences(root / "capture" / "sequences.json", Sequences(("EXP-1",), ("FREE",)))
+    write_sequence(root, "EXP-1", tracking(timesteps, 0.0), arc)
+    write_sequence(root, "FREE", tracking(max(timesteps // 4, 2), 0.7), arc)
     write_stage_one(root / "sdf", vertices, width, features, colours)
     return root

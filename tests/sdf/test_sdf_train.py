@@ -19,7 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eavatar.avatar.files import read_stage_one, write_stage_one
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
-from eavatar.io import Identity, Mesh, Tracking, read_mesh, write_arrays, write_cameras, write_mesh
+from eavatar.io import (
+    Identity,
+    Mesh,
+    Sequences,
+    Tracking,
+    read_mesh,
+    write_arrays,
+    write_cameras,
+    write_mesh,
+    write_sequences,
+)
 from eavatar.sdf.field import HeadField
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
 from eavatar.sdf.train import (
@@ -84,12 +94,13 @@ def subject(tmp_path: Path) -> Path:
     }
     capture, face = tmp_path / "capture", tmp_path / "face"
     write_cameras(capture / "cameras.json", cameras)
-    rows = ["timestep,camera,source_frame,split,sharpness"]
+    write_sequences(capture / "sequences.json", Sequences(("EXP-1",), ()))
+    rows = ["timestep,camera,source_frame,sharpness"]
     boxes = ["timestep,camera,left,top,right,bottom,failed"]
     for serial, camera in cameras.items():
         colour, mask = picture(camera)
         for timestep in range(2):
-            rows.append(f"{timestep},{serial},{timestep},train,1.0")
+            rows.append(f"{timestep},{serial},{timestep},1.0")
             boxes.append(f"{timestep},{serial},0,0,{len(mask)},{len(mask)},0")
             files = {
                 f"EXP-1/{serial}/{timestep:05d}.jpg": colour[..., ::-1],

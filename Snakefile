@@ -18,8 +18,26 @@ include: "workflow/rules/splat.smk"
 include: "workflow/rules/tables.smk"
 
 
+localrules:
+    refuse,
+
+
+# Subjects that cannot run do not keep the others from it, but the run fails and names them.
+rule refuse:
+    output:
+        "results/refused",  # never made
+    log:
+        "results/logs/refuse.log",
+    priority: -1
+    params:
+        sentences=list(FAULTS.values()),
+    run:  # no environment is needed to say so
+        shell("printf '%s\\n' {params.sentences:q} | tee {log:q}; exit 1")
+
+
 rule all:
     default_target: True
     input:
-        expand("results/{subject}/metrics.csv", subject=SUBJECTS),
-        expand("results/{subject}/report.html", subject=SUBJECTS),
+        expand("results/{subject}/metrics.csv", subject=PLANS),
+        expand("results/{subject}/report.html", subject=PLANS),
+        rules.refuse.output if FAULTS else [],

@@ -40,7 +40,7 @@ def check(a: Arguments) -> None:
         settings.parse_head_scale(a.head_scale),
     )
     inputs = Inputs(a.capture, a.landmarks, a.mattes, a.mesh)
-    run(blocks, inputs, a.morphable_model, a.output)
+    run(blocks, inputs, a.morphable_model, a.covered, a.output)
 
 
 def choose_sequences(a: Arguments) -> None:
@@ -287,6 +287,7 @@ RULES: dict[Verb, list[Flag]] = {
         LANDMARKS,
         MATTES,
         MESH,
+        ("--covered", list, "digests of the parts that the check stands for", False),
         output("text file to write the inventory to"),
     ],
     choose_sequences: [

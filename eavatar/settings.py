@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -478,6 +479,33 @@ def select(names: Iterable[str], include: Iterable[str], exclude: Iterable[str] 
     return [name for name in names if matches(name, include) and not matches(name, exclude)]
 
 
+def check_patterns(
+    setting: str, names: Sequence[str], include: Iterable[str], exclude: Sequence[str] = ()
+) -> None:
+    """Raise `UserError` unless each wildcard of ``include`` chooses a name.
+
+    Args:
+        setting: ``sequences`` or ``cameras``, of the block capture.ingest and the sample sheet.
+        names: to choose from.
+        include: wildcards.
+        exclude: wildcards of names that are not chosen.
+    """
+    source = f"capture.ingest.{setting} (or the sheet's column {setting})"
+    for pattern in include:
+        matched = select(names, [pattern])
+        if not matched:
+            near = get_close_matches(pattern, names, 1)
+            meant = f"; was {near[0]} meant?" if near else "; correct it."
+            raise UserError(
+                f"'{pattern}' of {source} matches nothing: there are {', '.join(names)}{meant}"
+            )
+        if not select(matched, ["*"], exclude):
+            raise UserError(
+                f"'{pattern}' of {source} matches only {', '.join(matched)}, which "
+                f"capture.ingest.exclude {list(exclude)} leaves out; change one of them."
+            )
+
+
 def merge(base: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with the overlays on top; nested mappings are merged, all else is replaced."""
     result = dict(base)
@@ -505,8 +533,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"the configuration file {path} does not exist.")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of settings.")

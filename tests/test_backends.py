@@ -244,7 +244,7 @@ def test_the_workflow_is_parsed_without_heavy_packages() -> None:
     """Settings of all backends are read where only the workflow's own packages are installed."""
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     imports = re.findall(r"^from eavatar[\w.]* import (?:\([^)]*\)|.*)$", rules, re.MULTILINE)
-    assert any("subject_config" in line for line in imports)
+    assert any("make_plans" in line for line in imports)
     code = f"""
 import importlib.metadata, sys
 from pathlib import Path
@@ -253,8 +253,9 @@ before = set(sys.modules)
 {chr(10).join(imports)}
 from eavatar.backends import LANDMARKS, MATTING, PRIORS, RENDERERS, UPSAMPLERS
 config = yaml.safe_load(Path("config/config.yaml").read_text())
-for subject in read_subjects(Path("config/subjects.csv")).values():
-    subject_config(subject, config, {{}})
+plans, _ = make_plans(Path("config/subjects.csv"), config, {{}})
+for plan in plans.values():
+    list_parts(plan.subject, plan.config, plan.sequences)
 records = [dict(kind) for kind in (LANDMARKS, MATTING, PRIORS, RENDERERS, UPSAMPLERS)]
 loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 packages = importlib.metadata.packages_distributions()

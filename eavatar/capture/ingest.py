@@ -28,7 +28,7 @@ from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.io import atomic, write_cameras, write_rows
-from eavatar.settings import IngestSettings, select
+from eavatar.settings import IngestSettings, check_patterns, select
 from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
@@ -220,9 +220,10 @@ def select_cameras(settings: IngestSettings, capture: Capture) -> list[str]:
     Raises:
         UserError: none is chosen, or the colour calibration that the settings want is missing.
     """
+    check_patterns("cameras", list(capture.cameras), settings.cameras)
     serials = select(list(capture.cameras), settings.cameras)
     if not serials:
-        raise UserError(f"the setting 'cameras' chooses none of {list(capture.cameras)}.")
+        raise UserError(f"capture.ingest.cameras is empty; there are {list(capture.cameras)}.")
     if settings.colour_correction and capture.colours == {}:
         raise UserError(
             f"the colour calibration of {capture.root} is missing (calibration/"

@@ -81,3 +81,40 @@ def list_v1_folders(root: Path) -> dict[str, list[Path]]:
     for path in sorted(root.parent.parent.glob(f"sequence_*_part-*/{root.name}/*/")):
         folders[path.name].append(path)
     return dict(folders)
+
+
+def list_recordings(root: Path) -> dict[str, list[Path]]:
+    """Sequence to what holds its images; of Gaussian Head Avatar's folders a part's sequences all.
+
+    Raises:
+        UserError: the folder has none of the layouts.
+    """
+    layout, names = recognise(root), list_sequence_names(root)
+    if layout is Layout.NERSEMBLE_V1:
+        folders = list_v1_folders(root)
+        return {name: folders[name] for name in names}
+    if layout is Layout.GHA:
+        parts = [root / part / kind for part in GHA_PARTS for kind in ("images", "sequences")]
+        return dict.fromkeys(names, parts)
+    return {name: [root / "sequences" / name / "images"] for name in names}
+
+
+def list_shared(root: Path) -> list[Path]:
+    """What holds that all sequences of a capture share: calibration, colours and plates.
+
+    Raises:
+        UserError: the folder has none of the layouts.
+    """
+    layout = recognise(root)
+    if layout is Layout.NERSEMBLE_V1:
+        colours = root.parent.parent / "color_correction" / root.name
+        return [root, colours, *list_v1_folders(root).get(BACKGROUND, [])]
+    if layout is Layout.GHA:
+        return [root / "background", *(root / part / "cameras" for part in GHA_PARTS)]
+    return [root / "calibration", root / "sequences" / BACKGROUND]
+
+
+def list_masks(root: Path, sequence: str) -> list[Path]:
+    """What may hold a sequence's masks in a folder that the column ``mattes`` names."""
+    parts = [root / part / kind for part in GHA_PARTS for kind in ("images", "sequences")]
+    return [root / sequence, root / "sequences" / sequence / "alpha_maps", *parts]

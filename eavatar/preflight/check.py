@@ -31,6 +31,7 @@ from eavatar.face.backends.provided import ProvidedLandmarks, read_provided
 from eavatar.face.morphable import SUPPORTED, MorphableModel, read_morphable_model
 from eavatar.io import atomic, read_mesh
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
+from eavatar.preflight.editions import describe_covered
 from eavatar.preflight.findings import Examination
 from eavatar.settings import (
     BackendSettings,
@@ -38,6 +39,7 @@ from eavatar.settings import (
     IngestSettings,
     LandmarkSettings,
     MatteSettings,
+    check_patterns,
     select,
 )
 
@@ -106,13 +108,20 @@ class Inventory:
     calibration: Mapping[str, Camera]
 
 
-def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output: Path) -> Path:
+def check(
+    settings: InputSettings,
+    inputs: Inputs,
+    morphable_model: Path,
+    covered: Sequence[str],
+    output: Path,
+) -> Path:
     """Open all inputs that the chosen backends need and write what was found.
 
     Args:
         settings: the blocks that say what is needed.
         inputs: what there is.
         morphable_model: the subject's.
+        covered: digests of the parts that the check stands for, see `eavatar.preflight.editions`.
         output: text file, a line for each item.
 
     Returns:
@@ -133,7 +142,7 @@ def check(settings: InputSettings, inputs: Inputs, morphable_model: Path, output
         count = len(found.faults)
         raise UserError(sentences if count == 1 else f"{count} inputs are faulty: {sentences}")
     with atomic(output) as temporary:
-        temporary.write_text(found.table() + "\n")
+        temporary.write_text(f"{found.table()}\n\n{describe_covered(covered)}\n")
     return output
 
 
@@ -259,6 +268,7 @@ def _uncalibrated(
 
 
 def _check_split(ingest: IngestSettings, names: Sequence[str], sequences: Sequence[str]) -> None:
+    check_patterns("sequences", names, ingest.sequences, ingest.exclude)
     if not sequences:
         raise UserError(
             f"capture.ingest.sequences {list(ingest.sequences)} (or the sheet's column sequences) "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,22 @@ from typing import Any
 
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.errors import UserError
-from eavatar.settings import Config, merge, read_yaml, select, validate, variant_contents
+from eavatar.io import Sequences
+from eavatar.settings import (
+    Config,
+    check_patterns,
+    merge,
+    read_yaml,
+    select,
+    validate,
+    variant_contents,
+)
 
 REQUIRED = ("subject", "capture")
 FILES = ("morphable_model", "landmarks", "mattes", "prior", "settings")
 PATTERNS = ("sequences", "cameras")
 COLUMNS = (*REQUIRED, *FILES, *PATTERNS)
+SEPARATORS = (",", ";", "\t")
 TARGET = re.compile(r"(?:\./)?results/([^/]+)/(?:(?:sdf|splat|tables)/([^/]+)/)?")
 GENERATED = "generated"
 GENERATED_SEQUENCES = (
@@ -61,25 +72,85 @@ class SheetRow:
     """A row of the sample sheet, read as far as it can be.
 
     Attributes:
+        name: the subject's, usable or not.
         subject: None where its name or its capture is not usable.
         faults: what is wrong, a sentence each.
     """
 
+    name: str
     subject: Subject | None
     faults: tuple[str, ...]
 
 
-def read_subjects(sheet: Path) -> dict[str, Subject]:
-    """The rows of a sample sheet by subject.
+@dataclass(frozen=True)
+class Plan:
+    """A subject that can run.
+
+    Attributes:
+        subject: its row of the sample sheet.
+        config: its settings.
+        variants: the settings of each of its variants.
+        sequences: what is trained on and what is held out.
+    """
+
+    subject: Subject
+    config: Config
+    variants: dict[str, Config]
+    sequences: Sequences
+
+
+def make_plans(
+    sheet: Path, config: Mapping[str, Any], command_line: Mapping[str, Any]
+) -> tuple[dict[str, Plan], dict[str, str]]:
+    """What can run of a sample sheet, and what is wrong with each of the others, by subject.
+
+    Args:
+        sheet: the sample sheet.
+        config: the configuration without the subjects' overlays.
+        command_line: what the command line sets, which wins over all.
 
     Raises:
-        UserError: the first fault of the sheet or of a row; the sentence names the row.
+        UserError: the sheet cannot be read, or no subject can run.
     """
-    rows = read_rows(sheet)
-    for row in rows:
-        if row.faults:
-            raise UserError(row.faults[0])
-    return {row.subject.name: row.subject for row in rows if row.subject}
+    plans: dict[str, Plan] = {}
+    faults: dict[str, str] = {}
+    for row in read_rows(sheet):
+        try:
+            if row.faults:
+                raise UserError(row.faults[0])
+            if row.subject:
+                plans[row.name] = make_plan(row.subject, config, command_line)
+        except (UserError, OSError) as error:
+            named = f"subject '{row.name}'"
+            where = "" if named in str(error) else f"{named}: "
+            faults.setdefault(row.name, f"{where}{error}")
+    sound = {name: plan for name, plan in plans.items() if name not in faults}
+    if faults and not sound:
+        raise UserError(next(iter(faults.values())))
+    if not sound:
+        raise UserError(f"{sheet} lists no subject; add a row for each.")
+    return sound, faults
+
+
+def make_plan(subject: Subject, config: Mapping[str, Any], command_line: Mapping[str, Any]) -> Plan:
+    """The plan of a subject whose row has no fault.
+
+    Raises:
+        UserError: a setting of it or of a variant is faulty, its settings choose no sequence, or
+            its morphable model does not exist.
+    """
+    own = subject_config(subject, config, command_line)
+    variants = variant_configs(subject, config, command_line)
+    sequences = choose_sequences(subject, own)
+    model = subject.morphable_model or own.morphable_model
+    generated = subject.capture is None and not subject.morphable_model
+    if not generated and not model.exists():
+        raise UserError(
+            f"subject '{subject.name}': the morphable model {model} does not exist; get BFM 2017 "
+            "from faces.dmi.unibas.ch (licence form), put it there, or name another file in the "
+            "setting morphable_model or the sheet's column morphable_model."
+        )
+    return Plan(subject, own, variants, sequences)
 
 
 def read_rows(sheet: Path) -> list[SheetRow]:
@@ -89,53 +160,79 @@ def read_rows(sheet: Path) -> list[SheetRow]:
         UserError: the sheet is missing or no CSV file, or a column is unknown or missing.
     """
     cells = _read_cells(sheet)
-    names = [(row["subject"] or "").strip() for row in cells]
+    names = [row["subject"] for row in cells]
     rows = []
     for number, row in enumerate(cells):
-        read = _read_row(row, f"{sheet}, subject '{names[number]}'")
-        if names[number] in names[:number]:
-            twice = f"{sheet} lists the subject '{names[number]}' twice; remove one row."
-            read = SheetRow(None, (*read.faults, twice))
+        name = names[number]
+        read = _read_row(row, f"{sheet}, subject '{name}'")
+        if name in names[:number]:
+            twice = f"{sheet} lists the subject '{name}' twice; remove one row."
+            read = SheetRow(name, None, (*read.faults, twice))
         rows.append(read)
     return rows
 
 
-def _read_cells(sheet: Path) -> list[dict[str, Any]]:
+def _read_cells(sheet: Path) -> list[dict[str, str]]:
+    """The rows that are not empty, by column; what is beyond the last column under ``""``."""
     if not sheet.is_file():
         raise UserError(f"the sample sheet {sheet} does not exist; see config/README.md.")
     try:
         with sheet.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a mark
-            reader = csv.DictReader(file)
-            header, cells = list(reader.fieldnames or []), list(reader)
+            text = file.read()
+        reader = csv.reader(io.StringIO(text), delimiter=_find_separator(text))
+        lines = [[cell.strip() for cell in line] for line in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{sheet} is not a CSV file in UTF-8 ({error}); save it as one.") from error
+    lines = [line for line in lines if any(line)]  # spreadsheets also leave rows of commas
+    header = [name.lower() for name in lines[0]] if lines else []
+    while header and not header[-1]:
+        header.pop()
     if not set(REQUIRED) <= set(header) <= set(COLUMNS) or len(set(header)) < len(header):
         raise UserError(
             f"{sheet} has columns {','.join(header)}; it needs {','.join(REQUIRED)} and may have "
             f"{','.join((*FILES, *PATTERNS))}, each once."
         )
-    return cells
+    empty = dict.fromkeys(COLUMNS, "")
+    return [
+        empty | dict(zip(header, line, strict=False)) | {"": " ".join(line[len(header) :])}
+        for line in lines[1:]
+    ]
 
 
-def _read_row(row: Mapping[str, Any], where: str) -> SheetRow:
-    cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
+def _find_separator(text: str) -> str:
+    """What separates the cells of a sheet: comma, semicolon or tab, whichever its header has."""
+    return max(SEPARATORS, key=text.strip().partition("\n")[0].count)
+
+
+def _read_row(cells: Mapping[str, str], where: str) -> SheetRow:
     name, capture, faults = cells["subject"], cells["capture"], []
-    if None in row:  # where the reader puts what is beyond the last column
-        faults.append(f"{where}: more cells than the sheet has columns; quote or remove a comma.")
+    if cells[""].strip():
+        faults.append(
+            f"{where}: more cells than the sheet has columns ('{cells['']}'); quote what holds a "
+            "separator, or remove it."
+        )
     named = bool(name) and name != "tables" and "/" not in name and not name.startswith(".")
     if not named:
         faults.append(f"{where}: the name must be a plain folder name and not 'tables'.")
     if not capture:
         faults.append(f"{where}: the column 'capture' is empty; give the raw capture's folder.")
-    raw = Path(capture) if capture and capture != GENERATED else None
-    files = [Path(cells[column]) if cells[column] else None for column in FILES]
+    raw = Path(capture).expanduser() if capture and capture != GENERATED else None
+    files = [Path(cells[column]).expanduser() if cells[column] else None for column in FILES]
     for column, path in zip(("capture", *FILES), (raw, *files), strict=True):
-        if path is not None and not path.exists():
-            faults.append(f"{where}: {column} {path} does not exist; correct the sheet.")
-    sequences, cameras = (tuple(cells[column].replace(";", " ").split()) for column in PATTERNS)
+        if path is not None and (fault := _find_fault(path)):
+            faults.append(f"{where}: {column} {path} {fault}")
+    sequences, cameras = (tuple(re.findall(r"[^\s;,]+", cells[column])) for column in PATTERNS)
     model, landmarks, mattes, prior, settings = files
     subject = Subject(name, raw, model, landmarks, mattes, prior, settings, sequences, cameras)
-    return SheetRow(subject if named and capture else None, tuple(faults))
+    return SheetRow(name, subject if named and capture else None, tuple(faults))
+
+
+def _find_fault(path: Path) -> str | None:
+    """What keeps a file or folder from being read, if anything."""
+    try:
+        return None if path.exists() else "does not exist; correct the sheet, or put it there."
+    except OSError as error:  # a folder above it that is closed, a network disk that is gone
+        return f"cannot be reached ({error.strerror}); see to its disk and its permissions."
 
 
 def subject_config(
@@ -181,50 +278,49 @@ def config_name(subject: Subject) -> str:
 
 
 def check_requested(
-    targets: Sequence[str],
-    subjects: Mapping[str, Subject],
-    configs: Mapping[str, Config],
-    sheet: Path,
-) -> None:
-    """Check the subjects that targets like ``results/074/metrics.csv`` name; all if none does.
+    targets: Sequence[str], plans: Mapping[str, Plan], faults: Mapping[str, str], sheet: Path
+) -> list[str]:
+    """Check the subjects that targets like ``results/074/metrics.csv`` name, and return them.
 
     Raises:
-        UserError: a subject is not in the sheet, a variant not in its settings, or its morphable
-            model does not exist.
+        UserError: a subject is faulty or not in the sheet, or a variant not in its settings.
     """
     found = [TARGET.match(target) for target in targets]
     requested = [match.groups() for match in found if match and match[1] != "tables"]
-    named = [name for name, _ in requested]
-    for name in named or subjects:
-        if name not in subjects:
+    for name, variant in requested:
+        if name in faults:
+            raise UserError(faults[name])
+        if name not in plans:
             raise UserError(
-                f"subject '{name}' is not in {sheet}, which lists {', '.join(subjects)}; "
+                f"subject '{name}' is not in {sheet}, which lists {', '.join([*plans, *faults])}; "
                 "add a row for it."
             )
-        for variant in [variant for other, variant in requested if other == name and variant]:
-            if variant not in configs[name].variants:
-                raise UserError(
-                    f"subject '{name}' has no variant '{variant}', but "
-                    f"{', '.join(configs[name].variants)}; add it to the settings' variants."
-                )
-        model = subjects[name].morphable_model or configs[name].morphable_model
-        generated = subjects[name].capture is None and not subjects[name].morphable_model
-        if not generated and not model.exists():
+        known = plans[name].config.variants
+        if variant and variant not in known:
             raise UserError(
-                f"subject '{name}': the morphable model {model} does not exist; get BFM 2017 from "
-                "faces.dmi.unibas.ch (licence form), put it there, or name another file in the "
-                "setting morphable_model or the sheet's column morphable_model."
+                f"subject '{name}' has no variant '{variant}', but {', '.join(known)}; add it to "
+                "the settings' variants."
             )
+    return [name for name, _ in requested]
 
 
-def list_sequences(subject: Subject, config: Config) -> list[str]:
-    """The sequences that the settings choose from a subject's capture folder, sorted."""
-    raw = subject.capture
+def choose_sequences(subject: Subject, config: Config) -> Sequences:
+    """The sequences that the settings choose from a subject's capture folder.
+
+    Raises:
+        UserError: they choose none, or one of their wildcards chooses none.
+    """
+    raw, ingest = subject.capture, config.capture.ingest
     available = GENERATED_SEQUENCES if raw is None else tuple(list_sequence_names(raw))
-    chosen = select(available, config.capture.ingest.sequences, config.capture.ingest.exclude)
+    try:
+        check_patterns("sequences", available, ingest.sequences, ingest.exclude)
+    except UserError as error:
+        raise UserError(f"subject '{subject.name}': {error}") from error
+    chosen = select(available, ingest.sequences, ingest.exclude)
     if not chosen:
         raise UserError(
             f"subject '{subject.name}': capture.ingest.sequences (or the sheet's column sequences) "
             f"and exclude leave none of the sequences {list(available)} in {raw}."
         )
-    return chosen
+    test = tuple(select(chosen, ingest.held_out))
+    return Sequences(tuple(name for name in chosen if name not in test), test)

@@ -7,13 +7,15 @@ import pytest
 import yaml
 
 from eavatar.errors import UserError
+from eavatar.io import Sequences
 from eavatar.preflight.subjects import (
     FILES,
     GENERATED_SEQUENCES,
+    Subject,
     check_requested,
-    list_sequences,
+    choose_sequences,
+    make_plans,
     read_rows,
-    read_subjects,
     subject_config,
     variant_configs,
 )
@@ -26,6 +28,11 @@ def sheet(folder: Path, *rows: str, header: str = ",".join(("subject", "capture"
     path = folder / "subjects.csv"
     path.write_text("\n".join([header, *rows]) + "\n")
     return path
+
+
+def read_subjects(path: Path) -> dict[str, Subject]:
+    """The usable rows by subject."""
+    return {row.name: row.subject for row in read_rows(path) if row.subject}
 
 
 def capture(folder: Path, *sequences: str) -> Path:
@@ -42,10 +49,10 @@ def test_rows_and_their_settings(tmp_path):
     subjects = read_subjects(sheet(tmp_path, *rows))
     config = subject_config(subjects["074"], BASE, {"sdf": {"steps": 9}})
     assert (config.sdf.steps, config.sdf.width) == (9, 16)  # the command line wins
-    assert list_sequences(subjects["074"], config) == ["EMO-1-shout+laugh", "FREE"]
+    assert choose_sequences(subjects["074"], config) == Sequences(("EMO-1-shout+laugh",), ("FREE",))
     demo = subject_config(subjects["demo"], BASE, {})
     assert subjects["demo"].capture is None
-    assert list_sequences(subjects["demo"], demo) == list(GENERATED_SEQUENCES)
+    assert choose_sequences(subjects["demo"], demo).names == GENERATED_SEQUENCES
 
 
 def test_columns_may_be_missing_and_stand_in_any_order(tmp_path):
@@ -59,13 +66,13 @@ def test_wildcards_of_a_row_replace_those_of_the_settings(tmp_path):
     overlay = tmp_path / "few.yaml"
     overlay.write_text("capture: {ingest: {cameras: ['1*'], every: 2}}")
     header = "subject,capture,settings,sequences,cameras"
-    row = f"074,{raw},{overlay},EXP-* FREE;EMO-1*,2222*; 2217*"
+    row = f'074,{raw},{overlay},"EXP-* FREE;EMO-1*","2222*,2217*"'
     subject = read_subjects(sheet(tmp_path, row, header=header))["074"]
     config = subject_config(subject, BASE, {})
     assert config.capture.ingest.cameras == ("2222*", "2217*")
     assert config.capture.ingest.every == 2
     # the settings' exclude still holds: no tongue
-    assert list_sequences(subject, config) == ["EMO-1-shout+laugh", "EXP-1-head", "FREE"]
+    assert choose_sequences(subject, config).names == ("EMO-1-shout+laugh", "EXP-1-head", "FREE")
     command_line = {"capture": {"ingest": {"cameras": ["9*"]}}}
     assert subject_config(subject, BASE, command_line).capture.ingest.cameras == ("9*",)
 
@@ -79,43 +86,118 @@ def test_all_faults_of_all_rows_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("074,/nowhere,,,,,", "capture /nowhere does not exist"),
-        ("074,,,,,,", "the column 'capture' is empty"),
+        ("074,/nowhere,,,,,", "'074': capture /nowhere does not exist"),
+        ("074,,,,,,", "'074': the column 'capture' is empty"),
         ("../x,generated,,,,,", "plain folder name"),
-        ("074,generated,,,,,/no.yaml", "settings /no.yaml does not exist"),
+        ("074,generated,,,,,/no.yaml", "'074': settings /no.yaml does not exist"),
+        ("074,RAW,/no.h5,,,,", "'074': morphable_model /no.h5 does not exist"),
+        ("074,RAW,,,,,", r"'074': the morphable model .* does not exist; get BFM 2017"),
+        ("074,generated,,,,,FAULTY", r"subject '074': .*unknown setting 'sdf\.step'"),
+        ("074,generated,,,,,OTHER", r"subject '074': .*variant 'x': unknown setting 'sdf\.step'"),
+        ("074,EMPTY,,,,,", "subject '074': .* is no capture of a known layout"),
+        ("demo,generated,,,,,", "lists the subject 'demo' twice"),
     ],
 )
-def test_a_faulty_row_is_named(tmp_path, row, sentence):
+def test_a_faulty_subject_is_named_and_keeps_no_other_from_running(tmp_path, row, sentence):
+    (tmp_path / "faulty.yaml").write_text("sdf: {step: 7}")
+    (tmp_path / "other.yaml").write_text("variants: {x: {sdf: {step: 7}}}")
+    (tmp_path / "empty").mkdir()
+    places = {"RAW": capture(tmp_path, "FREE", "EXP-1-head"), "EMPTY": tmp_path / "empty"}
+    places |= {name.upper(): tmp_path / f"{name}.yaml" for name in ("faulty", "other")}
+    for word, place in places.items():
+        row = row.replace(word, str(place))
+    path = sheet(tmp_path, "demo,generated,,,,,", row, "sound,generated,,,,,")
+    plans, faults = make_plans(path, BASE, {})
+    name = row.partition(",")[0]
+    assert set(plans) == {"demo", "sound"} - {name}
+    assert list(faults) == [name] and re.search(sentence, faults[name])
+    check_requested(["--cores", "results/sound/metrics.csv"], plans, faults, path)
+    if "/" not in name:
+        with pytest.raises(UserError, match=sentence):
+            check_requested([f"results/{name}/metrics.csv"], plans, faults, path)
     with pytest.raises(UserError, match=sentence):
-        read_subjects(sheet(tmp_path, row))
+        make_plans(sheet(tmp_path, row, *(["demo,generated,,,,,"] * (name == "demo"))), BASE, {})
+
+
+def test_a_folder_out_of_reach_is_a_fault_of_its_subject(tmp_path):
+    """As on a network disk that is gone."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    long = tmp_path / ("x" * 300)  # longer than any file system takes: not "does not exist"
+    for place in (loop / "074", long / "074"):
+        path = sheet(tmp_path, f"074,{place},,,,,", "demo,generated,,,,,")
+        plans, faults = make_plans(path, BASE, {})
+        assert list(plans) == ["demo"]
+        assert str(place) in faults["074"]
 
 
 def test_faulty_sheets(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        read_subjects(tmp_path / "none.csv")
+        make_plans(tmp_path / "none.csv", BASE, {})
     with pytest.raises(UserError, match="it needs subject,"):
-        read_subjects(sheet(tmp_path, header="subject,video"))
-    with pytest.raises(UserError, match="'a' twice"):
-        read_subjects(sheet(tmp_path, "a,generated,,,,,", "a,generated,,,,,"))
+        make_plans(sheet(tmp_path, header="subject,video"), BASE, {})
+    with pytest.raises(UserError, match="lists no subject"):
+        make_plans(sheet(tmp_path), BASE, {})
+    with pytest.raises(UserError, match=r"'075' is not in .*, which lists demo"):
+        path = sheet(tmp_path, "demo,generated,,,,,")
+        check_requested(["results/075/metrics.csv"], *make_plans(path, BASE, {}), path)
 
 
-def test_requested_subjects_are_checked(tmp_path):
-    raw = capture(tmp_path, "FREE")
-    path = sheet(tmp_path, f"074,{raw},,,,,", "demo,generated,,,,,")
-    subjects = read_subjects(path)
-    configs = {name: subject_config(subject, BASE, {}) for name, subject in subjects.items()}
-    check_requested(["--cores", "results/demo/metrics.csv"], subjects, configs, path)
-    with pytest.raises(UserError, match="'075' is not in"):
-        check_requested(["results/075/metrics.csv"], subjects, configs, path)
-    with pytest.raises(UserError, match=r"morphable model .* does not exist; get BFM 2017"):
-        check_requested([], subjects, configs, path)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_sheet_as_spreadsheets_write_it(tmp_path, separator):
+    """With rows and columns of separators alone, spaces around words, and capitals."""
+    lines = [
+        ["Subject ", " capture", "sequences", "", ""],
+        ["", "", "", "", ""],
+        [" demo", "generated ", "EXP-1* FREE", "", ""],
+        ["", "", "", "", ""],
+    ]
+    path = tmp_path / "subjects.csv"
+    text = "\r\n".join(separator.join(line) for line in lines)
+    path.write_text("\ufeff" + separator * 4 + "\r\n" + text + "\r\n")
+    subject = read_subjects(path)["demo"]
+    assert (subject.name, subject.capture) == ("demo", None)
+    assert subject.sequences == ("EXP-1*", "FREE")
+
+
+def test_wildcards_may_be_separated_by_commas(tmp_path):
+    header = "subject,capture,sequences,cameras"
+    row = 'demo,generated,"EXP-1*, FREE","222200037,222200042"'
+    subject = read_subjects(sheet(tmp_path, row, header=header))["demo"]
+    assert subject.sequences == ("EXP-1*", "FREE")
+    assert subject.cameras == ("222200037", "222200042")
+    rows = read_rows(sheet(tmp_path, "demo,generated,EXP-1*,FREE,EMO-1*", header=header))
+    assert "more cells than the sheet has columns ('EMO-1*')" in rows[0].faults[0]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "sentence"),
+    [
+        ("EXP-* FREEE", "'FREEE' of .* matches nothing: there are .*; was FREE meant"),
+        ("free EXP-*", "'free' of .* matches nothing"),
+        ("FREE EXP-6*", "'EXP-6\\*' of .* matches only EXP-6-tongue-1, which .*exclude"),
+    ],
+)
+def test_a_wildcard_that_chooses_no_sequence_is_a_fault(tmp_path, patterns, sentence):
+    raw = capture(tmp_path, "FREE", "EXP-1-head", "EXP-6-tongue-1")
+    header = "subject,capture,sequences"
+    subject = read_subjects(sheet(tmp_path, f"074,{raw},{patterns}", header=header))["074"]
+    with pytest.raises(UserError, match=sentence):
+        choose_sequences(subject, subject_config(subject, BASE, {}))
+
+
+def test_what_is_excluded_or_held_out_need_not_be_there(tmp_path):
+    raw = capture(tmp_path, "EXP-1-head")
+    subject = read_subjects(sheet(tmp_path, f"074,{raw},,,,,"))["074"]
+    chosen = choose_sequences(subject, subject_config(subject, BASE, {}))
+    assert chosen == Sequences(("EXP-1-head",), ())
 
 
 def test_no_sequence_left(tmp_path):
     raw = capture(tmp_path, "EXP-6-tongue-1")
     subject = read_subjects(sheet(tmp_path, f"074,{raw},,,,,"))["074"]
-    with pytest.raises(UserError, match="leave none of the sequences"):
-        list_sequences(subject, subject_config(subject, BASE, {}))
+    with pytest.raises(UserError, match=r"matches only EXP-6-tongue-1, which .*exclude"):
+        choose_sequences(subject, subject_config(subject, BASE, {}))
 
 
 def test_variants_are_laid_over_the_subjects_settings(tmp_path):
@@ -163,8 +245,8 @@ def test_a_faulty_variant_is_one_sentence(tmp_path, variants, sentence):
 
 def test_a_requested_variant_must_be_one_of_the_subject(tmp_path):
     path = sheet(tmp_path, "demo,generated,,,,,")
-    subjects = read_subjects(path)
-    configs = {"demo": subject_config(subjects["demo"], BASE, {})}
-    check_requested(["results/demo/splat/full/model.yaml"], subjects, configs, path)
+    plans, faults = make_plans(path, BASE, {})
+    assert check_requested(["results/demo/splat/full/model.yaml"], plans, faults, path) == ["demo"]
+    assert check_requested(["all", "--cores", "1"], plans, faults, path) == []
     with pytest.raises(UserError, match="'demo' has no variant 'small', but full"):
-        check_requested(["results/demo/sdf/small/log.csv"], subjects, configs, path)
+        check_requested(["results/demo/sdf/small/log.csv"], plans, faults, path)

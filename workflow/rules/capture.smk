@@ -3,7 +3,8 @@
 in   a raw capture in the NeRSemble v2 layout (the sample sheet's, or generated)
 out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png
      capture/full_cameras.json   of the uncropped images at full size, for `score`
-     capture/<sequence>.csv                     timestep, camera, source_frame, split, sharpness
+     capture/sequences.json   names of those to train on and those held out; all others are unused
+     capture/<sequence>.csv                     timestep, camera, source_frame, sharpness
      capture/<sequence>/<camera>/<timestep>.jpg
      capture/masks/<sequence>.csv               timestep, camera, coverage, left, top, right, bottom,
                                                 failed (1: never drawn in training nor evaluated)
@@ -48,43 +49,64 @@ rule doctor:
         )
 
 
+# Nothing of this rule is compared with its last run: which editions there are decides what is due.
 rule check:
     input:
-        recording=recording,
-        morphable_model=morphable_model,
-        landmarks=provided("landmarks"),
-        mattes=provided("mattes"),
-        mesh=provided("prior"),
+        generated("sequences"),
     output:
-        "results/{subject}/check.txt",
+        update("results/{subject}/check/{edition}.txt"),
     log:
-        "results/{subject}/logs/check.log",
+        "results/{subject}/logs/check/{edition}.log",
     conda:
         "../../envs/capture.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=block("capture.ingest"),
-        matte=block("capture.matte"),
-        landmark=block("face.landmarks"),
-        prior=block("prior.generate"),
-        head_scale=block("face.fit.head_scale"),
-        capture=raw,
-        landmarks=optional("landmarks"),
-        mattes=optional("mattes"),
-        mesh=optional("prior", flag="mesh"),
+        settings=not_compared(block("capture.ingest")),
+        matte=not_compared(block("capture.matte")),
+        landmark=not_compared(block("face.landmarks")),
+        prior=not_compared(block("prior.generate")),
+        head_scale=not_compared(block("face.fit.head_scale")),
+        capture=not_compared(raw),
+        morphable_model=not_compared(morphable_model),
+        landmarks=not_compared(optional("landmarks")),
+        mattes=not_compared(optional("mattes")),
+        mesh=not_compared(optional("prior", flag="mesh")),
+        covered=not_compared(covered),
     shell:
         "python -m eavatar check --settings {params.settings:q}"
         " --matte-settings {params.matte:q} --landmark-settings {params.landmark:q}"
         " --prior-settings {params.prior:q} --head-scale {params.head_scale:q} --capture {params.capture:q}"
-        " --morphable-model {input.morphable_model:q}"
-        " {params.landmarks} {params.mattes} {params.mesh} --output {output:q} 2>&1 | tee {log:q}"
+        " --morphable-model {params.morphable_model:q}"
+        " {params.landmarks} {params.mattes} {params.mesh}"
+        " --covered {params.covered:q} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule choose_sequences:
+    input:
+        check=checked("choose_sequences"),
+    output:
+        "results/{subject}/capture/sequences.json",
+    log:
+        "results/{subject}/logs/choose_sequences.log",
+    conda:
+        "../../envs/capture.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        train=chosen("train"),
+        test=chosen("test"),
+    shell:
+        "python -m eavatar choose-sequences --train {params.train:q} --test {params.test:q}"
+        " --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule calibrate:
     input:
-        check=ancient(rules.check.output),
+        generated("calibration", "sequences"),
+        check=checked("calibrate"),
     output:
         cameras="results/{subject}/capture/cameras.json",
         full_cameras="results/{subject}/capture/full_cameras.json",
@@ -98,8 +120,8 @@ rule calibrate:
         mem_mb=4000,
         runtime=30,
     params:
-        settings=block("capture.ingest"),
-        capture=raw,
+        settings=not_compared(ingest_block),  # checked("calibrate") compares
+        capture=not_compared(raw),
         folder=output_folder("cameras"),
     shell:
         "python -m eavatar calibrate --settings {params.settings:q}"
@@ -108,7 +130,8 @@ rule calibrate:
 
 rule ingest:
     input:
-        check=ancient(rules.check.output),
+        generated("calibration", "sequences"),
+        check=checked("ingest"),
     output:
         index="results/{subject}/capture/{sequence}.csv",
         frames=directory("results/{subject}/capture/{sequence}"),
@@ -123,8 +146,8 @@ rule ingest:
         mem_mb=8000,
         runtime=120,
     params:
-        settings=block("capture.ingest"),
-        capture=raw,
+        settings=ingest_block,
+        capture=not_compared(raw),
         folder=output_folder("index"),
     shell:
         "python -m eavatar ingest --settings {params.settings:q}"
@@ -138,6 +161,7 @@ rule matte:
         frames=rules.ingest.output.frames,
         plates=rules.calibrate.output.plates,
         mattes=provided("mattes"),
+        check=checked("matte"),
     output:
         index="results/{subject}/capture/masks/{sequence}.csv",
         masks=directory("results/{subject}/capture/masks/{sequence}"),
@@ -154,7 +178,7 @@ rule matte:
         gpu=gpus("capture.matte"),
     params:
         settings=block("capture.matte"),
-        ingest=block("capture.ingest"),
+        ingest=ingest_block,
         mattes=optional("mattes"),
         capture=input_folder("index"),
         folder=output_folder("index"),

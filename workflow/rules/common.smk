@@ -3,68 +3,55 @@
 Everything is checked here, when the workflow is parsed, before any job runs.
 """
 
+import glob
 import json
-import os
 import re
 import shlex
 import sys
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
 from eavatar.errors import UserError
-from eavatar.preflight.subjects import (
-    check_requested,
-    list_sequences,
-    read_subjects,
-    subject_config,
-    variant_configs,
-)
+from eavatar.preflight.editions import digest_files, find_editions, list_parts
+from eavatar.preflight.subjects import check_requested, make_plans
 from eavatar.settings import merge, read_yaml
+
+SHEET = Path(config["subjects"])
 
 # In the order of the file: Snakemake puts what the command line adds first, and the order of the
 # variants decides whose stage I is shared.
 SETTINGS = merge(read_yaml(Path(workflow.configfiles[-1])), config)
 
 try:
-    SUBJECTS = read_subjects(Path(config["subjects"]))
-    CONFIGS = {
-        name: subject_config(
-            subject, SETTINGS, workflow.config_settings.overwrite_config
-        )
-        for name, subject in SUBJECTS.items()
-    }
-    VARIANTS = {
-        name: variant_configs(
-            subject, SETTINGS, workflow.config_settings.overwrite_config
-        )
-        for name, subject in SUBJECTS.items()
-    }
+    PLANS, FAULTS = make_plans(
+        SHEET, SETTINGS, workflow.config_settings.overwrite_config
+    )
     if workflow.is_main_process:
-        check_requested(sys.argv[1:], SUBJECTS, CONFIGS, Path(config["subjects"]))
-    SEQUENCES = {
-        name: list_sequences(subject, CONFIGS[name])
-        for name, subject in SUBJECTS.items()
-    }
+        if not check_requested(sys.argv[1:], PLANS, FAULTS, SHEET):
+            for sentence in FAULTS.values():
+                print(f"eavatar: {sentence}", file=sys.stderr)
 except UserError as error:
-    doctor = f"python -m eavatar doctor --subjects {config['subjects']}"
+    doctor = f"python -m eavatar doctor --subjects {SHEET}"
     sys.exit(f"eavatar: {error} All faults at once: {doctor}")
 
 
 wildcard_constraints:
-    subject="|".join(map(re.escape, SUBJECTS)),
+    subject="|".join(map(re.escape, PLANS)),
     sequence="|".join(
-        {re.escape(name) for names in SEQUENCES.values() for name in names}
+        {re.escape(name) for plan in PLANS.values() for name in plan.sequences.names}
     ),
-    variant="|".join({re.escape(name) for names in VARIANTS.values() for name in names}),
+    variant="|".join(
+        {re.escape(name) for plan in PLANS.values() for name in plan.variants}
+    ),
+    edition=r"\d+",
 
 
 def configuration(wildcards):
     """The settings of a job: those of its variant, where its rule has variants."""
-    variant = wildcards.get("variant")
-    configs = VARIANTS[wildcards.subject]
-    return configs[variant] if variant else CONFIGS[wildcards.subject]
+    variant, plan = wildcards.get("variant"), PLANS[wildcards.subject]
+    return plan.variants[variant] if variant else plan.config
 
 
 def block(path):
@@ -87,36 +74,104 @@ def block(path):
 
 
 def run_settings(stage):
-    """A function of wildcards: how a training is carried out, as JSON.
+    """A function of wildcards: how a training is carried out, as JSON; reruns nothing."""
 
-    It asks for the threads, of which Snakemake takes no note in deciding what to run again: so a
-    change of these settings reruns nothing (tests/test_pipeline.py holds it to that).
-    """
-
-    def settings(wildcards, threads):
+    def settings(wildcards):
         return getattr(configuration(wildcards), stage).run.model_dump_json()
 
-    return settings
+    return not_compared(settings)
+
+
+def not_compared(function):
+    """The same function of wildcards, whose value decides nothing about what to run again.
+
+    It asks for the threads, of which Snakemake takes no note in comparing a job with its last run
+    (tests/test_pipeline.py holds it to that).
+    """
+
+    def value(wildcards, threads):
+        return function(wildcards)
+
+    return value
+
+
+def ingest_block(wildcards):
+    """The block capture.ingest of the job's sequence, or of all; as JSON."""
+    own = wildcards.get("sequence")
+    names = [own] if own else PLANS[wildcards.subject].sequences.names
+    chosen = {
+        "sequences": tuple(map(glob.escape, names)),
+        "exclude": (),
+        "held_out": (),
+    }
+    ingest = configuration(wildcards).capture.ingest
+    return ingest.model_copy(update=chosen).model_dump_json()
+
+
+def chosen(split):
+    """A function of wildcards: the names of a split's sequences."""
+
+    def names(wildcards):
+        return list(getattr(PLANS[wildcards.subject].sequences, split))
+
+    return names
+
+
+@lru_cache
+def editions(subject):
+    """The parts of a subject by name: digest, and number of the check that covers it."""
+    plan = PLANS[subject]
+    parts = list_parts(plan.subject, plan.config, plan.sequences)
+    numbers = find_editions(Path(f"results/{subject}/check"), parts.values())
+    return {name: (digest, numbers[digest]) for name, digest in parts.items()}
+
+
+def checked(rule):
+    """A function of wildcards: the check that covers what a rule takes from the user."""
+
+    def edition(wildcards):
+        own = wildcards.get("sequence")
+        _, number = editions(wildcards.subject)[f"{rule} {own}" if own else rule]
+        return ancient(f"results/{wildcards.subject}/check/{number}.txt")
+
+    return edition
+
+
+def covered(wildcards):
+    """The digests of the parts that an edition covers."""
+    edition = int(wildcards.edition)
+    parts = editions(wildcards.subject).values()
+    return [digest for digest, number in parts if number == edition]
 
 
 def raw(wildcards):
     """The raw capture, generated or the user's."""
-    return str(
-        SUBJECTS[wildcards.subject].capture or f"results/{wildcards.subject}/raw"
-    )
+    capture = PLANS[wildcards.subject].subject.capture
+    return str(capture or f"results/{wildcards.subject}/raw")
 
 
-def recording(wildcards):
-    """What must be there before a capture is checked: the generated videos, or the folder."""
-    capture = SUBJECTS[wildcards.subject].capture
-    return str(capture or f"results/{wildcards.subject}/raw/sequences")
+def generated(*outputs):
+    """A function of wildcards: outputs of `demo_capture`, for a subject that is generated."""
+
+    def paths(wildcards):
+        if PLANS[wildcards.subject].subject.capture:
+            return []
+        patterns = [getattr(rules.demo_capture.output, name) for name in outputs]
+        return expand(patterns, subject=wildcards.subject)
+
+    return paths
 
 
 def provided(column):
-    """A function of wildcards: the sheet's file, else the generated one, else no input."""
+    """A function of wildcards: the sheet's file, else the generated one, else no input.
+
+    The user's are compared by what `checked` says, which sees older files and single sequences.
+    """
 
     def place(wildcards):
-        return provided_file(wildcards.subject, column) or []
+        path = provided_file(wildcards.subject, column)
+        given = getattr(PLANS[wildcards.subject].subject, column)
+        return ancient(str(path)) if given else path or []
 
     return place
 
@@ -133,24 +188,27 @@ def optional(column, flag=None):
 
 def provided_file(subject, column):
     """What the sheet's column names, or the part of a generated capture that stands for it."""
-    given = getattr(SUBJECTS[subject], column)
-    generated = {"morphable_model": "morphable_model.h5", "landmarks": "landmarks"}
-    if given is None and SUBJECTS[subject].capture is None and column in generated:
-        return f"results/{subject}/raw/{generated[column]}"
+    row = PLANS[subject].subject
+    given = getattr(row, column)
+    made = {"morphable_model": "morphable_model.h5", "landmarks": "landmarks"}
+    if given is None and row.capture is None and column in made:
+        return f"results/{subject}/raw/{made[column]}"
     return given
 
 
 def morphable_model(wildcards):
     """The subject's morphable model: from the sheet, generated, or the configured one."""
     given = provided_file(wildcards.subject, "morphable_model")
-    return given or CONFIGS[wildcards.subject].morphable_model
+    return given or PLANS[wildcards.subject].config.morphable_model
 
 
 def gpus(path):
     """A function of wildcards: how many GPUs the backend uses that the block at a path chooses."""
 
     def count(wildcards):
-        chosen = reduce(getattr, path.split("."), CONFIGS[wildcards.subject]).chosen
+        chosen = reduce(
+            getattr, path.split("."), PLANS[wildcards.subject].config
+        ).chosen
         return int(chosen.gpu != "unused")
 
     return count
@@ -184,7 +242,9 @@ def every_sequence(pattern):
 
     def paths(wildcards):
         return expand(
-            pattern, subject=wildcards.subject, sequence=SEQUENCES[wildcards.subject]
+            pattern,
+            subject=wildcards.subject,
+            sequence=PLANS[wildcards.subject].sequences.names,
         )
 
     return paths
@@ -195,7 +255,9 @@ def every_variant(pattern):
 
     def paths(wildcards):
         return expand(
-            pattern, subject=wildcards.subject, variant=VARIANTS[wildcards.subject]
+            pattern,
+            subject=wildcards.subject,
+            variant=PLANS[wildcards.subject].variants,
         )
 
     return paths
@@ -203,12 +265,12 @@ def every_variant(pattern):
 
 def variants(wildcards):
     """The names of the subject's variants."""
-    return list(VARIANTS[wildcards.subject])
+    return list(PLANS[wildcards.subject].variants)
 
 
 def avatars(subject):
     """The subject's variants that train an avatar, in the order of the settings."""
-    variants = CONFIGS[subject].variants
+    variants = PLANS[subject].config.variants
     return [name for name, variant in variants.items() if variant.method == "avatar"]
 
 
@@ -230,7 +292,7 @@ def stage_one(wildcards):
     """Stage I that an avatar starts from: of the first that learns with the same settings."""
     learnt = {
         name: settings.sdf.model_dump(exclude={"run"})
-        for name, settings in VARIANTS[wildcards.subject].items()
+        for name, settings in PLANS[wildcards.subject].variants.items()
     }
     wanted = learnt[wildcards.variant]
     same = [name for name in avatars(wildcards.subject) if learnt[name] == wanted]
@@ -243,16 +305,19 @@ def stage_one(wildcards):
 
 def method(wildcards):
     """What draws the images of a variant."""
-    return CONFIGS[wildcards.subject].variants[wildcards.variant].method
+    return PLANS[wildcards.subject].config.variants[wildcards.variant].method
 
 
 def drawn_from(wildcards):
-    """The file whose change makes a variant's images new: the model, or the newest image."""
+    """The model that draws a variant's images; none for images of another code."""
+    images = rendered_images(wildcards)
+    return [] if images else expand(rules.train_splat.output.model, **wildcards)
+
+
+def rendered_files(wildcards):
+    """A digest of a variant's images that another code rendered, by their sizes and times."""
     folder = rendered_images(wildcards)
-    if folder is None:
-        return expand(rules.train_splat.output.model, **wildcards)
-    images = Path(folder).rglob("*.png")
-    return str(max(images, key=os.path.getmtime, default=folder))
+    return folder and digest_files([Path(folder)], Path(folder))
 
 
 def source(wildcards, input):
@@ -262,5 +327,5 @@ def source(wildcards, input):
 
 def rendered_images(wildcards):
     """The folder of a variant's images that another code rendered, or None."""
-    folder = CONFIGS[wildcards.subject].variants[wildcards.variant].images
+    folder = PLANS[wildcards.subject].config.variants[wildcards.variant].images
     return folder and folder.replace("{subject}", wildcards.subject)

@@ -16,6 +16,7 @@ rule detect_landmarks:
         frames=rules.ingest.output.frames,
         cameras=rules.calibrate.output.cameras,
         landmarks=provided("landmarks"),
+        check=checked("detect_landmarks"),
     output:
         "results/{subject}/face/landmarks/{sequence}.npz",
     log:
@@ -31,7 +32,7 @@ rule detect_landmarks:
         gpu=gpus("face.landmarks"),
     params:
         settings=block("face.landmarks"),
-        ingest=block("capture.ingest"),
+        ingest=ingest_block,
         landmarks=optional("landmarks"),
         capture=input_folder("cameras"),
     shell:
@@ -45,6 +46,7 @@ rule fit_face:
         landmarks=every_sequence(rules.detect_landmarks.output[0]),
         cameras=rules.calibrate.output.cameras,
         morphable_model=morphable_model,
+        check=checked("fit_face"),
     output:
         identity="results/{subject}/face/fit/identity.npz",
         neutral="results/{subject}/face/fit/neutral.ply",
@@ -62,12 +64,11 @@ rule fit_face:
     params:
         settings=block("face.fit"),
         capture=input_folder("cameras"),
-        landmarks=input_folder("landmarks"),
         folder=output_folder("identity"),
     shell:
         "python -m eavatar fit-face --settings {params.settings:q}"
         " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
-        " --landmarks {params.landmarks:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+        " --landmarks {input.landmarks:q} --output {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule refine_face:
@@ -78,7 +79,9 @@ rule refine_face:
         masks=every_sequence(rules.matte.output.masks),
         index=every_sequence(rules.ingest.output.index),
         cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
         morphable_model=morphable_model,
+        check=checked("fit_face"),
     output:
         identity="results/{subject}/face/identity.npz",
         neutral="results/{subject}/face/neutral.ply",

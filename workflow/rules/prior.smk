@@ -12,6 +12,7 @@ rule generate_prior:
         identity=rules.refine_face.output.identity,
         neutral=rules.refine_face.output.neutral,
         mesh=provided("prior"),
+        check=checked("generate_prior"),
     output:
         "results/{subject}/prior/raw.ply",
     log:

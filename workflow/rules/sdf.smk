@@ -12,6 +12,7 @@ rule train_sdf:
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
         prior=rules.align_prior.output.mesh,

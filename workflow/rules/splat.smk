@@ -12,6 +12,7 @@ rule train_splat:
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
         sdf=stage_one,

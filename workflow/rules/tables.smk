@@ -12,6 +12,7 @@ rule evaluate:
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
         source=drawn_from,
@@ -35,6 +36,7 @@ rule evaluate:
         face=input_folder("identity"),
         method=method,
         source=source,
+        images=rendered_files,  # so that other images are measured anew
         folder=output_folder("images"),
     shell:
         "python -m eavatar evaluate --settings {params.settings:q}"
@@ -69,6 +71,7 @@ rule report:
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
         tracking=rules.refine_face.output.tracking,
         neutral=rules.refine_face.output.neutral,
         prior=rules.align_prior.output.mesh,

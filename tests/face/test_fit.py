@@ -405,7 +405,9 @@ def test_one_bad_take_is_to_be_left_out(tmp_path: Path) -> None:
     blind = replace(landmarks, confidence=np.zeros_like(landmarks.confidence))
     write_arrays(tmp_path / "landmarks" / "EXP-1.npz", blind)
     with pytest.raises(UserError, match=r"EXP-1.npz has no face.*exclude the sequence") as caught:
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o")
+        fit_face(
+            SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
+        )
     assert "detect" not in str(caught.value)  # which takes hours and would change nothing
 
 
@@ -432,7 +434,9 @@ def test_a_fit_of_no_head_names_its_cause(
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
     change_cameras(tmp_path, change)
     with pytest.raises(UserError, match=told) as caught:
-        fit_face(SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o")
+        fit_face(
+            SETTINGS, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
+        )
     assert "detect the landmarks" not in str(caught.value)
 
 

@@ -177,7 +177,7 @@ def test_every_layout_of_a_capture_has_its_files_listed(tmp_path: Path) -> None:
         for path in (*shared, image):
             write(path)
         subject = Subject("030", root, mattes=root)
-            for path in shared:
+        for path in shared:
             before = parts(subject)
             make_older(path)
             assert "calibrate" in changed(before, parts(subject))

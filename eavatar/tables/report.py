@@ -51,7 +51,7 @@ from eavatar.tables.page import (
 from eavatar.tables.table import METRICS, format_value
 
 STAGES = (
-    ("capture", ("check", "calibrate", "ingest", "matte")),
+    ("capture", ("check", "choose_sequences", "calibrate", "ingest", "matte")),
     ("face", ("detect_landmarks", "fit_face", "refine_face")),
     ("prior", ("generate_prior", "align_prior")),
     ("sdf", ("train_sdf",)),

@@ -9,7 +9,7 @@ from eavatar.capture.gha import read_gha
 from eavatar.capture.layouts import Layout, recognise
 from eavatar.capture.nersemble import FULL_SIZE, read_benchmark, read_v1, read_v2
 from eavatar.capture.recording import Capture, FramesBySequence
-from eavatar.capture.video import CameraFrames
+from eavatar.capture.video import list_cameras
 from eavatar.errors import UserError
 
 READERS = {
@@ -51,11 +51,8 @@ def open_masks(folder: Path) -> ProvidedMasks:
     Raises:
         UserError: the folder holds neither.
     """
-    videos: dict[str, dict[str, CameraFrames]] = {}
-    for path in sorted(folder.glob("*/cam_*.mp4")):
-        videos.setdefault(path.parent.name, {})[path.stem.removeprefix("cam_")] = CameraFrames(
-            (path,)
-        )
+    listed = {path.name: list_cameras([path]) for path in sorted(folder.glob("*/"))}
+    videos = {sequence: cameras for sequence, cameras in listed.items() if cameras}
     if videos:
         return ProvidedMasks(videos, FULL_SIZE, prepared=False)
     nothing = UserError(

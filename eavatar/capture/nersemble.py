@@ -4,7 +4,7 @@ v2 (github.com/tobias-kirschstein/nersemble-data); a capture is one participant'
 
     calibration/camera_params.json        world_2_cam per serial number, one shared intrinsics
     calibration/color_calibration.json    (3, terms) colour matrix per serial number
-    sequences/<sequence>/images/cam_<serial>.mp4
+    sequences/<sequence>/images/cam_<serial>.mp4    or as `eavatar.capture.video` says
     sequences/BACKGROUND/image_<serial>.jpg    plates without the subject (optional)
 
 Benchmark (github.com/tobias-kirschstein/nersemble-benchmark), <download>/nvs/<participant>: as v2
@@ -36,7 +36,7 @@ from eavatar.capture.calibration import finite_matrix, read_camera, read_intrins
 from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
 from eavatar.capture.layouts import BACKGROUND, list_v1_folders
 from eavatar.capture.recording import Capture, FramesBySequence
-from eavatar.capture.video import CameraFrames
+from eavatar.capture.video import is_image, list_cameras
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY, read_json
 
@@ -48,7 +48,7 @@ def read_v2(root: Path) -> Capture:
     """A participant of NeRSemble v2; `UserError` where it is malformed."""
     cameras = _read_cameras(root / "calibration" / "camera_params.json", FULL_SIZE)
     colours = _read_polynomials(root / "calibration" / "color_calibration.json", cameras)
-    plates = _by_serial([root / "sequences" / BACKGROUND], "image_*.jpg")
+    plates = _list_plates([root / "sequences" / BACKGROUND])
     return Capture(root, cameras, colours, _list_frames(root, "images"), plates, {}, {})
 
 
@@ -67,13 +67,13 @@ def read_v1(root: Path) -> Capture:
     """A participant of NeRSemble v1; `UserError` where it is malformed."""
     cameras = _read_cameras(root / "camera_params.json", FULL_SIZE)
     folders = list_v1_folders(root)
-    plates = _by_serial(folders.pop(BACKGROUND, []), "image_*.jpg")
+    plates = _list_plates(folders.pop(BACKGROUND, []))
     if not folders:
         raise UserError(
             f"{root.parent.parent} holds no video of participant {root.name} "
             f"(sequence_<sequence>_part-<n>/{root.name}/<sequence>/cam_<serial>.mp4)."
         )
-    frames = {name: _list_videos(parts) for name, parts in folders.items()}
+    frames = {name: list_cameras(parts) for name, parts in folders.items()}
     colours = _read_affines(root.parent.parent / "color_correction" / root.name, cameras)
     return Capture(root, cameras, colours, frames, plates, {}, {})
 
@@ -85,20 +85,16 @@ def _list_frames(root: Path, kind: str) -> FramesBySequence:
         raise UserError(
             f"{root / 'sequences'} holds no sequence (<sequence>/{kind}/cam_<serial>.mp4)."
         )
-    return {folder.parent.name: _list_videos([folder]) for folder in folders}
+    return {folder.parent.name: list_cameras([folder]) for folder in folders}
 
 
-def _list_videos(folders: Iterable[Path]) -> dict[str, CameraFrames]:
-    return {
-        serial: CameraFrames((path,)) for serial, path in _by_serial(folders, "cam_*.mp4").items()
-    }
-
-
-def _by_serial(folders: Iterable[Path], pattern: str) -> dict[str, Path]:
-    """Files named <word>_<serial>.<suffix> of some folders, by serial number."""
+def _list_plates(folders: Iterable[Path]) -> dict[str, Path]:
+    """The images image_<serial> of some folders, by serial number."""
     files: dict[str, Path] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
-        serial = path.stem.split("_", 1)[1]
+    for path in (path for folder in folders for path in sorted(folder.glob("image_*"))):
+        if not is_image(path):
+            continue
+        serial = path.stem.removeprefix("image_")
         if serial in files:
             raise UserError(f"{path} and {files[serial]} are of the same camera; remove one.")
         files[serial] = path

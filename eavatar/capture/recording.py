@@ -8,9 +8,10 @@ from pathlib import Path
 
 from eavatar.cameras import Camera
 from eavatar.capture.colour import Colour
-from eavatar.capture.video import CameraFrames, Header
+from eavatar.capture.video import VIDEO_SUFFIXES, CameraFrames, Header
 from eavatar.errors import UserError
 
+MAX_LISTED = 3  # files, in a sentence
 SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
 
 FramesBySequence = Mapping[str, Mapping[str, CameraFrames]]
@@ -111,11 +112,35 @@ def _check_presence(capture: Capture, sequence: str, serial: str) -> None:
             "restore it or leave the camera out with capture.ingest.cameras."
         )
     if serial not in recorded:
-        folder = next(iter(recorded.values())).paths[0].parent if recorded else capture.root
+        folder = _find_folder(capture, sequence)
+        others = sorted(path.name for path in folder.iterdir() if path.is_dir() or path.suffix)
+        others = [name for name in others if serial in name] or others
         raise UserError(
             f"the video of camera {serial} is missing from {sequence}: {folder} has no "
-            f"cam_{serial}.mp4; restore it or leave the camera out with capture.ingest.cameras."
+            f"cam_{serial}.mp4{_say_what_lies_there(others)}; restore it or leave the camera out "
+            "with capture.ingest.cameras."
         )
+
+
+def _find_folder(capture: Capture, sequence: str) -> Path:
+    """Where the videos of a sequence lie or should lie; the capture's folder if nobody knows."""
+    for frames in capture.frames[sequence].values():
+        path = frames.paths[0]
+        return path.parent if frames.is_video else path.parent.parent
+    folder = capture.root / "sequences" / sequence / "images"
+    return folder if folder.is_dir() else capture.root
+
+
+def _say_what_lies_there(names: Sequence[str]) -> str:
+    """What a folder holds in place of a recording, and what would be read."""
+    strangers = [name for name in names if not name.startswith(".")]
+    if not strangers:
+        return ""
+    listed = ", ".join(strangers[:MAX_LISTED]) + (", …" if len(strangers) > MAX_LISTED else "")
+    return (
+        f" (it holds {listed}; what is read is cam_<camera> as a video, "
+        f"{', '.join(sorted(VIDEO_SUFFIXES))}, or as a folder of numbered images)"
+    )
 
 
 def _check_synchrony(path: Path, header: Header, first: Header, sequence: str) -> None:

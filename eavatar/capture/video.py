@@ -1,14 +1,19 @@
 """The frames of one camera: a video read with PyAV, or an image file per frame.
 
 Videos are decoded from the first frame to the last, never by seeking; their containers alone give
-sizes and lengths, and reveal a truncated file.
+sizes and lengths, and reveal a truncated file. A camera's frames are called
+
+    cam_<serial>.mp4                  or another of VIDEO_SUFFIXES
+    cam_<serial>/<any word><n>.png    or another of IMAGE_SUFFIXES; n counts up by one
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -18,6 +23,8 @@ from eavatar.arrays import Image
 from eavatar.errors import UserError
 
 JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
+VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm"}  # in either case, as below
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 MAX_PADDING = 64  # bytes at the end of a file in which the marker must be; some writers pad
 
 
@@ -51,7 +58,7 @@ class CameraFrames:
     @property
     def is_video(self) -> bool:
         """Whether the frames are in one video file."""
-        return self.paths[0].suffix == ".mp4"
+        return self.paths[0].suffix.lower() in VIDEO_SUFFIXES
 
     def header(self) -> Header:
         """Size and length; `UserError` if the video is cut off or an image file is missing."""
@@ -87,13 +94,59 @@ class CameraFrames:
             yield index, image
 
 
+def list_cameras(folders: Iterable[Path]) -> dict[str, CameraFrames]:
+    """Serial number to frames of all cameras that recorded into some folders; none is opened.
+
+    Raises:
+        UserError: there are two recordings of one camera, or images of several kinds.
+    """
+    found: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("cam_*"))):
+        serial = path.stem.removeprefix("cam_")
+        if path.suffix.lower() not in VIDEO_SUFFIXES and not _has_images(path):
+            continue
+        if serial in found:
+            raise UserError(f"{path} and {found[serial]} are of the same camera; remove one.")
+        found[serial] = path
+    return {
+        serial: CameraFrames(tuple(_number_images(path)) if path.is_dir() else (path,))
+        for serial, path in found.items()
+    }
+
+
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(map(is_image, folder.iterdir()))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image that is read."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _number_images(folder: Path) -> Iterator[Path]:
+    """The images of a folder from the lowest number to the highest, those that are missing too."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(filter(is_image, folder.iterdir())):
+        word, number = re.fullmatch(r"(.*?)([0-9]*)", path.stem, re.DOTALL).groups()  # type: ignore[union-attr]
+        numbers.setdefault((word, path.suffix if number else ""), []).append(number)
+    (word, suffix), texts = next(iter(numbers.items()))
+    if len(numbers) > 1 or not suffix:
+        raise UserError(
+            f"the images of {folder} are not one recording: name them alike, with a number before "
+            "the suffix that counts the frames, as 00000.png."
+        )
+    digits = min(map(len, texts))
+    for number in range(min(map(int, texts)), max(map(int, texts)) + 1):
+        yield folder / f"{word}{number:0{digits}d}{suffix}"
+
+
 def read_raw_image(path: Path) -> Image:
     """An (H, W, 3) BGR image file; `UserError` if it is missing, cut off or no image."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"the image {path} cannot be read ({error.strerror}).") from error
-    if path.suffix == ".jpg" and JPEG_END not in content[-MAX_PADDING:]:
+    if path.suffix.lower() in (".jpg", ".jpeg") and JPEG_END not in content[-MAX_PADDING:]:
         raise UserError(f"{path} is cut off; copy it again from its source.")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
@@ -105,30 +158,51 @@ def read_video_header(path: Path) -> Header:
     """Size and length of a video whose file is complete; no frame is decoded.
 
     The container's table of packets gives the byte range of every frame, so a truncated file is
-    found without reading it.
+    found without reading it. Where there is no complete table, as in fragments or in Matroska, the
+    packets are read.
 
     Raises:
-        UserError: the file cannot be opened, holds no video, or ends before its last packet.
+        UserError: the file cannot be opened, holds no video, ends before its last packet, or hides
+            some of its frames.
     """
+    held = path.stat().st_size if path.exists() else 0
     try:
         with av.open(str(path)) as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise UserError(f"{path} holds no known video; copy it again from its source.")
-            packets = stream.index_entries
-            gaps = _gaps([entry.timestamp for entry in packets])
-            header = Header(stream.width, stream.height, stream.frames, gaps)
-            end = max((entry.pos + entry.size for entry in packets), default=0)
+            declared, table = stream.frames, stream.index_entries
+            times = [entry.timestamp for entry in table]
+            whole = max((entry.pos + entry.size for entry in table), default=0) <= held
+            hides = any(entry.is_discard for entry in table)
+            if whole and (declared == 0 or len(table) != declared):
+                packets = [packet for packet in container.demux(stream) if packet.size > 0]
+                times = sorted(_time(packet) for packet in packets)
+                whole = not any(packet.is_corrupt for packet in packets)
+                hides |= any(packet.is_discard for packet in packets) or len(packets) < declared
+            header = Header(stream.width, stream.height, len(times), _gaps(times))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete video ({error}); copy it again from its source."
         ) from error
-    if header.frames == 0 or len(packets) != header.frames or end > path.stat().st_size:
+    if not (whole and times):
         raise UserError(
-            f"{path} is truncated: it declares {header.frames} frames that its "
-            f"{path.stat().st_size} bytes do not hold; copy it again from its source."
+            f"{path} is truncated: it declares {max(declared, len(times))} frames that its {held} "
+            "bytes do not hold; copy it again from its source."
+        )
+    if hides:
+        raise UserError(
+            f"{path} was trimmed without encoding: an edit list hides some of its frames; show all "
+            f"('ffmpeg -ignore_editlist 1 -i {path.name} -c copy whole{path.suffix}') or encode "
+            "the trimmed video again."
         )
     return header
+
+
+def _time(packet: av.Packet[Any]) -> int:
+    """When a packet is shown, in units of the stream; of old containers, when it is decoded."""
+    time = packet.dts if packet.pts is None else packet.pts
+    return 0 if time is None else time
 
 
 def _gaps(times: list[int]) -> tuple[int, ...]:
@@ -151,13 +225,13 @@ def decode_video(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
     Raises:
         UserError: a frame cannot be decoded or has another size, or the video ends early.
     """
-    count = 0
+    declared, count = read_video_header(path).frames, 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}
             stream.codec_context.thread_count = 1  # cameras run in parallel; more miss damage
-            size, declared = (stream.width, stream.height), stream.frames
+            size = (stream.width, stream.height)
             for frame in container.decode(stream):
                 if frame.is_corrupt or (frame.width, frame.height) != size:
                     raise _damage(path, count, "the frame is damaged")

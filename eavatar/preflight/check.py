@@ -348,7 +348,7 @@ def decode_ends(clip: CameraFrames) -> None:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            last = max(entry.timestamp for entry in stream.index_entries)
+            last = max((entry.timestamp for entry in stream.index_entries), default=0)
             container.seek(last, stream=stream)
             whole = [not frame.is_corrupt for frame in container.decode(stream)]
     except av.FFmpegError as error:

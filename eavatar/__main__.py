@@ -15,7 +15,7 @@ from textwrap import indent
 from typing import Any
 
 from eavatar import __version__, settings, threads
-from eavatar.errors import UserError
+from eavatar.errors import UserError, explain_refusal
 
 Arguments = argparse.Namespace
 
@@ -434,12 +434,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Before the verb imports what makes threads.
-    threads.set_environment(one_for_blas=parsed.function in ONE_BLAS_THREAD)
     try:
+        # Before the verb imports what makes threads.
+        threads.set_environment(one_for_blas=parsed.function in ONE_BLAS_THREAD)
         parsed.function(parsed)
-    except UserError as error:
-        print(f"eavatar {parsed.verb.replace('_', '-')}: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        sentence = error if isinstance(error, UserError) else explain_refusal(error)
+        if sentence is None:
+            raise
+        print(f"eavatar {parsed.verb.replace('_', '-')}: {sentence}", file=sys.stderr)
         return 2
     return 0
 

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eavatar import landmark_indices
-from eavatar.arrays import Float32, Int64
+from eavatar.arrays import Float32, Image, Int64
 from eavatar.cameras import Camera
-from eavatar.errors import UserError
+from eavatar.errors import UserError, explain_refusal
 from eavatar.transforms import Similarity
 
 # What NumPy raises for a file of arrays that is damaged or something else.
@@ -37,22 +37,61 @@ DAMAGED_ARRAY = (
 )  # fmt: skip
 
 LANDMARKS = landmark_indices.COUNT
+MAX_PREFIX = 200  # letters; names have up to 255, and a temporary one more than its file's
 FORMAT = 1  # of the JSON files below; one that names none has this one
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path with the same suffix, renamed to ``path`` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path with the same suffix, renamed to ``path`` if the block succeeds.
+
+    Raises:
+        UserError: the disk is full, may not be written, or another refusal of the file system.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.stem[:MAX_PREFIX]}."
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
+    except UserError:
+        raise
+    except Exception as error:  # of writers in other languages, each has types of its own
+        refusal = explain_refusal(error, path)
+        if refusal is None:
+            raise
+        raise refusal from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def write_image(path: Path, image: Image, parameters: Sequence[int] = ()) -> Path:
+    """Write an image (H, W[, 3]) BGR in the format of the path's suffix.
+
+    Args:
+        path: the file.
+        image: the pixels.
+        parameters: of OpenCV's encoder.
+
+    Returns:
+        ``path``.
+    """
+    with atomic(path) as temporary:
+        temporary.write_bytes(encode_image(path.suffix, image, parameters))
+    return path
+
+
+def encode_image(suffix: str, image: Image, parameters: Sequence[int] = ()) -> bytes:
+    """The content of an image file. OpenCV's own writer keeps quiet about a full disk."""
+    import cv2
+
+    _, encoded = cv2.imencode(suffix, image, parameters)
+    return encoded.tobytes()
 
 
 def require(path: Path, what: str) -> Path:

@@ -56,7 +56,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "capture/captures": "capture/test_layouts.py",
     "capture/plate": "capture/test_matting.py",
     "capture/recording": "capture/test_corrupt.py",
-    "capture/video": "capture/test_corrupt.py",
     "conventions": "capture/test_rig.py",
     "data/images": "data/test_frames.py",
     "data/loader": "data/test_frames.py",
@@ -72,7 +71,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "demo/rig": "demo/test_demo.py",
     "demo/sculpt": "demo/test_demo.py",
     "device": "splat/test_splat_train.py",  # one line, of both trainings
-    "errors": "test_io.py",  # one class without code
     "face/backends/face_alignment": "face/test_landmarks.py",
     "face/backends/provided": "face/test_landmarks.py",
     "face/photometric": "face/test_refine.py",

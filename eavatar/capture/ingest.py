@@ -27,7 +27,7 @@ from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Header, read_raw_image
 from eavatar.errors import UserError
-from eavatar.io import atomic, write_cameras, write_rows
+from eavatar.io import encode_image, write_cameras, write_image, write_rows
 from eavatar.settings import IngestSettings, check_patterns, select
 from eavatar.threads import make_pool
 
@@ -255,13 +255,6 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], title: str
         return list(tqdm(pool.map(work, items), title, total=len(items), unit="camera"))
 
 
-def write_image(path: Path, image: Image, parameters: Sequence[int] = ()) -> None:
-    """Write an image atomically, in the format of the path's suffix."""
-    _, encoded = cv2.imencode(path.suffix, image, parameters)
-    with atomic(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
-
-
 def _ingest_camera(
     settings: IngestSettings,
     capture: Capture,
@@ -280,9 +273,9 @@ def _ingest_camera(
     rows = []
     for index, image in capture.frames[sequence][serial].decode(every):
         frame = window.apply(image, table)
+        # Straight to its name: the index, written last, makes the whole sequence atomic.
         path = folder / f"{index // every:05d}.jpg"
-        if not cv2.imwrite(str(path), frame, quality):  # the index, written last, makes it atomic
-            raise UserError(f"{path} cannot be written; is the disk full?")
+        path.write_bytes(encode_image(path.suffix, frame, quality))
         sharpness = _sharpness(frame[inside])
         rows.append(FrameRow(index // every, serial, index, sharpness))
     return rows

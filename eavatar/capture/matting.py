@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from eavatar.arrays import Image
 from eavatar.backends import MATTING
-from eavatar.capture.ingest import in_threads, write_image
+from eavatar.capture.ingest import in_threads
 from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
-from eavatar.io import require, write_rows
+from eavatar.io import require, write_image, write_rows
 from eavatar.settings import IngestSettings, MatteSettings
 
 logger = logging.getLogger(__name__)

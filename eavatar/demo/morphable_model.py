@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ def _write_model(
     import h5py
 
     mean = groups["shape"].mean.reshape(-1, 3)
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    content = BytesIO()  # HDF5 itself crashes where the disk is full
+    with h5py.File(content, "w") as file:
         for name, components in groups.items():
             model = file.create_group(f"{name}/model")
             model["mean"] = components.mean.astype(np.float32)
@@ -146,6 +148,8 @@ def _write_model(
         file["landmarks68/vertex_index"] = landmarks.astype(np.int32)
         text = _landmark_metadata(mean[landmarks])
         file.create_dataset("metadata/landmarks/json", data=[text], dtype=h5py.string_dtype())
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def build_model(path: Path, landmarks: Float64, generator: np.random.Generator) -> None:

@@ -49,6 +49,7 @@ from eavatar.io import (
     atomic,
     read_arrays,
     read_cameras,
+    write_image,
     write_rows,
 )
 from eavatar.landmark_indices import OUTER_LIP_CORNERS
@@ -230,29 +231,31 @@ def _write_timestep(source: ExportSource, exported: ExportedTimestep, output: Pa
     images, cameras = exported.place(output, "images"), exported.place(output, "cameras")
     for serial, camera in source.cameras.items():
         _write_frame(source, exported, serial, images)
-        cameras.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            cameras / f"camera_{serial}.npz",
-            extrinsic=camera.world_to_camera[:3],
-            intrinsic=camera.intrinsics,
-        )
+        with atomic(cameras / f"camera_{serial}.npz") as temporary:
+            extrinsic = camera.world_to_camera[:3]
+            np.savez(temporary, extrinsic=extrinsic, intrinsic=camera.intrinsics)
     params = exported.place(output, "params")
-    params.mkdir(parents=True)
     tracking, timestep = source.tracking[exported.sequence], exported.timestep
     pose = tracking.poses[timestep]
-    np.savez(
-        params / "params.npz",
-        id_coeff=source.identity.identity[None],
-        exp_coeff=tracking.expression[timestep, None],
-        scale=source.identity.scale.reshape(1),
-        pose=pose[None],
-    )
+    with atomic(params / "params.npz") as temporary:
+        np.savez(
+            temporary,
+            id_coeff=source.identity.identity[None],
+            exp_coeff=tracking.expression[timestep, None],
+            scale=source.identity.scale.reshape(1),
+            pose=pose[None],
+        )
     landmarks = np.delete(tracking.landmarks[timestep], OUTER_LIP_CORNERS, axis=0)
-    np.save(params / "lmk_3d.npy", landmarks)
+    _write_array(params / "lmk_3d.npy", landmarks)
     if source.model is not None:
         expression = tracking.expression[timestep]
         world = _fitted_vertices(source.model, source.identity, expression, pose)
-        np.save(params / "vertices.npy", world)
+        _write_array(params / "vertices.npy", world)
+
+
+def _write_array(path: Path, array: Float32) -> None:
+    with atomic(path) as temporary:
+        np.save(temporary, array)
 
 
 def _write_frame(
@@ -293,6 +296,5 @@ def _fitted_vertices(
 
 def _write_jpeg(path: Path, image: Image) -> None:
     """Write (S, S, 3) BGR, or (S, S) as three equal channels, which GHA's loader indexes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     colour = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    cv2.imwrite(str(path), colour, JPEG_QUALITY)
+    write_image(path, colour, JPEG_QUALITY)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from eavatar.io import Mesh, atomic
+from eavatar import io
+from eavatar.io import Mesh
 
 Byte = NDArray[np.uint8]
 Array = NDArray[np.floating]
@@ -41,8 +42,7 @@ def compare(truth: Array, render: Array) -> Byte:
 
 def write_image(path: Path, image: Byte) -> None:
     """Write an image in the format of its suffix."""
-    with atomic(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    io.write_image(path, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
 def order_along_arc(centres: Array, rotation: Array, translation: Array) -> list[int]:

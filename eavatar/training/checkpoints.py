@@ -82,8 +82,9 @@ def save(output: Path, run: Run, step: int, rows: Rows, state: dict[str, Any]) -
         "python_random": random.getstate(),
         "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    with atomic(folder / f"{step:08d}.pt") as temporary:
-        torch.save(content, temporary)
+    # Through a file of Python's: torch's own does not say why it failed.
+    with atomic(folder / f"{step:08d}.pt") as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
     for old in resume_points(output)[:-KEPT]:
         old.unlink()
 

@@ -27,7 +27,7 @@ from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.cameras import Camera
 from eavatar.data.video import write_video
 from eavatar.errors import UserError
-from eavatar.io import Tracking, atomic, read_cameras, read_tracking
+from eavatar.io import Tracking, read_cameras, read_tracking, write_image
 from eavatar.results import Results
 from eavatar.settings import select
 from eavatar.training.graphs import GrowingGraph, PairCapacity
@@ -187,7 +187,8 @@ def render(folder: Path, sequence: str, options: RenderOptions) -> Path:
         write_video(output, images, options.rate, "yuv420p", QUALITY)
     else:
         for frame in progress:
-            _write_image(output / frame.camera / f"{frame.timestep:05d}.png", frame.image)
+            path = output / frame.camera / f"{frame.timestep:05d}.png"
+            write_image(path, cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
     print(describe(times, avatar))
     print(output)
     return output
@@ -274,11 +275,6 @@ def _even(image: Image) -> Image:
     """Without the last row or column where their number is odd: videos have half the colours."""
     height, width = image.shape[:2]
     return image[: height // 2 * 2, : width // 2 * 2]
-
-
-def _write_image(path: Path, image: Image) -> None:
-    with atomic(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
 def _check_output(output: Path, rate: float, cameras: int) -> None:

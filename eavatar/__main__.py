@@ -40,7 +40,8 @@ def check(a: Arguments) -> None:
         settings.parse_head_scale(a.head_scale),
     )
     inputs = Inputs(a.capture, a.landmarks, a.mattes, a.mesh)
-    run(blocks, inputs, a.morphable_model, a.covered, a.output)
+    backbones = settings.parse_backbones(a.backbones)
+    run(blocks, inputs, a.morphable_model, backbones, a.covered, a.output)
 
 
 def choose_sequences(a: Arguments) -> None:
@@ -282,6 +283,7 @@ RULES: dict[Verb, list[Flag]] = {
         block("--landmark-settings", "face.landmarks"),
         block("--prior-settings", "prior.generate"),
         ("--head-scale", str, "the setting face.fit.head_scale", True),
+        ("--backbones", str, "of LPIPS, as JSON: which are used, true if one must be there", True),
         RAW,
         MODEL,
         LANDMARKS,

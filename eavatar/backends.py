@@ -32,6 +32,8 @@ class WeightFile:
         licence: of the weights.
         digest: published, the algorithm and the first digits or all, as in ``sha256:619a3168``.
         note: what else helps a user whose file is missing or another one.
+        open: reads the file by itself, without its backend's packages where that can be; any error
+            is the file's fault. None if only the backend's `load` can tell.
     """
 
     path: Path
@@ -39,10 +41,15 @@ class WeightFile:
     licence: str
     digest: str | None = None
     note: str = ""
+    open: Callable[[Path], object] | None = None
 
 
 def _no_weights(settings: Any) -> tuple[WeightFile, ...]:
     return ()
+
+
+def _nothing(settings: Any) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,8 @@ class Backend:
         instead: what to do without it: the end of a sentence like "…, or set x to y".
         settings: class of its own settings, the sub-block of its name; None if it has none.
         weights: the files it reads, given its own settings. May raise `UserError`.
+        load: opens all of them as `run` does, given its own settings; `UserError` if that fails.
+            The checks before a run call it where the files exist.
         packages: modules it imports that not every run needs.
         install: how to get them, an imperative.
         gpu: whether it cannot do without a GPU, uses one where there is one, or never does.
@@ -66,6 +75,7 @@ class Backend:
     instead: str
     settings: type[BaseModel] | None = None
     weights: Callable[[Any], tuple[WeightFile, ...]] = _no_weights
+    load: Callable[[Any], object] = _nothing
     packages: tuple[str, ...] = ()
     install: str = "run `make install`, or let snakemake --use-conda bring it"
     gpu: Literal["needed", "used", "unused"] = "unused"

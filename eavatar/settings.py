@@ -31,6 +31,7 @@ from pydantic_core import ErrorDetails
 
 from eavatar.backends import LANDMARKS, MATTING, PRIORS, RENDERERS, UPSAMPLERS, Backend, Registry
 from eavatar.errors import UserError
+from eavatar.weights import Net
 
 MOVED = {  # earlier names
     "capture.matte.background_matting_weights": "capture.matte.background_matting_v2.weights",
@@ -167,6 +168,12 @@ class HeadSize(Settings):
     head_scale: HeadScale = Field(
         description="smallest and largest head, metres of a canonical unit; also of `check`"
     )
+
+
+class Backbones(Settings):
+    """What `check` is told of LPIPS: see `required_backbones`."""
+
+    nets: dict[Net, bool]
 
 
 class FitSettings(HeadSize):
@@ -386,7 +393,7 @@ class SplatSettings(Settings):
 class EvaluateSettings(Settings):
     """`evaluate`: per-image metrics."""
 
-    lpips_net: Literal["alex", "vgg"] = Field(description="backbone of the LPIPS metric")
+    lpips_net: Net = Field(description="backbone of the LPIPS metric")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
     pictures: int = Field(ge=1, description="comparison images kept for the report")
 
@@ -526,6 +533,22 @@ def variant_contents(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         name: merge(content, {key: variant[key] for key in VARIED if key in variant})
         for name, variant in content["variants"].items()
     }
+
+
+def required_backbones(
+    splats: Iterable[SplatSettings], tables: Iterable[EvaluateSettings]
+) -> dict[Net, bool]:
+    """The backbones of LPIPS that trainings and metrics use: whether one of them insists on it."""
+    uses: list[tuple[Net, bool]] = [
+        ("vgg", block.lpips_required) for block in splats if block.weights.lpips > 0
+    ]
+    uses += [(block.lpips_net, block.lpips_required) for block in tables]
+    return {net: (net, True) in uses for net, _ in sorted(uses)}
+
+
+def parse_backbones(text: str) -> dict[Net, bool]:
+    """What `required_backbones` found, from the command line, as JSON."""
+    return validate(Backbones, parse_settings(f'{{"nets": {text}}}'), "--backbones").nets
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

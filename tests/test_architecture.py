@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "conventions",
         "meshes",
     }
-    | {"io", "backends", "settings", "results"},
+    | {"io", "backends", "weights", "settings", "results"},
     "data and drawing": {"data", "rendering"},
     "training and model": {"training", "avatar"},
     STAGES: {"capture", "face", "prior", "sdf", "splat", "tables"},

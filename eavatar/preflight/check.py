@@ -33,6 +33,7 @@ from eavatar.io import atomic, read_mesh
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
 from eavatar.preflight.editions import describe_covered
 from eavatar.preflight.findings import Examination
+from eavatar.preflight.weights import examine_backbones, examine_backends
 from eavatar.settings import (
     BackendSettings,
     GenerateSettings,
@@ -42,6 +43,7 @@ from eavatar.settings import (
     check_patterns,
     select,
 )
+from eavatar.weights import Net
 
 MAX_LISTED = 4  # names in a sentence, before "and n more"
 MODEL_SOURCE = (
@@ -112,15 +114,17 @@ def check(
     settings: InputSettings,
     inputs: Inputs,
     morphable_model: Path,
+    backbones: Mapping[Net, bool],
     covered: Sequence[str],
     output: Path,
 ) -> Path:
-    """Open all inputs that the chosen backends need and write what was found.
+    """Open all inputs and weights that the chosen backends need and write what was found.
 
     Args:
         settings: the blocks that say what is needed.
         inputs: what there is.
         morphable_model: the subject's.
+        backbones: of LPIPS, that are used, and whether the absence of each stops a run.
         covered: digests of the parts that the check stands for, see `eavatar.preflight.editions`.
         output: text file, a line for each item.
 
@@ -137,6 +141,8 @@ def check(
             found.add(name, "missing", f"the {name} {path} does not exist; correct its path.")
     examine_inputs(found, settings, inputs)
     examine_model(found, morphable_model)
+    examine_backends(found, [(choice.chosen, choice.own) for choice in settings.choices])
+    examine_backbones(found, backbones)
     if found.faults:
         sentences = " ".join(finding.text for finding in found.faults)
         count = len(found.faults)

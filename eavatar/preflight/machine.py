@@ -1,24 +1,22 @@
 """What a run needs of the machine: packages, weights, GPU, memory, disk.
 
-Nothing is downloaded. Weights whose checksum is published are read whole, which takes some seconds.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import sysconf
 from pathlib import Path
-from typing import Any
 
-from eavatar.backends import RENDERERS, UPSAMPLERS, Backend, WeightFile
+from eavatar.backends import RENDERERS, UPSAMPLERS, Backend
 from eavatar.errors import UserError
 from eavatar.preflight.check import Inventory
-from eavatar.preflight.findings import Examination, Status
+from eavatar.preflight.findings import Examination
+from eavatar.preflight.weights import Choice, examine_backbones, examine_backends
 from eavatar.settings import (
     EvaluateSettings,
     FitSettings,
@@ -28,6 +26,7 @@ from eavatar.settings import (
     MatteSettings,
     SdfSettings,
     SplatSettings,
+    required_backbones,
 )
 
 GIB = 2**30
@@ -48,13 +47,8 @@ MAX_CPU_DAYS = 1.0
 JPEG_BYTES, MASK_BYTES = 0.25, 0.08
 MODEL_BYTES = 2 * GIB  # models, resume points, images and report of a subject
 
-TORCHVISION_LICENCE = "BSD-3-Clause"
 # What every run imports; backends add theirs.
 PACKAGES = ("av", "cv2", "h5py", "trimesh", "torch", "numba", "safetensors", "skimage")
-SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torch.hub's rule for names of weight files
-
-
-Choice = tuple[Backend, Any]
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,9 @@ def examine_machine(found: Examination, blocks: Sequence[Blocks], kept: int) -> 
     choices = list(dict.fromkeys(choice for block in blocks for choice in block.choices()))
     splats = [block.splat for block in blocks if block.splat]
     _examine_packages(found, [backend for backend, _ in choices], splats)
-    for backend, own in choices:
-        _examine_backend(found, backend, own)
-    _examine_perceptual(found, splats, [block.evaluate for block in blocks if block.evaluate])
+    examine_backends(found, choices)
+    tables = [block.evaluate for block in blocks if block.evaluate]
+    examine_backbones(found, required_backbones(splats, tables))
     _examine_gpu(found, [backend for backend, _ in choices], splats)
     _examine_memory(found, kept)
 
@@ -138,72 +132,6 @@ def _open3d_fault() -> str | None:
     except UserError as error:
         return str(error).rstrip(".")
     return None
-
-
-# --- weights ------------------------------------------------------------------------------------
-
-
-def _examine_backend(found: Examination, backend: Backend, own: Any) -> None:
-    """The weights that a backend reads with its own settings."""
-    for weights in found.attempt(f"weights {backend.name}", None, backend.weights, own) or ():
-        _examine_weights(found, weights, backend.instead, "missing", "warning")
-
-
-def _examine_perceptual(
-    found: Examination, splats: Iterable[SplatSettings], tables: Iterable[EvaluateSettings]
-) -> None:
-    """The backbones of LPIPS; only where it is required their absence stops a run."""
-    if _import_fault("torch"):
-        return  # a finding already
-    from eavatar.training.perceptual import BACKBONES, SITE, Net, weights_path
-
-    required: set[tuple[Net, bool]] = {
-        ("vgg", block.lpips_required) for block in splats if block.weights.lpips > 0
-    }
-    required |= {(block.lpips_net, block.lpips_required) for block in tables}
-    for net in sorted({net for net, _ in required}):
-        gone: Status = "missing" if (net, True) in required else "warning"
-        source = f"{SITE}/{BACKBONES[net]}"
-        weights = WeightFile(weights_path(net), source, TORCHVISION_LICENCE)
-        instead = "set lpips_required to false to do without"
-        _examine_weights(found, weights, instead, gone, "wrong")
-
-
-def _examine_weights(
-    found: Examination, weights: WeightFile, instead: str, gone: Status, differs: Status
-) -> None:
-    """A weight file: that it exists and, where a digest is published, is the published one.
-
-    Args:
-        found: receives the finding.
-        weights: the file; where it names no digest, the first digits of its SHA-256 may stand in
-            its name.
-        instead: what to do instead of having the file.
-        gone: the status if it does not exist.
-        differs: the status if it is another file; a warning where a user may have reason for that.
-    """
-    path, item = weights.path, f"weights {weights.path.name}"
-    get = f"download {weights.source} ({weights.licence})"
-    note = f" ({weights.note})" if weights.note else ""
-    if not path.is_file():
-        text = f"{path} does not exist; {get} and put it there{note}, or {instead}."
-        found.add(item, gone, text)
-        return
-    named = SHA256_IN_NAME.search(path.name)
-    digest = weights.digest or (f"sha256:{named[1]}" if named else None)
-    if digest and not _digest(path, digest.partition(":")[0]).startswith(digest):
-        text = f"{path} is damaged or another file than the published one, whose digest is "
-        found.add(item, differs, f"{text}{digest}; {get} again{note}, or {instead}.")
-        return
-    checked = f"{digest} as published" if digest else "no checksum is published"
-    size = path.stat().st_size / 2**20
-    found.add(item, "ok", f"{path}, {size:.1f} MiB, {checked}; {weights.licence}")
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    """The digest of a file, as in ``sha256:619a3168…``."""
-    with path.open("rb") as file:
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 # --- GPU, memory, disk --------------------------------------------------------------------------

@@ -8,21 +8,16 @@ ever taken with random weights.
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eavatar.errors import UserError
+from eavatar.weights import Net, backbone
 
 logger = logging.getLogger(__name__)
-
-Net = Literal["alex", "vgg"]
-SITE = "https://download.pytorch.org/models"
-BACKBONES: dict[Net, str] = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 
 
 class Perceptual(nn.Module):
@@ -70,10 +65,11 @@ class Perceptual(nn.Module):
                 # lpips still passes torchvision's old `pretrained`, which warns.
                 warnings.simplefilter("ignore", UserWarning)
                 model = lpips.LPIPS(net=net, verbose=False)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch's errors have no class in common
+            weights = backbone(net)
             raise UserError(
-                f"{weights_path(net)} does not hold the published weights; download it again "
-                f"from {SITE}/{BACKBONES[net]}."
+                f"{weights.path} does not hold the published weights; download it again from "
+                f"{weights.source}."
             ) from error
         return cls(model).to(device)
 
@@ -105,11 +101,6 @@ def _unit(features: Tensor) -> Tensor:
     return features / (length + 1e-10)
 
 
-def weights_path(net: Net) -> Path:
-    """Where the backbone's weights belong: ``$TORCH_HOME/hub/checkpoints``."""
-    return Path(torch.hub.get_dir(), "checkpoints", BACKBONES[net])
-
-
 def load_perceptual(net: Net, device: torch.device, required: bool) -> Perceptual | None:
     """LPIPS, or None and one message in the log where it cannot be had and is not required.
 
@@ -127,9 +118,9 @@ def load_perceptual(net: Net, device: torch.device, required: bool) -> Perceptua
 
 def _fault(net: Net) -> str | None:
     """Why LPIPS cannot be had and what to do about it, or None."""
-    path = weights_path(net)
-    if not path.is_file():
-        return f"{path} does not exist; download {SITE}/{BACKBONES[net]} to that place"
+    weights = backbone(net)
+    if not weights.path.is_file():
+        return f"{weights.path} does not exist; download {weights.source} to that place"
     try:
         import lpips  # noqa: F401
     except (ImportError, RuntimeError) as error:  # torchvision of another torch: RuntimeError

@@ -24,12 +24,12 @@ from eavatar.face.backends.face_alignment import (
     load_network,
     locate_landmarks,
     read_heat_maps,
-    weights_folder,
 )
 from eavatar.face.landmarks import detect_landmarks, read_frame
 from eavatar.face.views import usable_boxes
 from eavatar.io import Landmarks, read_arrays, read_cameras, write_cameras
 from eavatar.settings import IngestSettings, LandmarkSettings
+from eavatar.weights import checkpoints_folder
 
 SERIALS = ("222200037", "222200042", "222200049")
 PROVIDED = LandmarkSettings(backend="provided")
@@ -220,11 +220,11 @@ def test_required_weights_lie_where_the_package_looks(
 
     import torch
 
-    assert weights_folder() == Path(torch.hub.get_dir()) / "checkpoints"
+    assert checkpoints_folder() == Path(torch.hub.get_dir()) / "checkpoints"
     monkeypatch.delenv("TORCH_HOME")
-    assert weights_folder() == Path(torch.hub.get_dir()) / "checkpoints"
+    assert checkpoints_folder() == Path(torch.hub.get_dir()) / "checkpoints"
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert weights_folder() == Path(torch.hub.get_dir()) / "checkpoints"
+    assert checkpoints_folder() == Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def test_no_torch_is_imported_to_list_weights() -> None:

@@ -63,6 +63,7 @@ def check(root: Path, mattes: Path | None = None, **changes: object) -> int:
     }
     words = [f"--{name}={block.model_dump_json()}" for name, block in blocks.items()]
     words.append(f"--head-scale={list(config.face.fit.head_scale)}")
+    words.append("--backbones={}")
     return main(["check", *words, *(f"--{name}={path}" for name, path in places.items())])
 
 

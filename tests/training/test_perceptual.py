@@ -10,7 +10,8 @@ import torch
 import torchvision
 
 from eavatar.errors import UserError
-from eavatar.training.perceptual import Perceptual, load_perceptual, weights_path
+from eavatar.training.perceptual import Perceptual, load_perceptual
+from eavatar.weights import backbone
 
 CPU = torch.device("cpu")
 
@@ -62,7 +63,7 @@ def by_hand(state, first, second) -> torch.Tensor:
 
 
 def test_distance_is_that_of_the_paper(cache):
-    state = write_alexnet(weights_path("alex"))
+    state = write_alexnet(backbone("alex").path)
     perceptual = load_perceptual("alex", CPU, required=True)
     assert perceptual is not None
     torch.manual_seed(1)
@@ -75,7 +76,7 @@ def test_distance_is_that_of_the_paper(cache):
 
 
 def test_gradient_reaches_the_image_and_not_the_weights(cache):
-    write_alexnet(weights_path("alex"))
+    write_alexnet(backbone("alex").path)
     perceptual = Perceptual.load("alex", CPU)
     image = torch.rand(1, 64, 64, 3, requires_grad=True)
     perceptual(image, torch.rand(1, 64, 64, 3)).sum().backward()
@@ -145,15 +146,15 @@ def test_missing_weights_are_told_once(cache, caplog, net):
         assert load_perceptual(net, CPU, required=False) is None
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
-    assert str(weights_path(net)) in message and "https://download.pytorch.org" in message
+    assert str(backbone(net).path) in message and "https://download.pytorch.org" in message
     with pytest.raises(UserError, match="lpips_required"):
         load_perceptual(net, CPU, required=True)
-    assert not weights_path(net).exists()  # nothing was downloaded
+    assert not backbone(net).path.exists()  # nothing was downloaded
 
 
 @pytest.mark.parametrize("content", ["cut short", "other tensors"])
 def test_damaged_weights_are_an_error(cache, content):
-    path = weights_path("alex")
+    path = backbone("alex").path
     write_alexnet(path)
     if content == "cut short":
         path.write_bytes(path.read_bytes()[:5000])

@@ -60,7 +60,7 @@ rule check:
     conda:
         "../../envs/capture.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=30,
     params:
         settings=not_compared(block("capture.ingest")),
@@ -68,6 +68,7 @@ rule check:
         landmark=not_compared(block("face.landmarks")),
         prior=not_compared(block("prior.generate")),
         head_scale=not_compared(block("face.fit.head_scale")),
+        backbones=not_compared(backbones),
         capture=not_compared(raw),
         morphable_model=not_compared(morphable_model),
         landmarks=not_compared(optional("landmarks")),
@@ -77,7 +78,8 @@ rule check:
     shell:
         "python -m eavatar check --settings {params.settings:q}"
         " --matte-settings {params.matte:q} --landmark-settings {params.landmark:q}"
-        " --prior-settings {params.prior:q} --head-scale {params.head_scale:q} --capture {params.capture:q}"
+        " --prior-settings {params.prior:q} --head-scale {params.head_scale:q}"
+        " --backbones {params.backbones:q} --capture {params.capture:q}"
         " --morphable-model {params.morphable_model:q}"
         " {params.landmarks} {params.mattes} {params.mesh}"
         " --covered {params.covered:q} --output {output:q} 2>&1 | tee {log:q}"

@@ -16,7 +16,7 @@ sys.path.insert(0, workflow.basedir)
 from eavatar.errors import UserError
 from eavatar.preflight.editions import digest_files, find_editions, list_parts
 from eavatar.preflight.subjects import check_requested, make_plans
-from eavatar.settings import merge, read_yaml
+from eavatar.settings import merge, read_yaml, required_backbones
 
 SHEET = Path(config["subjects"])
 
@@ -286,6 +286,14 @@ def of_reported(pattern):
         return expand(pattern, subject=wildcards.subject, variant=reported(wildcards))
 
     return path
+
+
+def backbones(wildcards):
+    """The backbones of LPIPS that a subject's variants use, as JSON."""
+    variants = PLANS[wildcards.subject].variants
+    trained = [variants[name].splat for name in avatars(wildcards.subject)]
+    measured = [variant.tables.evaluate for variant in variants.values()]
+    return json.dumps(required_backbones(trained, measured))
 
 
 def stage_one(wildcards):

@@ -13,6 +13,7 @@ from eavatar.settings import Settings
 
 if TYPE_CHECKING:
     from eavatar.arrays import Image
+    from eavatar.capture.background_matting import BackgroundMatting
     from eavatar.capture.matting import Shot
 
 RELEASE = "https://github.com/PeterL1n/BackgroundMattingV2/releases"
@@ -50,12 +51,20 @@ def weights(settings: BackgroundMattingSettings) -> tuple[WeightFile, ...]:
     )
 
 
+def load(settings: BackgroundMattingSettings) -> BackgroundMatting:
+    """The network, set up for the smallest frames that it takes."""
+    from eavatar.capture.background_matting import DIVISOR, load_background_matting
+
+    return load_background_matting(settings.weights, DIVISOR)
+
+
 BACKEND = MattingBackend(
     name="background_matting_v2",
     run=matte_by_background_matting,
     instead="set capture.matte.backend to plate",
     settings=BackgroundMattingSettings,
     weights=weights,
+    load=load,
     gpu="used",
     needs_plates=True,
 )

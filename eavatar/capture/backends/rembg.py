@@ -160,11 +160,17 @@ def weights(settings: RembgSettings) -> tuple[WeightFile, ...]:
     )
 
 
+def load(settings: RembgSettings) -> Any:
+    """The session of the model; see `open_session`."""
+    return open_session(settings.model)
+
+
 BACKEND = MattingBackend(
     name="rembg",
     run=matte_by_rembg,
     instead=INSTEAD,
     settings=RembgSettings,
     weights=weights,
+    load=load,
     packages=("onnxruntime", "rembg"),
 )

@@ -11,11 +11,8 @@ its own untrained network, detection on the published BlazeFace weights, all of 
 
 from __future__ import annotations
 
-import os
-import pickle
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,6 +23,7 @@ from eavatar.backends import LandmarkBackend, WeightFile
 from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.settings import Settings
+from eavatar.weights import checkpoints_folder, open_tensors
 
 if TYPE_CHECKING:
     from face_alignment import FaceAlignment
@@ -97,13 +95,6 @@ DETECTORS = {
 }
 
 
-def weights_folder() -> Path:
-    """Where the package looks for weights: torch's hub folder, found without importing torch."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))
-    return Path(home).expanduser() / "hub" / "checkpoints"
-
-
 def detect_by_face_alignment(job: LandmarkJob) -> tuple[Float32, Float32]:
     """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views."""
     from eavatar.face.landmarks import FaceNetwork, detect_in_views
@@ -121,7 +112,15 @@ def weights(settings: FaceAlignmentSettings) -> tuple[WeightFile, ...]:
 
 def _weights_of(detector: str) -> tuple[WeightFile, ...]:
     published = (LANDMARK_WEIGHT, *DETECTORS[detector].weights)
-    return tuple(WeightFile(weights_folder() / one.name, one.url, LICENCE) for one in published)
+    return tuple(
+        WeightFile(checkpoints_folder() / one.name, one.url, LICENCE, open=open_tensors)
+        for one in published
+    )
+
+
+def load(settings: FaceAlignmentSettings) -> FaceAlignment:
+    """The networks; see `load_network`."""
+    return load_network(settings.detector)
 
 
 def load_network(detector: str) -> FaceAlignment:
@@ -135,7 +134,7 @@ def load_network(detector: str) -> FaceAlignment:
     if missing:
         listed = ", ".join(f"{file.path.name} ({file.source})" for file in missing)
         raise UserError(
-            f"face-alignment's weights are missing: put {listed} into {weights_folder()}, or "
+            f"face-alignment's weights are missing: put {listed} into {checkpoints_folder()}, or "
             f"{INSTEAD}."
         )
     from face_alignment import FaceAlignment, LandmarksType
@@ -155,11 +154,11 @@ def load_network(detector: str) -> FaceAlignment:
             },
             compile=False,
         )
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's errors have no class in common
         reason = str(error).partition("\n")[0] or type(error).__name__
         names = ", ".join(file.path.name for file in files)
         raise UserError(
-            f"one of face-alignment's weight files {names} in {weights_folder()} cannot be "
+            f"one of face-alignment's weight files {names} in {checkpoints_folder()} cannot be "
             f"loaded ({reason}); fetch it again."
         ) from error
 
@@ -243,6 +242,7 @@ BACKEND = LandmarkBackend(
     instead=INSTEAD,
     settings=FaceAlignmentSettings,
     weights=weights,
+    load=load,
     packages=("face_alignment",),
     gpu="used",
 )

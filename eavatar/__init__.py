@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from eavatar.threads import provide_kernel_folder
+
 if TYPE_CHECKING:
     from eavatar.avatar.files import load_avatar
     from eavatar.avatar.model import Avatar
@@ -45,6 +47,8 @@ _MODULES = {
     "read_cameras": "eavatar.io",
     "read_tracking": "eavatar.io",
 }
+
+provide_kernel_folder()  # before a module compiles
 
 
 def __getattr__(name: str) -> Any:

@@ -35,8 +35,6 @@ SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 def set_environment(one_for_blas: bool = False) -> None:
     """Tell all libraries by environment variables; for a process that has not yet loaded them.
 
-    Also gives numba a temporary folder for compiled kernels where it would find none.
-
     Args:
         one_for_blas: give OpenBLAS one thread: more only wait for one another where matrices are
             small, or multiplied side by side.
@@ -46,8 +44,19 @@ def set_environment(one_for_blas: bool = False) -> None:
     os.environ.update({BLAS: "1" if one_for_blas else count, OPENCV: "1"})
     for name, value in SLEEP.items():
         os.environ.setdefault(name, value)
-    if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_is_writable, _kernel_folders())):
-        os.environ["NUMBA_CACHE_DIR"] = str(_temporary_folder())
+
+
+def provide_kernel_folder() -> None:
+    """Give numba a temporary folder for compiled kernels where it would find none."""
+    if os.environ.get("NUMBA_CACHE_DIR") or any(map(_is_writable, _kernel_folders())):
+        return
+    try:
+        folder = str(_temporary_folder())
+    except OSError:  # nothing can be written anywhere; numba says so when it compiles
+        return
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    if "numba" in sys.modules:  # it read the environment when it was imported
+        sys.modules["numba"].config.CACHE_DIR = folder
 
 
 def count_threads() -> int:
@@ -122,8 +131,10 @@ def _read_quota(group: Path) -> Iterator[float]:
 def _kernel_folders() -> Iterator[Path]:
     """Where numba looks for a folder for compiled kernels."""
     yield Path(__file__).parent / "__pycache__"
-    cache = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '')}/.cache"
-    yield Path(cache, "numba")
+    given = os.environ.get("XDG_CACHE_HOME")
+    cache = Path(given or os.path.expanduser("~/.cache"))  # noqa: PTH111 (Path's may raise)
+    if cache.is_absolute():  # else there is no home
+        yield cache / "numba"
 
 
 def _is_writable(folder: Path) -> bool:

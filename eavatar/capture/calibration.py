@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,17 @@ def _other_size(intrinsics: Float64, width: int, height: int) -> str:
         if np.abs(intrinsics[:2, 2] / other - 0.5).max() < MAX_FIT:
             return f", as in intrinsics of an image of {other[0]:.0f}×{other[1]:.0f}"
     return ""
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], path: Path) -> None:
+    """Raise `UserError` if a calibration holds what is not read: it may change what cameras see."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(
+            f"{path} holds {', '.join(map(repr, unknown))}, which is not read; lens distortion by "
+            "OpenCV's coefficients must be named 'distortion': rename it, or remove it if it "
+            "changes nothing."
+        )
 
 
 def read_camera(intrinsics: Float64, rows: Any, width: int, height: int, where: str) -> Camera:

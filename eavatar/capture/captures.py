@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from eavatar.capture.nersemble import FULL_SIZE, read_benchmark, read_v1, read_v
 from eavatar.capture.recording import Capture, FramesBySequence
 from eavatar.capture.video import list_cameras
 from eavatar.errors import UserError
+from eavatar.lenses import Lens
 
 READERS = {
     Layout.NERSEMBLE_V1: read_v1,
@@ -38,11 +40,14 @@ class ProvidedMasks:
         frames: sequence to serial number to the camera's masks.
         full_size: width and height of the uncropped image, pixels.
         prepared: the images are cropped already (see `Capture`).
+        lenses: serial number to lens, if the masks have cameras of their own; None if they are of
+            the same raw images as the frames.
     """
 
     frames: FramesBySequence
     full_size: tuple[int, int]
     prepared: bool
+    lenses: Mapping[str, Lens] | None
 
 
 def open_masks(folder: Path) -> ProvidedMasks:
@@ -54,7 +59,7 @@ def open_masks(folder: Path) -> ProvidedMasks:
     listed = {path.name: list_cameras([path]) for path in sorted(folder.glob("*/"))}
     videos = {sequence: cameras for sequence, cameras in listed.items() if cameras}
     if videos:
-        return ProvidedMasks(videos, FULL_SIZE, prepared=False)
+        return ProvidedMasks(videos, FULL_SIZE, prepared=False, lenses=None)
     nothing = UserError(
         f"{folder} holds neither an alpha video of cameras (<sequence>/cam_<serial>.mp4) nor a "
         "capture in a layout that has masks; correct the sheet's column 'mattes'."
@@ -66,4 +71,4 @@ def open_masks(folder: Path) -> ProvidedMasks:
     capture = READERS[layout](folder)
     if not capture.masks:
         raise nothing
-    return ProvidedMasks(capture.masks, capture.full_size, capture.prepared)
+    return ProvidedMasks(capture.masks, capture.full_size, capture.prepared, capture.lenses)

@@ -4,7 +4,8 @@
     images/<timestep>/mask_<camera>.jpg       the layout's own masks (optional)
     images/<timestep>/visible_<camera>.jpg    0 in the padding of the crop (optional)
     cameras/<timestep>/camera_<camera>.npz    extrinsic (3, 4) world-to-camera, OpenCV; intrinsic
-                                              (3, 3) in the image's pixels, 2048×2048 as published
+                                              (3, 3) in the image's pixels, 2048×2048 as published;
+                                              ours: distortion, OpenCV's coefficients (optional)
     background/image_<camera>.jpg             plates, cropped like the images (optional)
     held_out/{images,cameras}/<timestep>/     ours: timesteps that GHA's code must not train on
     sequences/<name>.txt                      ours: the timesteps of a sequence, one folder name
@@ -23,12 +24,18 @@ from pathlib import Path
 import numpy as np
 
 from eavatar.cameras import Camera
-from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
+from eavatar.capture.calibration import (
+    finite_matrix,
+    read_camera,
+    read_intrinsics,
+    refuse_unknown,
+)
 from eavatar.capture.layouts import GHA_PARTS
 from eavatar.capture.recording import Capture
 from eavatar.capture.video import CameraFrames, read_raw_image
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY
+from eavatar.lenses import Lens, read_lens
 
 MAX_MOTION = 1e-4  # change of a camera's matrices over time: metres, and pixels
 
@@ -66,9 +73,10 @@ def read_gha(root: Path) -> Capture:
         }
 
     ends = [folder for folders in sequences.values() for folder in (folders[0], folders[-1])]
+    read = {serial: _read_still_camera(ends, serial, width, height) for serial in serials}
     return Capture(
         root,
-        cameras={serial: _read_still_camera(ends, serial, width, height) for serial in serials},
+        cameras={serial: camera for serial, (camera, _) in read.items()},
         colours=None,
         frames=list_frames("image"),
         plates={
@@ -79,6 +87,7 @@ def read_gha(root: Path) -> Capture:
         masks=list_frames("mask"),
         visible=list_frames("visible"),
         prepared=True,
+        lenses={serial: lens for serial, (_, lens) in read.items() if lens},
     )
 
 
@@ -121,8 +130,10 @@ def _read_numbers(path: Path) -> list[int]:
     return numbers
 
 
-def _read_still_camera(ends: Sequence[Path], serial: str, width: int, height: int) -> Camera:
-    """A camera's calibration, which must be the same at some timesteps.
+def _read_still_camera(
+    ends: Sequence[Path], serial: str, width: int, height: int
+) -> tuple[Camera, Lens | None]:
+    """A camera's calibration and lens, which must be the same at some timesteps.
 
     Args:
         ends: image folders of the timesteps.
@@ -134,18 +145,21 @@ def _read_still_camera(ends: Sequence[Path], serial: str, width: int, height: in
         end.parent.parent / "cameras" / end.name / f"camera_{serial}.npz"
         for end in dict.fromkeys(ends)
     ]
-    cameras = [_read_camera(path, width, height) for path in paths]
-    for camera, path in zip(cameras, paths, strict=True):
-        moved = np.abs(camera.world_to_camera - cameras[0].world_to_camera).max()
-        zoomed = np.abs(camera.intrinsics - cameras[0].intrinsics).max()
-        if max(moved, zoomed) > MAX_MOTION:
+    read = [_read_camera(path, width, height) for path in paths]
+    first, lens = read[0]
+    for (camera, other), path in zip(read, paths, strict=True):
+        moved = np.abs(camera.world_to_camera - first.world_to_camera).max()
+        zoomed = np.abs(camera.intrinsics - first.intrinsics).max()
+        bent = (other and other.coefficients) != (lens and lens.coefficients)
+        if max(moved, zoomed) > MAX_MOTION or bent:
             raise UserError(f"{path} differs from {paths[0]}; cameras must stand still.")
-    return cameras[0]
+    return first, lens
 
 
-def _read_camera(path: Path, width: int, height: int) -> Camera:
+def _read_camera(path: Path, width: int, height: int) -> tuple[Camera, Lens | None]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(path, allow_pickle=False) as archive:
+            content = dict(archive)
             extrinsic, intrinsic = content["extrinsic"], content["intrinsic"]
     except FileNotFoundError as error:
         raise UserError(f"the calibration {path} does not exist; copy it again.") from error
@@ -153,6 +167,8 @@ def _read_camera(path: Path, width: int, height: int) -> Camera:
         raise UserError(
             f"{path} is no .npz file of arrays 'extrinsic' and 'intrinsic'; copy it again."
         ) from error
+    refuse_unknown(content, ("extrinsic", "intrinsic", "distortion"), path)
     rows = np.vstack([finite_matrix(extrinsic, (3, 4), f"{path}: extrinsic"), [0, 0, 0, 1]])
     intrinsics = read_intrinsics(intrinsic, width, height, str(path))
-    return read_camera(intrinsics, rows, width, height, str(path))
+    camera = read_camera(intrinsics, rows, width, height, str(path))
+    return camera, read_lens(camera, content.get("distortion"), str(path))

@@ -28,6 +28,7 @@ from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.io import encode_image, write_cameras, write_image, write_rows
+from eavatar.lenses import straightener
 from eavatar.settings import IngestSettings, check_patterns, select
 from eavatar.threads import make_pool
 
@@ -175,12 +176,15 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     for serial in serials:
         write_image(output / "visible" / f"{serial}.png", _visible(raw, serial, window))
         if serial in raw.plates:
-            plate = window.apply(_read_plate(raw, serial, window), _table(settings, raw, serial))
+            straighten = _straightener(raw, serial, window)
+            plate = straighten(_read_plate(raw, serial, window))
+            plate = window.apply(plate, _table(settings, raw, serial))
             write_image(output / "plates" / f"{serial}.png", plate)
-    write_cameras(output / "full_cameras.json", {serial: raw.cameras[serial] for serial in serials})
-    write_cameras(
-        output / "cameras.json", {serial: window.camera(raw.cameras[serial]) for serial in serials}
-    )
+    cameras = {serial: raw.cameras[serial] for serial in serials}
+    lenses = {serial: raw.lenses[serial] for serial in serials if serial in raw.lenses}
+    write_cameras(output / "full_cameras.json", cameras, lenses)
+    ingested = {serial: window.camera(camera) for serial, camera in cameras.items()}
+    write_cameras(output / "cameras.json", ingested)
     return output
 
 
@@ -266,13 +270,14 @@ def _ingest_camera(
     """Write the frames of one camera of one sequence and return their rows."""
     window = _window(settings, capture, header)
     table = _table(settings, capture, serial)
+    straighten = _straightener(capture, serial, window)
     inside = _box(_visible(capture, serial, window))
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     every = 1 if capture.prepared else settings.every
     folder.mkdir(parents=True)
     rows = []
     for index, image in capture.frames[sequence][serial].decode(every):
-        frame = window.apply(image, table)
+        frame = window.apply(straighten(image), table)
         # Straight to its name: the index, written last, makes the whole sequence atomic.
         path = folder / f"{index // every:05d}.jpg"
         path.write_bytes(encode_image(path.suffix, frame, quality))
@@ -288,14 +293,33 @@ def _window(settings: IngestSettings, capture: Capture, header: Header) -> Windo
 
 def _visible(capture: Capture, serial: str, window: Window) -> Image:
     """(S, S) 255 where a camera's frames show the sensor, 0 in the padding of the crop."""
+    known = _read_padding(capture, serial, window)
+    if known is None and serial not in capture.lenses:
+        return window.visible()
+    if known is None:
+        known = np.full((window.stored_height, window.stored_width), 255, np.uint8)
+    if serial in capture.lenses:  # the filter reaches a pixel beyond what it shows
+        known = cv2.erode(_straightener(capture, serial, window)(known), np.ones((3, 3)))
+    inside = window.apply((known == 255).astype(np.uint8)) == 1
+    return np.where(inside, 255, 0).astype(np.uint8)
+
+
+def _read_padding(capture: Capture, serial: str, window: Window) -> Image | None:
+    """The stored image that is 0 in the padding of an earlier crop, and else 255; None without."""
     for path in (path for kept in capture.visible.values() for path in kept[serial].paths):
         image = read_raw_image(path)
         check_size(path, image.shape[1], image.shape[0], capture.full_size)
         if image.max() > 127:  # else the frame is marked as unusable, not as padded
             size = (window.stored_width, window.stored_height)
-            known = cv2.resize(image[..., 1], size, interpolation=cv2.INTER_AREA) > 127
-            return np.where(window.apply(known.astype(np.uint8)) == 1, 255, 0).astype(np.uint8)
-    return window.visible()
+            known = cv2.resize(image[..., 1], size, interpolation=cv2.INTER_AREA)
+            return np.where(known > 127, 255, 0).astype(np.uint8)
+    return None
+
+
+def _straightener(capture: Capture, serial: str, window: Window) -> Callable[[Image], Image]:
+    """What undistorts a camera's stored images."""
+    lens = capture.lenses.get(serial)
+    return straightener(lens, window.stored_width, window.stored_height)
 
 
 def _box(mask: Image) -> tuple[slice, slice]:

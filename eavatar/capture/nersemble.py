@@ -2,7 +2,8 @@
 
 v2 (github.com/tobias-kirschstein/nersemble-data); a capture is one participant's folder:
 
-    calibration/camera_params.json        world_2_cam per serial number, one shared intrinsics
+    calibration/camera_params.json        world_2_cam per serial number, one shared intrinsics;
+                                          ours: distortion, OpenCV's, shared or per serial number
     calibration/color_calibration.json    (3, terms) colour matrix per serial number
     sequences/<sequence>/images/cam_<serial>.mp4    or as `eavatar.capture.video` says
     sequences/BACKGROUND/image_<serial>.jpg    plates without the subject (optional)
@@ -32,13 +33,19 @@ from typing import Any
 import numpy as np
 
 from eavatar.cameras import Camera
-from eavatar.capture.calibration import finite_matrix, read_camera, read_intrinsics
+from eavatar.capture.calibration import (
+    finite_matrix,
+    read_camera,
+    read_intrinsics,
+    refuse_unknown,
+)
 from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
 from eavatar.capture.layouts import BACKGROUND, list_v1_folders
 from eavatar.capture.recording import Capture, FramesBySequence
 from eavatar.capture.video import is_image, list_cameras
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY, read_json
+from eavatar.lenses import Lens, read_lens
 
 FULL_SIZE = (2200, 3208)  # the pixels that NeRSemble's intrinsics refer to
 BENCHMARK_SIZE = (1100, 1604)
@@ -46,26 +53,30 @@ BENCHMARK_SIZE = (1100, 1604)
 
 def read_v2(root: Path) -> Capture:
     """A participant of NeRSemble v2; `UserError` where it is malformed."""
-    cameras = _read_cameras(root / "calibration" / "camera_params.json", FULL_SIZE)
+    cameras, lenses = _read_cameras(root / "calibration" / "camera_params.json", FULL_SIZE)
     colours = _read_polynomials(root / "calibration" / "color_calibration.json", cameras)
     plates = _list_plates([root / "sequences" / BACKGROUND])
-    return Capture(root, cameras, colours, _list_frames(root, "images"), plates, {}, {})
+    frames = _list_frames(root, "images")
+    return Capture(root, cameras, colours, frames, plates, {}, {}, lenses=lenses)
 
 
 def read_benchmark(root: Path) -> Capture:
     """A participant of the benchmark for novel views; `UserError` where it is malformed."""
     frames = _list_frames(root, "images")
     recorded = {serial for by_serial in frames.values() for serial in by_serial}
-    stored = _read_cameras(root / "calibration" / "camera_params.json", BENCHMARK_SIZE)
+    path = root / "calibration" / "camera_params.json"
+    stored, lenses = _read_cameras(path, BENCHMARK_SIZE)
     cameras = {serial: c.resize(*FULL_SIZE) for serial, c in stored.items() if serial in recorded}
+    lenses = {serial: lens.resize(*FULL_SIZE) for serial, lens in lenses.items()}
     if not cameras:
         raise UserError(f"{root}: no camera has both a calibration and a video; download it again.")
-    return Capture(root, cameras, None, frames, {}, _list_frames(root, "alpha_maps"), {})
+    masks = _list_frames(root, "alpha_maps")
+    return Capture(root, cameras, None, frames, {}, masks, {}, lenses=lenses)
 
 
 def read_v1(root: Path) -> Capture:
     """A participant of NeRSemble v1; `UserError` where it is malformed."""
-    cameras = _read_cameras(root / "camera_params.json", FULL_SIZE)
+    cameras, lenses = _read_cameras(root / "camera_params.json", FULL_SIZE)
     folders = list_v1_folders(root)
     plates = _list_plates(folders.pop(BACKGROUND, []))
     if not folders:
@@ -75,7 +86,7 @@ def read_v1(root: Path) -> Capture:
         )
     frames = {name: list_cameras(parts) for name, parts in folders.items()}
     colours = _read_affines(root.parent.parent / "color_correction" / root.name, cameras)
-    return Capture(root, cameras, colours, frames, plates, {}, {})
+    return Capture(root, cameras, colours, frames, plates, {}, {}, lenses=lenses)
 
 
 def _list_frames(root: Path, kind: str) -> FramesBySequence:
@@ -101,20 +112,35 @@ def _list_plates(folders: Iterable[Path]) -> dict[str, Path]:
     return files
 
 
-def _read_cameras(path: Path, size: tuple[int, int]) -> dict[str, Camera]:
-    """The cameras of camera_params.json, whose intrinsics are shared or by serial number."""
+def _read_cameras(path: Path, size: tuple[int, int]) -> tuple[dict[str, Camera], dict[str, Lens]]:
+    """The cameras of camera_params.json, and the lenses of those with distortion.
+
+    Intrinsics and distortion are shared or by serial number.
+    """
     content = read_json(path, "the camera calibration")
     table = content.get("world_2_cam") if isinstance(content, dict) else None
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path} lacks the table 'world_2_cam' of serial numbers and matrices.")
-    given: Any = content.get("intrinsics")
-    cameras = {}
+    refuse_unknown(content, ("world_2_cam", "intrinsics", "distortion"), path)
+    cameras, lenses = {}, {}
     for serial, rows in sorted(table.items()):
         where = f"{path}: camera {serial}"
-        own = given.get(serial) if isinstance(given, dict) else given
-        intrinsics = read_intrinsics(own, *size, where)
-        cameras[serial] = read_camera(intrinsics, rows, *size, where)
-    return cameras
+        intrinsics = read_intrinsics(_own(content, "intrinsics", serial, where), *size, where)
+        camera = cameras[serial] = read_camera(intrinsics, rows, *size, where)
+        lens = read_lens(camera, _own(content, "distortion", serial, where), where)
+        if lens:
+            lenses[serial] = lens
+    return cameras, lenses
+
+
+def _own(content: Mapping[str, Any], key: str, serial: str, where: str) -> Any:
+    """What a camera has of something shared or by serial number."""
+    given = content.get(key)
+    if not isinstance(given, dict):
+        return given
+    if serial not in given:
+        raise UserError(f"{where}: the table '{key}' lacks it; restore the file.")
+    return given[serial]
 
 
 def _read_polynomials(path: Path, cameras: Mapping[str, Camera]) -> dict[str, Colour]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eavatar.cameras import Camera
 from eavatar.capture.colour import Colour
 from eavatar.capture.video import VIDEO_SUFFIXES, CameraFrames, Header
 from eavatar.errors import UserError
+from eavatar.lenses import Lens
 
 MAX_LISTED = 3  # files, in a sentence
 SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
@@ -36,6 +37,7 @@ class Capture:
             frame is unusable; may be empty.
         prepared: the images are cropped and subsampled in time already: the settings ``crop_*``
             and ``every`` do not apply to them.
+        lenses: serial number to lens, of the cameras whose images are distorted.
     """
 
     root: Path
@@ -46,6 +48,7 @@ class Capture:
     masks: FramesBySequence
     visible: FramesBySequence
     prepared: bool = False
+    lenses: Mapping[str, Lens] = field(default_factory=dict)
 
     @property
     def full_size(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from eavatar.conventions import HEAD_SCALE, READINGS, find_unit
 from eavatar.errors import UserError
 from eavatar.face.triangulation import geman_mcclure, project_points, triangulate
 
+EXCHANGED_GATE = 0.01  # of a frame's side: two cameras' views differ by more than detections err
 TIMESTEPS = 6  # that are looked at, those that most cameras see
 CHOSEN = slice(None, None, 4)  # landmarks: 17 of all parts of a face
 MIN_AGREEMENT = 0.5  # of a right calibration; with a third of outliers it is about 0.55

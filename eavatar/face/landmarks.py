@@ -22,7 +22,7 @@ from eavatar.arrays import Float32, Float64, Image, Int64
 from eavatar.cameras import Camera
 from eavatar.data.images import read_rgb, resize_area
 from eavatar.errors import UserError
-from eavatar.face.causes import check_exchanged, gather
+from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
 from eavatar.face.views import Faces, complete_faces, usable_boxes
 from eavatar.io import LANDMARKS, Landmarks, read_cameras, require, write_arrays
 from eavatar.settings import IngestSettings, LandmarkSettings
@@ -30,7 +30,6 @@ from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
 
-EXCHANGED_GATE = 0.01  # of a frame's side: two cameras' views differ by more than detections err
 MAX_FACES = 3  # of a frame, the most certain; more are never the person that stands in the middle
 
 

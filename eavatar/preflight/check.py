@@ -28,8 +28,10 @@ from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import ProvidedLandmarks, read_provided
+from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
 from eavatar.face.morphable import SUPPORTED, MorphableModel, read_morphable_model
 from eavatar.io import atomic, read_mesh
+from eavatar.lenses import Lens
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
 from eavatar.preflight.editions import describe_covered
 from eavatar.preflight.findings import Examination
@@ -102,12 +104,14 @@ class Inventory:
         headers: by sequence; without those of which no video is readable.
         prepared: cropped and thinned out in time already.
         calibration: serial number to camera of the full-size image; empty if it is at fault.
+        lenses: of the cameras whose images are distorted.
     """
 
     cameras: tuple[str, ...]
     headers: Mapping[str, Header]
     prepared: bool
     calibration: Mapping[str, Camera]
+    lenses: Mapping[str, Lens]
 
 
 def check(
@@ -248,7 +252,7 @@ def _examine_capture(
             size = f"{header.width}×{header.height} px"
             text = f"{len(cameras)} cameras × {header.frames} frames, {size}"
             found.add(sequence, "ok", text)
-    return Inventory(tuple(cameras), usual, capture.prepared, calibration)
+    return Inventory(tuple(cameras), usual, capture.prepared, calibration, capture.lenses)
 
 
 def _examine_calibration(found: Examination, settings: InputSettings, capture: Capture) -> None:
@@ -260,6 +264,10 @@ def _examine_calibration(found: Examination, settings: InputSettings, capture: C
     doubts = found.attempt("capture", None, check_rig, cameras, settings.head_scale)
     for doubt in doubts or []:
         found.add("capture", "warning", doubt)
+    distorted = [serial for serial in cameras if serial in capture.lenses]
+    if distorted:
+        count = f"{len(distorted)} of {len(cameras)} cameras"
+        found.add("lenses", "ok", f"{count} have distortion, which ingest takes out")
 
 
 def _uncalibrated(
@@ -518,6 +526,9 @@ def _examine_detections(
         return
     columns = [serials.index(serial) for serial in shared]
     points, confidence = (part[:, columns].astype(np.float64) for part in content[1:])
+    for place, serial in enumerate(shared):
+        if lens := inventory.lenses.get(serial):
+            points[:, place] = lens.undistort_points(points[:, place])
     cameras = [inventory.calibration[serial] for serial in shared]
     header = inventory.headers[path.stem]
     origin, side = settings.ingest.crop_origin, settings.ingest.crop_size
@@ -532,6 +543,12 @@ def _examine_detections(
             f"{path}: {fault}; give points in pixels of the uncropped {full} images, in iBUG order."
         )
         found.add("landmarks", "wrong", text)
+        return
+    gate = EXCHANGED_GATE * side
+    evidence = [gather(points, confidence, np.arange(len(shared)), gate)]
+    exchanged = len(found.faults)
+    found.attempt("landmarks", None, check_exchanged, shared, sight.projections, evidence)
+    if len(found.faults) > exchanged:
         return
     odd = [shared[camera] for camera in find_odd_cameras(sight, points, confidence)]
     if odd:

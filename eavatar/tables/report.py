@@ -71,6 +71,7 @@ SKIN: Colour = (222, 170, 140)
 CLAY: Colour = (150, 180, 205)
 GREEN: Colour = (0, 210, 90)
 ANGLES = (0, 45, 90)
+FLAGS = ("ok", "few cameras", "interpolated", "large residual")  # of the fit's quality.csv
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
         _pipeline,
         lambda: _frames(capture, cameras, tracks),
         lambda: _face(capture, cameras, tracks),
+        lambda: _fit_quality(face / "fit", cameras),
         lambda: _shapes(results, variant),
         lambda: _curves("Stage I: training", results / "sdf" / variant / "log.csv"),
         lambda: _curves("Stage II: training", results / "splat" / variant / "log.csv"),
@@ -246,6 +248,45 @@ def _reprojection(name: str, track: Tracking, cameras: dict[str, Camera]) -> dic
         "median (px)": f"{median:.2f}",
         "95 % (px)": f"{high:.2f}",
         "median (% of the image width)": f"{100 * median / width:.2f}",
+    }
+
+
+def _fit_quality(fit: Path, cameras: dict[str, Camera]) -> str:
+    quality = pd.read_csv(require(fit / "quality.csv", "the quality of the landmark fit"))
+    paths = sorted(fit.glob("tracking/*.npz"))
+    errors = np.concatenate([read_arrays(Tracking, path).reprojection_error for path in paths])
+    text = (
+        "How far the detections bear out the landmark fit. A timestep is ok if three cameras or "
+        "more agree with it; with fewer, none can tell which of them is wrong (few cameras), "
+        "without any its neighbours stand in for it (interpolated); a large residual is over twice "
+        "the median. A camera far above the others is out of place or out of time: it spoils the "
+        "images, and is best left out."
+    )
+    by_sequence = [_count_flags(str(name), rows) for name, rows in quality.groupby("sequence")]
+    by_camera = [
+        _rate_camera(serial, errors[:, place]) for place, serial in enumerate(sorted(cameras))
+    ]
+    return section(
+        "Quality of the fit",
+        text,
+        table(pd.DataFrame(by_sequence)),
+        table(pd.DataFrame(by_camera)),
+    )
+
+
+def _count_flags(sequence: str, rows: pd.DataFrame) -> dict[str, str]:
+    counts = {flag: int((rows["flag"] == flag).sum()) for flag in FLAGS}
+    shown = {"sequence": sequence, "timesteps": str(len(rows))}
+    shown |= {flag: str(count) for flag, count in counts.items()}
+    return shown | {"ok (%)": f"{100 * counts['ok'] / len(rows):.0f}"}
+
+
+def _rate_camera(serial: str, errors: np.ndarray) -> dict[str, str]:
+    seen = errors[np.isfinite(errors)]
+    return {
+        "camera": serial,
+        "timesteps with a face": str(len(seen)),
+        "median distance to the detections (px)": f"{np.median(seen):.2f}" if len(seen) else "–",
     }
 
 

@@ -69,6 +69,31 @@ def test_a_folder_name_in_two_spellings_is_named(root: Path) -> None:
         read_gha(root)
 
 
+def calibrate_with(root: Path, **more: object) -> None:
+    for path in root.glob("cameras/*/*.npz"):
+        with np.load(path) as content:
+            np.savez(path, **dict(content), **more)
+
+
+def test_lenses_are_read_and_must_not_change(root: Path) -> None:
+    assert read_gha(root).lenses == {}
+    calibrate_with(root, distortion=np.array([[-0.1, 0.02, 0, 0]]))
+    lenses = read_gha(root).lenses
+    assert {serial: lens.coefficients for serial, lens in lenses.items()} == dict.fromkeys(
+        SERIALS, (-0.1, 0.02, 0, 0)
+    )
+    path = root / "cameras" / "0010" / f"camera_{SERIALS[0]}.npz"
+    np.savez(path, extrinsic=EXTRINSIC, intrinsic=INTRINSICS)
+    with pytest.raises(UserError, match=r"0010.*differs from .*0002"):
+        read_gha(root)
+
+
+def test_what_is_not_read_of_a_calibration_is_told(root: Path) -> None:
+    calibrate_with(root, k1=0.1)
+    with pytest.raises(UserError, match="holds 'k1', which is not read"):
+        read_gha(root)
+
+
 def test_a_camera_that_moves_by_a_millimetre_is_named(root: Path) -> None:
     write_timestep(root, "0011", shift=1e-3)
     (root / "sequences/LAST.txt").write_text("0011\n")

@@ -115,6 +115,10 @@ def make_subject(root: Path) -> Subject:
         tracking = _write_tracking(results, truth, sequence, count, seed=number)
         _write_frames(results, sequence, tracking, cameras, avatar)
         _write_true_masks(truth, sequence, count, full)
+    flags = {"EXP-1-head": ("ok", "ok"), "FREE": ("ok", "few cameras", "interpolated")}
+    rows = [(name, t, flag) for name, each in flags.items() for t, flag in enumerate(each)]
+    quality = pd.DataFrame(rows, columns=["sequence", "timestep", "flag"])
+    quality.to_csv(results / "face" / "fit" / "quality.csv", index=False)
     _write_shapes(results, truth)
     write_cameras(results / "capture" / "full_cameras.json", full)
     return Subject(results, truth, cameras, full)
@@ -135,7 +139,8 @@ def _write_tracking(results: Path, truth: Path, sequence: str, count: int, seed:
         (landmarks + np.array([LANDMARK_SHIFT, 0, 0])).astype(np.float32),
         np.full((count, 4), 0.5, dtype=np.float32),
     )
-    write_arrays(results / "face" / "tracking" / f"{sequence}.npz", tracking)
+    for folder in ("face", "face/fit"):
+        write_arrays(results / folder / "tracking" / f"{sequence}.npz", tracking)
     # The video has twice the frames: the ingested ones are every second.
     truth.mkdir(exist_ok=True)
     doubled = [np.repeat(array, 2, axis=0) for array in (true.as_matrix(), translation, landmarks)]

@@ -64,6 +64,15 @@ def test_page_counts_failed_masks(page: str) -> None:
     assert re.search(r"FREE\s+3\s+12\s+1\s", text)
 
 
+def test_page_shows_how_far_the_detections_bear_out_the_fit(page: str) -> None:
+    text = re.sub(r"<[^>]*>", " ", page.split("Quality of the fit")[1].split("Prior and")[0])
+    flags = r"ok\s+few cameras\s+interpolated\s+large residual\s+ok \(%\)"
+    assert re.search(rf"sequence\s+timesteps\s+{flags}", text)
+    assert re.search(r"EXP-1-head\s+2\s+2\s+0\s+0\s+0\s+100\s", text)
+    assert re.search(r"FREE\s+3\s+1\s+1\s+1\s+0\s+33\s", text)
+    assert re.search(r"222200030\s+5\s+0\.50", text)
+
+
 def test_page_shows_every_stage(page: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
@@ -71,6 +80,7 @@ def test_page_shows_every_stage(page: str) -> None:
         "Pipeline",
         "Capture",
         "Face",
+        "Quality of the fit",
         "Prior and stage I",
         "Stage I: training",
         "Stage II: training",

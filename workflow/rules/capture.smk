@@ -162,6 +162,7 @@ rule matte:
         index=rules.ingest.output.index,
         frames=rules.ingest.output.frames,
         plates=rules.calibrate.output.plates,
+        full_cameras=rules.calibrate.output.full_cameras,
         mattes=provided("mattes"),
         check=checked("matte"),
     output:

@@ -15,6 +15,7 @@ rule detect_landmarks:
         index=rules.ingest.output.index,
         frames=rules.ingest.output.frames,
         cameras=rules.calibrate.output.cameras,
+        full_cameras=rules.calibrate.output.full_cameras,
         landmarks=provided("landmarks"),
         check=checked("detect_landmarks"),
     output:

@@ -73,6 +73,8 @@ rule report:
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
         tracking=rules.refine_face.output.tracking,
+        fit_quality=rules.fit_face.output.quality,
+        fit_tracking=rules.fit_face.output.tracking,
         neutral=rules.refine_face.output.neutral,
         prior=rules.align_prior.output.mesh,
         alignment=rules.align_prior.output.alignment,

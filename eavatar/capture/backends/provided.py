@@ -28,6 +28,8 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
     from eavatar.capture.captures import open_masks
     from eavatar.capture.ingest import Window
     from eavatar.capture.recording import check_size
+    from eavatar.io import read_lenses
+    from eavatar.lenses import straightener
 
     if shot.mattes is None:
         raise UserError(
@@ -52,7 +54,12 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
         )
     make_window = Window.whole if mattes.prepared else Window.of
     window = make_window(shot.ingest, header.width, header.height)
-    return (window.apply(image[..., 1]) for image in _frames(clip, set(shot.source_frames)))
+    lenses = mattes.lenses
+    if lenses is None:
+        lenses = read_lenses(shot.frames / "full_cameras.json")
+    straighten = straightener(lenses.get(shot.camera), header.width, header.height)
+    images = (straighten(image[..., 1]) for image in _frames(clip, set(shot.source_frames)))
+    return (window.apply(image) for image in images)
 
 
 def check_polarity(path: Path, mask: Image) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eavatar.arrays import Float32
 from eavatar.backends import LandmarkBackend
 from eavatar.errors import UserError
-from eavatar.io import DAMAGED_ARRAY, LANDMARKS, require
+from eavatar.io import DAMAGED_ARRAY, LANDMARKS, read_lenses, require
 
 if TYPE_CHECKING:
     from eavatar.face.landmarks import LandmarkJob
@@ -57,6 +57,9 @@ def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
             source = frames.source_frames[timesteps, camera], serials.index(serial)
             found_points[timesteps, camera] = points[source]
             found[timesteps, camera] = confidence[source]
+    for serial, lens in read_lenses(frames.folder.parent / "full_cameras.json").items():
+        camera = frames.serials.index(serial)
+        found_points[:, camera] = lens.undistort_points(found_points[:, camera])
     origin, side = ingest.crop_origin, ingest.crop_size
     if frames.whole_width:
         origin, side = (0, 0), frames.whole_width

@@ -26,6 +26,7 @@ MIN_AGREEMENT = 0.5  # of a right calibration; with a third of outliers it is ab
 MAX_DOUBTFUL = 0.6  # a right calibration has 0.8; another meaning of it at most 0.45
 MIN_GAIN = 0.2  # in agreement; neighbouring cameras gain less by an exchange
 MAX_OWN = 0.5  # of a camera's agreement with another's calibration, that with its own
+MIN_WITNESSES = 3
 MAX_EXCHANGED = 16  # cameras of which all pairs are tried; of more, there are enough to outvote two
 MAX_SEQUENCES = 3  # in which an explanation is looked for
 MAX_LISTED = 4
@@ -145,10 +146,15 @@ def check_exchanged(
 def _find_exchanged(
     serials: Sequence[str], projections: Float64, evidence: Sequence[Evidence]
 ) -> dict[str, str]:
-    """The cameras whose detections agree with another one's calibration, and which that is."""
+    """The cameras whose detections agree with another one's calibration, and which that is.
+
+    None where fewer than `MIN_WITNESSES` agree with their own: two agree on anything.
+    """
     crossed = [each.crossed(projections) for each in evidence]
     total = np.sum([part for _, part in crossed], axis=0)
     agreement = np.sum([sums for sums, _ in crossed], axis=0) / np.maximum(total, 1e-9)[:, None]
+    if (np.diag(agreement) > MIN_AGREEMENT).sum() < MIN_WITNESSES:
+        return {}
     return {
         serials[camera]: serials[row.argmax()]
         for camera, row in enumerate(agreement)

@@ -536,6 +536,13 @@ def _examine_detections(
         origin, side = (0, 0), cameras[0].width
     stored = (header.width, header.height)
     sight = Sight(cameras, origin, side, settings.ingest.image_size, stored, settings.head_scale)
+    evidence = gather(points, confidence, np.arange(len(shared)), EXCHANGED_GATE * side)
+    try:
+        check_exchanged(shared, sight.projections, [evidence])
+    except UserError as error:
+        if str(error) not in {finding.text for finding in found.findings}:  # of another sequence
+            found.add("landmarks", "wrong", str(error))
+        return
     fault = find_detection_fault(sight, points, confidence)
     if fault:
         full = f"{cameras[0].width}×{cameras[0].height}"
@@ -543,12 +550,6 @@ def _examine_detections(
             f"{path}: {fault}; give points in pixels of the uncropped {full} images, in iBUG order."
         )
         found.add("landmarks", "wrong", text)
-        return
-    gate = EXCHANGED_GATE * side
-    evidence = [gather(points, confidence, np.arange(len(shared)), gate)]
-    exchanged = len(found.faults)
-    found.attempt("landmarks", None, check_exchanged, shared, sight.projections, evidence)
-    if len(found.faults) > exchanged:
         return
     odd = [shared[camera] for camera in find_odd_cameras(sight, points, confidence)]
     if odd:

@@ -225,7 +225,8 @@ def test_bias_of_the_detector_stays_out_of_the_identity(tmp_path: Path) -> None:
     write_arrays(tmp_path / "landmarks" / "FREE.npz", landmarks)
     errors = []
     for bias in (0.06, 0.002):
-        settings = replace_settings(landmark_bias=bias)
+        # the second is too sure of the model for its fit to be borne out
+        settings = replace_settings(landmark_bias=bias, min_supported=0.0)
         fit_face(
             settings, tmp_path / "model.h5", tmp_path, landmark_files(tmp_path), tmp_path / "o"
         )

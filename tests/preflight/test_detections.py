@@ -11,7 +11,9 @@ import pytest
 from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
 from eavatar.capture.nersemble import FULL_SIZE
+from eavatar.errors import UserError
 from eavatar.face.backends.provided import read_provided
+from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
 from eavatar.face.layout import AVERAGE_FACE
 from eavatar.landmark_indices import MIRROR
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
@@ -66,6 +68,17 @@ def test_missed_faces_and_gross_outliers_pass(ring: Sight) -> None:
     confidence[random.random((TIMESTEPS, CAMERAS)) < 0.3] = 0
     points[confidence == 0] = 0
     assert find_detection_fault(ring, points, confidence) is None
+
+
+def test_exchanged_cameras_are_named_at_check_already(ring: Sight) -> None:
+    points, confidence = detect(ring, AVERAGE_FACE)
+    serials = [str(camera) for camera in range(CAMERAS)]
+    evidence = gather(points, confidence, np.arange(CAMERAS), EXCHANGED_GATE * ring.side)
+    check_exchanged(serials, ring.projections, [evidence])
+    points[:, [1, 4]] = points[:, [4, 1]]
+    evidence = gather(points, confidence, np.arange(CAMERAS), EXCHANGED_GATE * ring.side)
+    with pytest.raises(UserError, match="cameras 1 and 4 are exchanged"):
+        check_exchanged(serials, ring.projections, [evidence])
 
 
 def test_a_camera_that_contradicts_the_others_is_named(ring: Sight) -> None:

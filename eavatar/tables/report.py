@@ -117,7 +117,7 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
         _pipeline,
         lambda: _frames(capture, cameras, tracks),
         lambda: _face(capture, cameras, tracks),
-        lambda: _fit_quality(face / "fit", cameras),
+        lambda: _fit_quality(face / "fit", cameras, list(tracks)),
         lambda: _shapes(results, variant),
         lambda: _curves("Stage I: training", results / "sdf" / variant / "log.csv"),
         lambda: _curves("Stage II: training", results / "splat" / variant / "log.csv"),
@@ -251,9 +251,9 @@ def _reprojection(name: str, track: Tracking, cameras: dict[str, Camera]) -> dic
     }
 
 
-def _fit_quality(fit: Path, cameras: dict[str, Camera]) -> str:
+def _fit_quality(fit: Path, cameras: dict[str, Camera], sequences: list[str]) -> str:
     quality = pd.read_csv(require(fit / "quality.csv", "the quality of the landmark fit"))
-    paths = sorted(fit.glob("tracking/*.npz"))
+    paths = [fit / "tracking" / f"{name}.npz" for name in sequences]
     errors = np.concatenate([read_arrays(Tracking, path).reprojection_error for path in paths])
     text = (
         "How far the detections bear out the landmark fit. A timestep is ok if three cameras or "

@@ -26,9 +26,11 @@ from eavatar.preflight.weights import examine_backbones, examine_backends
 from eavatar.settings import read_config, required_backbones
 from eavatar.weights import backbone, checkpoints_folder
 from tests.capture.test_background_matting import Matting
-from tests.capture.test_rembg import sigmoid_network
 from tests.scenes import CONFIG
+from tests.scenes.onnx_network import sigmoid_network
 from tests.scenes.small_setup import write_subject
+
+pytest.importorskip("rembg")
 
 FACE_ALIGNMENT = FaceAlignmentSettings(detector="sfd", image_size=256, batch_size=1)
 FAN4, S3FD = "3DFAN4-7835d9f11d.pth.tar", "s3fd-619a316812.pth"

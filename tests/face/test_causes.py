@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -12,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.face.causes import Evidence, check_agreement, check_scale, gather
+from eavatar.face.landmarks import FaceNetwork, Frames, detect_in_views
 
 OPENGL, UP = np.diag([1.0, -1, -1, 1]), np.diag([1.0, -1, 1, 1])
 ARC, FEW, RING = np.linspace(-0.8, 0.8, 8), np.linspace(-0.5, 0.5, 3), np.arange(16) * np.pi / 8
@@ -161,3 +164,31 @@ def test_the_scale_of_no_head_names_the_likely_cause(scale: float, cause: str) -
     with pytest.raises(UserError, match=rf"admits 0\.08 to 0\.12.*{cause}"):
         check_scale(scale, (0.08, 0.12))
     check_scale(scale, (scale / 2, scale * 2))  # a setting for what is no adult's head
+
+
+def test_exchanged_cameras_are_named_before_their_detections_are_given_up(tmp_path: Path) -> None:
+    """Afterwards no face would be left in them: other views do not confirm it."""
+    cameras, size = make_rig(ARC), 256
+    truth = record(cameras).points[0]  # (C, 17, 2)
+    for camera, serial in enumerate(cameras):
+        (tmp_path / serial).mkdir()
+        image = np.full((size, size, 3), 30 * camera, np.uint8)  # its grey tells the camera
+        cv2.imwrite(str(tmp_path / serial / "00000.jpg"), image)
+
+    def boxes(images: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.array([[60.0, 60, 200, 200]]) for _ in images]
+
+    def landmarks(images: list[np.ndarray], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        places = [round(float(image.mean()) / 30) for image in images]
+        return np.tile(truth[places], (1, 4, 1)), np.ones((len(images), 68))
+
+    def frames(rig: dict[str, Camera]) -> Frames:
+        projections = np.stack([c.intrinsics @ c.world_to_camera[:3] for c in rig.values()])
+        sources = np.zeros((1, len(rig)), dtype=np.int64)
+        return Frames(tmp_path, list(rig), sources, projections, size)
+
+    network = FaceNetwork(boxes, landmarks)
+    _, confidence = detect_in_views(network, frames(cameras), size, 4)
+    assert (confidence > 0).all()
+    with pytest.raises(UserError, match="cameras 1 and 6 are exchanged"):
+        detect_in_views(network, frames(exchange(cameras, "1", "6")), size, 4)

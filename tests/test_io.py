@@ -16,6 +16,7 @@ from eavatar.io import (
     Landmarks,
     Mesh,
     Record,
+    Sequences,
     Tracking,
     atomic,
     read_alignment,
@@ -23,12 +24,14 @@ from eavatar.io import (
     read_cameras,
     read_json,
     read_mesh,
+    read_sequences,
     require,
     write_alignment,
     write_arrays,
     write_cameras,
     write_json,
     write_mesh,
+    write_sequences,
 )
 from eavatar.transforms import Similarity
 
@@ -168,6 +171,18 @@ def test_an_alignment_without_a_key_is_refused(tmp_path: Path) -> None:
     path = write_json(tmp_path / "alignment.json", {"scale": 1.0, "rotation": []})
     with pytest.raises(UserError, match="is not an alignment file"):
         read_alignment(path)
+
+
+def test_the_list_of_sequences_comes_back_sorted(tmp_path: Path) -> None:
+    path = write_sequences(tmp_path / "sequences.json", Sequences(("b", "a"), ("ab",)))
+    read = read_sequences(path)
+    assert read == Sequences(("a", "b"), ("ab",))
+    assert read.names == ("a", "ab", "b")
+    for content in ({"train": ["a"]}, {"train": [1], "test": []}, {"train": None, "test": []}):
+        with pytest.raises(UserError, match="is no list of sequences"):
+            read_sequences(write_json(path, content))
+    with pytest.raises(UserError, match="the list of sequences is missing"):
+        read_sequences(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("name", ["cameras", "alignment"])

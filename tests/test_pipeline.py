@@ -5,9 +5,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +15,7 @@ import yaml
 from eavatar.preflight.subjects import COLUMNS
 from eavatar.settings import merge, read_config
 from tests.scenes import ROOT
+from tests.scenes.workflow import count_jobs, run, start
 
 # Every setting of how a training is carried out, changed; see test_each_run_setting_is_changed.
 RUN_CHANGES = (
@@ -36,27 +35,6 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-def start(project: Path, *arguments: str, config: Sequence[str] = ()) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    command += ["--cores", "2", *arguments, "--config", "subjects=subjects.csv", *config]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command,
-        cwd=project,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def run(project: Path, *arguments: str, config: Sequence[str] = ()) -> tuple[int, str]:
-    process = start(project, *arguments, config=config)
-    printed, _ = process.communicate(timeout=400)
-    return process.returncode, printed
-
-
 def kill_training(project: Path, process: subprocess.Popen[str]) -> None:
     """Kill the stage II process as soon as it has a checkpoint."""
     checkpoints = project / "results/demo/splat/full/checkpoints"
@@ -69,12 +47,6 @@ def kill_training(project: Path, process: subprocess.Popen[str]) -> None:
         words = entry.read_bytes().split(b"\0") if entry.exists() else []
         if b"train-splat" in words and entry.with_name("cwd").readlink() == project.resolve():
             os.kill(int(entry.parent.name), signal.SIGKILL)
-
-
-def count_jobs(printed: str) -> dict[str, int]:
-    """Jobs by rule, from the table that a dry run prints."""
-    rows = re.findall(r"^(\w+) +(\d+)$", printed.partition("Job stats:")[2], flags=re.MULTILINE)
-    return {rule: int(count) for rule, count in rows}
 
 
 @pytest.fixture
@@ -174,6 +146,12 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     assert status == 0
     assert "train_sdf" not in count_jobs(printed)
     assert '"checkpoint_every":7,"mixed_precision":false,"compile":false}' in printed
+
+    other = ['capture={"demo": {"timesteps": 3}, "matte": {"max_jump": 0.3}}']
+    status, printed = run(project, "-n", *targets, config=other)
+    assert status == 0
+    assert count_jobs(printed)["demo_capture"] == 1
+    assert count_jobs(printed)["ingest"] == 6, "another recording: all of it"
 
     overlay = project / "overlay.yaml"
     text = (ROOT / "tests/tiny.yaml").read_text().replace("pictures: 2", "pictures: 3")

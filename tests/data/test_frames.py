@@ -14,6 +14,7 @@ from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.images import composite, read_grey
 from eavatar.data.loader import Loader, Selection, decode_by_nvjpeg, select
 from eavatar.errors import UserError
+from eavatar.io import Sequences, read_cameras, write_cameras, write_sequences
 from tests.scenes.head_pictures import BOX, picture, write_pictures
 
 SIZE, TIMESTEPS, CAMERAS = 96, 3, 4
@@ -165,6 +166,27 @@ def test_failed_views_are_left_out(tmp_path: Path) -> None:
         if timestep == 0
     ]
     assert len(rows) == 20 and all({*row} == {0, 1, 3} and len(row) == 4 for row in rows)
+
+
+def test_sequences_and_cameras_that_are_no_longer_chosen_are_not_read(tmp_path: Path) -> None:
+    """Their files lie beside the others: taken out of the sample sheet, or become held out."""
+    subject = write_pictures(tmp_path, 32, TIMESTEPS, CAMERAS)
+    capture = subject / "capture"
+    for folder in (capture, capture / "masks"):
+        (folder / "EXP-9.csv").write_bytes((folder / "EXP-1.csv").read_bytes())
+    cameras = read_cameras(capture / "cameras.json")
+    fewer = dict(list(cameras.items())[1:])
+    write_cameras(capture / "cameras.json", fewer)
+    frames = read(subject, 32)
+    assert set(frames.sequences) == {"EXP-1"}
+    assert frames.serials == tuple(fewer)
+    assert frames.usable.shape == (TIMESTEPS, CAMERAS - 1)
+    write_sequences(capture / "sequences.json", Sequences(("FREE",), ("EXP-1",)))
+    assert set(read(subject, 32).sequences) == {"FREE"}
+    assert set(read(subject, 32, split="test").sequences) == {"EXP-1"}
+    write_sequences(capture / "sequences.json", Sequences(("FREE", "EXP-8"), ("EXP-1",)))
+    with pytest.raises(UserError, match=r"EXP-8\.csv does not exist"):
+        read(subject, 32)
 
 
 def test_a_split_whose_masks_have_all_failed_is_refused(tmp_path: Path) -> None:

@@ -109,6 +109,24 @@ def test_all_variants_are_in_the_table(subject: Subject, tmp_path: Path) -> None
     assert "nan" not in text.split("Truth, render, error")[0]
 
 
+def test_leftovers_of_earlier_choices_are_not_shown(subject: Subject, tmp_path: Path) -> None:
+    """Of a sequence that was taken out of the sheet, and of a variant that was removed."""
+    results = tmp_path / "results"
+    shutil.copytree(subject.results, results)
+    for folder in ("capture", "capture/masks"):
+        shutil.copyfile(results / folder / "FREE.csv", results / folder / "GONE.csv")
+    shutil.copyfile(results / "face/tracking/FREE.npz", results / "face/tracking/GONE.npz")
+    for job in ("ingest/GONE", "ingest/FREE", "train_splat/gone", "train_splat/full"):
+        path = results / "benchmarks" / f"{job}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\tmax_rss\n{1000 if 'one' in job.lower() else 1}\t5\n")
+    report("ball", "full", results, tmp_path / "report.html")
+    text = re.sub(r"<[^>]*>", " ", (tmp_path / "report.html").read_text())
+    assert "GONE" not in text
+    assert re.search(r"ingest\s+1\s+1\s+5", text)
+    assert re.search(r"train_splat\s+1\s+1\s+5", text)
+
+
 def test_missing_input_is_one_sentence(subject: Subject, tmp_path) -> None:
     with pytest.raises(UserError, match="has no variant 'none'"):
         report("ball", "none", subject.results, tmp_path / "report.html")

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import trimesh
 
@@ -65,6 +69,18 @@ def test_earlier_results_are_told_how_to_get_the_uncropped_cameras(subject: Subj
             score(subject.results, subject.truth)
     finally:
         path.write_text(content)
+
+
+def test_a_sequence_that_is_no_longer_chosen_is_not_scored(
+    subject: Subject, metrics, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(subject.results, results)
+    (results / "capture/GONE.csv").write_bytes((results / "capture/FREE.csv").read_bytes())
+    shutil.copytree(subject.truth, tmp_path / "truth")
+    shutil.copyfile(subject.truth / "FREE.npz", tmp_path / "truth/GONE.npz")
+    again = score(results, tmp_path / "truth").set_index("metric")
+    pd.testing.assert_frame_equal(again, metrics)
 
 
 def test_truth_of_another_subject_is_refused(subject: Subject, tmp_path) -> None:

@@ -178,7 +178,8 @@ def test_the_list_of_sequences_comes_back_sorted(tmp_path: Path) -> None:
     read = read_sequences(path)
     assert read == Sequences(("a", "b"), ("ab",))
     assert read.names == ("a", "ab", "b")
-    for content in ({"train": ["a"]}, {"train": [1], "test": []}, {"train": None, "test": []}):
+    faulty: list[dict] = [{"train": ["a"]}, {"train": [1], "test": []}, {"train": None, "test": []}]
+    for content in faulty:
         with pytest.raises(UserError, match="is no list of sequences"):
             read_sequences(write_json(path, content))
     with pytest.raises(UserError, match="the list of sequences is missing"):

@@ -147,7 +147,7 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     assert "train_sdf" not in count_jobs(printed)
     assert '"checkpoint_every":7,"mixed_precision":false,"compile":false}' in printed
 
-    other = ['capture={"demo": {"timesteps": 3}, "matte": {"max_jump": 0.3}}']
+    other = ['capture={"demo": {"timesteps": 4}, "matte": {"max_jump": 0.3}}']
     status, printed = run(project, "-n", *targets, config=other)
     assert status == 0
     assert count_jobs(printed)["demo_capture"] == 1

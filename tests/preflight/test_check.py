@@ -33,7 +33,7 @@ from tests.scenes.small_capture import (
     write_video,
 )
 from tests.scenes.small_setup import SEQUENCES, write_subject
-from tests.test_pipeline import run as run_workflow
+from tests.scenes.workflow import run as run_workflow
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +27,20 @@ NOISE = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
 ARRAY = np.zeros((100, 100), np.float32) + NOISE[:100, :100, 0]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """A limit of file sizes: every writer meets it in the place where it would meet a full disk."""
+    """A limit of file sizes: every writer meets it in the place where it would meet a full disk.
+
+    A context, not a fixture: pytest's own log may be a larger file, written before a teardown.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @dataclass
@@ -82,12 +88,12 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_a_sentence_and_keeps_the_old_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text("old")
-    with pytest.raises(UserError, match=rf"{path} cannot be written \(.*\); \w+"):
+    refusal = rf"{path} cannot be written \(.*\); \w+"
+    with pytest.raises(UserError, match=refusal), full_disk():
         WRITERS[name](path)
     assert path.read_text() == "old"
     assert [*tmp_path.iterdir()] == [path]

@@ -121,7 +121,7 @@ def train_sdf(a: Arguments) -> None:
     from eavatar.sdf.train import train_sdf as run
 
     block = settings.parse_training(settings.SdfSettings, a.settings, a.run_settings)
-    run(block, a.seed, a.capture, a.face, a.prior, a.output)
+    run(block, a.seed, a.capture, a.face, a.prior, a.output, a.held_out_cameras)
 
 
 def train_splat(a: Arguments) -> None:
@@ -129,7 +129,7 @@ def train_splat(a: Arguments) -> None:
     from eavatar.splat.train import train_splat as run
 
     block = settings.parse_training(settings.SplatSettings, a.settings, a.run_settings)
-    run(block, a.seed, a.capture, a.face, a.sdf, a.output)
+    run(block, a.seed, a.capture, a.face, a.sdf, a.output, a.held_out_cameras)
 
 
 def evaluate(a: Arguments) -> None:
@@ -137,7 +137,7 @@ def evaluate(a: Arguments) -> None:
     from eavatar.tables.evaluate import evaluate as run
 
     block = settings.parse_block(settings.EvaluateSettings, a.settings)
-    run(block, a.method, a.source, a.capture, a.face, a.output)
+    run(block, a.method, a.source, a.capture, a.face, a.output, a.held_out_cameras)
 
 
 def metrics(a: Arguments) -> None:
@@ -210,6 +210,7 @@ SETTINGS: Flag = ("--settings", str, "the rule's block as JSON, or a YAML file t
 RUN_SETTINGS: Flag = ("--run-settings", str, "its sub-block run, where that is apart", False)
 INGEST: Flag = ("--ingest-settings", str, "the block capture.ingest, for the crop", True)
 SEED: Flag = ("--seed", int, "random seed", True)
+HELD_OUT: Flag = ("--held-out-cameras", list, "measured and not trained on; see settings", False)
 RAW: Flag = ("--capture", Path, "raw capture: the folder with calibration/ and sequences/", True)
 CAPTURE: Flag = ("--capture", Path, "results/<subject>/capture", True)
 FACE: Flag = ("--face", Path, "results/<subject>/face", True)
@@ -337,6 +338,7 @@ RULES: dict[Verb, list[Flag]] = {
         SEED,
         CAPTURE,
         FACE,
+        HELD_OUT,
         ("--prior", Path, "prior/aligned.ply", True),
         output("sdf/<variant>"),
     ],
@@ -346,6 +348,7 @@ RULES: dict[Verb, list[Flag]] = {
         SEED,
         CAPTURE,
         FACE,
+        HELD_OUT,
         ("--sdf", Path, "sdf/<variant>", True),
         output("splat/<variant>"),
     ],
@@ -353,6 +356,7 @@ RULES: dict[Verb, list[Flag]] = {
         SETTINGS,
         CAPTURE,
         FACE,
+        HELD_OUT,
         ("--method", str, "avatar, or images that another code rendered", True),
         ("--source", Path, "splat/<variant> of an avatar, or the folder of images", True),
         output("tables/<variant>"),

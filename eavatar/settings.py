@@ -33,7 +33,9 @@ from eavatar.backends import LANDMARKS, MATTING, PRIORS, RENDERERS, UPSAMPLERS, 
 from eavatar.errors import UserError
 from eavatar.weights import Net
 
+ALTERNATE = "alternate"  # in held_out_cameras: every second camera by azimuth
 MOVED = {  # earlier names
+    "seed": "seeds",
     "capture.matte.background_matting_weights": "capture.matte.background_matting_v2.weights",
     "capture.matte.rembg_model": "capture.matte.rembg.model",
     "face.landmarks.detector": "face.landmarks.face_alignment.detector",
@@ -419,6 +421,19 @@ class TablesBlock(Settings):
     evaluate: EvaluateSettings
 
 
+def _once_each(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("each seed must stand once")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_once_each)
+]
+SEED_MARK = "@"  # between a variant's name and a seed that is not the first
+TRAINED = "avatar"  # the method that trains
+
+
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
         raise ValueError("a variant is named by letters, digits and _ . + -, as folders are")
@@ -437,6 +452,8 @@ class Variant(Settings):
         validate_default=True,
         description="folder of rendered images, {subject} in it stands for the subject's name",
     )
+    seeds: Seeds | None = Field(None, description="in place of the setting")
+    held_out_cameras: tuple[str, ...] | None = Field(None, description="in place of the setting")
     sdf: dict[str, Any] = Field({}, description="overlay on the block")
     splat: dict[str, Any] = Field({}, description="overlay on the block")
     tables: dict[str, Any] = Field({}, description="overlay on the block")
@@ -454,7 +471,13 @@ class Config(Settings):
 
     subjects: Path = Field(description="the sample sheet")
     morphable_model: Path = Field(description="used where the sample sheet names none")
-    seed: int = Field(ge=0)
+    seeds: Seeds = Field(
+        description="an avatar is trained with each; the first also is that of all else"
+    )
+    held_out_cameras: tuple[str, ...] = Field(
+        description="that are measured and not trained on: wildcards of serial numbers, or "
+        "`alternate`, every second by azimuth; none: all are trained on and measured"
+    )
     capture: CaptureBlock
     face: FaceBlock
     prior: PriorBlock
@@ -465,6 +488,18 @@ class Config(Settings):
         description="the rows of the tables by name, in their order"
     )
 
+    @property
+    def seed(self) -> int:
+        """Of all random draws."""
+        return self.seeds[0]
+
+    @field_validator("held_out_cameras")
+    @classmethod
+    def _one_way_to_choose(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if ALTERNATE in value and len(value) > 1:
+            raise ValueError(f"{ALTERNATE} must stand alone")
+        return value
+
     @field_validator("variants")
     @classmethod
     def _has_an_avatar(cls, value: dict[str, Variant]) -> dict[str, Variant]:
@@ -474,7 +509,7 @@ class Config(Settings):
 
 
 Block = TypeVar("Block", bound=Settings)
-VARIED = ("sdf", "splat", "tables")  # blocks that a variant may change
+VARIED = ("held_out_cameras", "sdf", "splat", "tables")  # what a variant may change, and seeds
 
 
 def select(names: Iterable[str], include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
@@ -524,15 +559,30 @@ def merge(base: Mapping[str, Any], *overlays: Mapping[str, Any]) -> dict[str, An
 
 
 def variant_contents(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The whole tree of each variant: the blocks that it names laid over the subject's.
+    """The whole tree of each variant and seed: what it names laid over the subject's settings.
+
+    The first seed has the variant's name, another one ``<variant>@<seed>``; images of another code
+    have one.
 
     Args:
         content: a valid tree; the result is not validated.
     """
-    return {
-        name: merge(content, {key: variant[key] for key in VARIED if key in variant})
-        for name, variant in content["variants"].items()
-    }
+    contents = {}
+    for name, variant in content["variants"].items():
+        changed = merge(
+            content, {key: variant[key] for key in VARIED if variant.get(key) is not None}
+        )
+        seeds = variant.get("seeds") or content["seeds"]
+        trained = variant.get("method", TRAINED) == TRAINED
+        for number, seed in enumerate(seeds if trained else seeds[:1]):
+            full_name = f"{name}{SEED_MARK}{seed}" if number else name
+            contents[full_name] = {**changed, "seeds": [seed]}
+    return contents
+
+
+def variant_of(name: str) -> str:
+    """The variant of a name that may have a seed: ``full`` of ``full@2``."""
+    return name.partition(SEED_MARK)[0]
 
 
 def required_backbones(

@@ -57,6 +57,8 @@ def compared(tmp_path) -> Path:
             "uncontrolled": {"splat": {"control": {"enabled": False}}},
             "small": {"sdf": {"width": 9}, "tables": {"evaluate": {"pictures": 1}}},
             "other": {"method": "images", "images": "rendered/{subject}"},
+            "half": {"held_out_cameras": ["alternate"], "seeds": [0, 3]},
+            "same": {"splat": {"control": {"enabled": True}}},
         }
     }
     settings = merge(yaml.safe_load((ROOT / "tests/tiny.yaml").read_text()), overlay)
@@ -75,12 +77,20 @@ def test_variants_share_all_that_they_agree_on(compared):
     assert status == 0, printed
     jobs = count_jobs(printed)
     assert jobs["ingest"] == 6  # one for each sequence, whatever the variants
-    assert (jobs["train_sdf"], jobs["train_splat"], jobs["evaluate"]) == (2, 3, 4)
-    starts = set(
-        re.findall(r"--sdf results/demo/sdf/(\w+) --output results/demo/splat/(\w+)", printed)
-    )
-    assert starts == {("full", "full"), ("full", "uncontrolled"), ("small", "small")}
-    assert "--variant full uncontrolled small other --images" in printed
+    assert (jobs["train_sdf"], jobs["train_splat"], jobs["evaluate"]) == (4, 5, 7)
+    trained = r"--sdf results/demo/sdf/(\S+) (.*) --output results/demo/splat/(\S+)"
+    half = "--held-out-cameras alternate"
+    assert set(re.findall(trained, printed)) == {
+        ("full", "", "full"),
+        ("full", "", "uncontrolled"),
+        ("small", "", "small"),
+        ("half", half, "half"),
+        ("half@3", half, "half@3"),
+    }
+    assert printed.count(half) == 6  # both stages and the evaluation, with two seeds
+    drawn = r"--source results/demo/splat/(\S+) .* --output results/demo/tables/(\S+)"
+    assert ("full", "same") in re.findall(drawn, printed)
+    assert "--variant full uncontrolled small other half half@3 same --images" in printed
     assert "report --subject demo --variant full" in printed
 
 
@@ -94,7 +104,7 @@ def test_images_of_another_code_need_no_training(compared):
 def test_a_faulty_or_unknown_variant_is_one_sentence(compared):
     status, printed = run(compared, "-n", "results/demo/tables/none/images.csv")
     assert status != 0
-    assert "no variant 'none', but full, uncontrolled, small, other" in printed
+    assert "no variant 'none', but full, uncontrolled, small, other, half, half@3, same" in printed
     settings = compared / "settings.yaml"
     settings.write_text(settings.read_text().replace("width: 9", "breadth: 9"))
     status, printed = run(compared, "-n")

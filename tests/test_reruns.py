@@ -137,7 +137,7 @@ CASES = {
         jobs("generate_prior", "check"),
     ),
     "prior.align": Case(by_command_line(prior={"align": {"samples": 9999}}), jobs("align_prior")),
-    "seed": Case(by_command_line(seed=5), jobs("align_prior")),
+    "seed": Case(by_command_line(seeds=[5]), jobs("align_prior")),
     "sdf": Case(by_command_line(sdf={"width": 9}), jobs("train_sdf")),
     "sdf.run": Case(by_command_line(sdf={"run": {"checkpoint_every": 9}}), {}),
     "splat": Case(by_command_line(splat={"width": 9}), jobs("train_splat")),

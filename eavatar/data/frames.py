@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eavatar.arrays import Bool, Image
+from eavatar.data.camera_split import split_cameras
 from eavatar.data.images import Boxes, ImageStore, read_grey, resize_area
 from eavatar.errors import UserError
 from eavatar.io import Identity, Tracking, read_arrays, read_cameras, read_sequences, require
@@ -137,7 +138,13 @@ class FrameSet:
 
     @classmethod
     def read(
-        cls, capture: Path, face: Path, split: str, image_size: int, memory_gb: float = 4
+        cls,
+        capture: Path,
+        face: Path,
+        split: str,
+        image_size: int,
+        memory_gb: float = 4,
+        held_out: Sequence[str] = (),
     ) -> FrameSet:
         """Read a split's frames at a size (area averaging), with the tracking of their sequences.
 
@@ -149,10 +156,13 @@ class FrameSet:
             split: ``train`` or ``test``.
             image_size: side of the square images, pixels; at most the ingested size.
             memory_gb: host memory for images, 2^30 bytes.
+            held_out: cameras that belong to the split ``test`` alone, as of `split_cameras`.
         Raises:
             UserError: a contract file is missing or malformed, or the split has no usable frame.
         """
-        cameras = read_cameras(capture / "cameras.json")
+        every = read_cameras(capture / "cameras.json")
+        training, measured = split_cameras(every, held_out)
+        cameras = {name: every[name] for name in (training if split == "train" else measured)}
         ingested = next(iter(cameras.values())).width
         if image_size > ingested:
             raise UserError(

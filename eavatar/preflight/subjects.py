@@ -15,12 +15,14 @@ from eavatar.errors import UserError
 from eavatar.io import Sequences
 from eavatar.settings import (
     Config,
+    Variant,
     check_patterns,
     merge,
     read_yaml,
     select,
     validate,
     variant_contents,
+    variant_of,
 )
 
 REQUIRED = ("subject", "capture")
@@ -29,6 +31,7 @@ PATTERNS = ("sequences", "cameras")
 COLUMNS = (*REQUIRED, *FILES, *PATTERNS)
 SEPARATORS = (",", ";", "\t")
 TARGET = re.compile(r"(?:\./)?results/([^/]+)/(?:(?:sdf|splat|tables)/([^/]+)/)?")
+SHARED = ("tables", "figures", "reenactments")  # folders in results that are of all subjects
 GENERATED = "generated"
 GENERATED_SEQUENCES = (
     "EMO-1-shout+laugh",
@@ -89,7 +92,7 @@ class Plan:
     Attributes:
         subject: its row of the sample sheet.
         config: its settings.
-        variants: the settings of each of its variants.
+        variants: the settings of each of its variants with each seed, see `variant_contents`.
         sequences: what is trained on and what is held out.
     """
 
@@ -97,6 +100,10 @@ class Plan:
     config: Config
     variants: dict[str, Config]
     sequences: Sequences
+
+    def variant(self, name: str) -> Variant:
+        """A variant as the settings have it, whatever the seed in its name."""
+        return self.config.variants[variant_of(name)]
 
 
 def make_plans(
@@ -211,9 +218,9 @@ def _read_row(cells: Mapping[str, str], where: str) -> SheetRow:
             f"{where}: more cells than the sheet has columns ('{cells['']}'); quote what holds a "
             "separator, or remove it."
         )
-    named = bool(name) and name != "tables" and "/" not in name and not name.startswith(".")
+    named = bool(name) and name not in SHARED and "/" not in name and not name.startswith(".")
     if not named:
-        faults.append(f"{where}: the name must be a plain folder name and not 'tables'.")
+        faults.append(f"{where}: the name must be a plain folder name and not one of {SHARED}.")
     if not capture:
         faults.append(f"{where}: the column 'capture' is empty; give the raw capture's folder.")
     raw = Path(capture).expanduser() if capture and capture != GENERATED else None
@@ -286,7 +293,7 @@ def check_requested(
         UserError: a subject is faulty or not in the sheet, or a variant not in its settings.
     """
     found = [TARGET.match(target) for target in targets]
-    requested = [match.groups() for match in found if match and match[1] != "tables"]
+    requested = [match.groups() for match in found if match and match[1] not in SHARED]
     for name, variant in requested:
         if name in faults:
             raise UserError(faults[name])
@@ -295,7 +302,7 @@ def check_requested(
                 f"subject '{name}' is not in {sheet}, which lists {', '.join([*plans, *faults])}; "
                 "add a row for it."
             )
-        known = plans[name].config.variants
+        known = plans[name].variants
         if variant and variant not in known:
             raise UserError(
                 f"subject '{name}' has no variant '{variant}', but {', '.join(known)}; add it to "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,13 @@ Values = dict[str, Tensor]
 
 
 def train_sdf(
-    settings: SdfSettings, seed: int, capture: Path, face: Path, prior: Path, output: Path
+    settings: SdfSettings,
+    seed: int,
+    capture: Path,
+    face: Path,
+    prior: Path,
+    output: Path,
+    held_out: Sequence[str] = (),
 ) -> Path:
     """Fit the neutral surface and its drivers to a subject's training frames.
 
@@ -53,6 +59,7 @@ def train_sdf(
         face: ``results/<subject>/face``.
         prior: ``results/<subject>/prior/aligned.ply``.
         output: ``results/<subject>/sdf/<variant>``.
+        held_out: cameras that are not trained on, as of `eavatar.data.camera_split`.
     Returns:
         The path of the model.
     Raises:
@@ -61,7 +68,7 @@ def train_sdf(
     """
     seed_everything(seed)
     device = choose_device()
-    task = prepare(settings, seed, capture, face, prior, device)
+    task = prepare(settings, seed, capture, face, prior, device, held_out)
     frames = task.frames
     logger.info(
         "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
@@ -79,7 +86,13 @@ def train_sdf(
 
 
 def prepare(
-    settings: SdfSettings, seed: int, capture: Path, face: Path, prior: Path, device: torch.device
+    settings: SdfSettings,
+    seed: int,
+    capture: Path,
+    face: Path,
+    prior: Path,
+    device: torch.device,
+    held_out: Sequence[str] = (),
 ) -> SdfTraining:
     """The task before its first step, the surface a sphere; arguments as of `train_sdf`.
 
@@ -88,7 +101,7 @@ def prepare(
     """
     RENDERERS[settings.renderer].run(device)  # raises before anything is read
     frames = FrameSet.read(
-        capture, face, "train", settings.image_size, settings.run.image_memory_gb
+        capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
     shape = _shape_of_prior(read_mesh(prior), frames.neutral_landmarks)
     field = HeadField(settings, frames.expression.shape[1]).to(device)

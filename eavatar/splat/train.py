@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ Values = dict[str, Tensor]
 
 
 def train_splat(
-    settings: SplatSettings, seed: int, capture: Path, face: Path, sdf: Path, output: Path
+    settings: SplatSettings,
+    seed: int,
+    capture: Path,
+    face: Path,
+    sdf: Path,
+    output: Path,
+    held_out: Sequence[str] = (),
 ) -> Path:
     """Train stage II and write ``model.safetensors``, ``model.yaml`` and ``log.csv``.
 
@@ -49,6 +56,7 @@ def train_splat(
         face: ``results/<subject>/face``.
         sdf: ``results/<subject>/sdf/<variant>``.
         output: ``results/<subject>/splat/<variant>``.
+        held_out: cameras that are not trained on, as of `eavatar.data.camera_split`.
     Returns:
         The path of the model.
     Raises:
@@ -56,7 +64,7 @@ def train_splat(
             training diverges.
     """
     seed_everything(seed)
-    task = prepare(settings, seed, capture, face, sdf, choose_device())
+    task = prepare(settings, seed, capture, face, sdf, choose_device(), held_out)
     definition = define("splat", settings, seed, task.frames, sdf=sdf / "model.safetensors")
     definition["stage I"] = repr(task.avatar.settings)
     bound = FALLING if settings.learning_rates.final != 1 else None
@@ -69,7 +77,13 @@ def train_splat(
 
 
 def prepare(
-    settings: SplatSettings, seed: int, capture: Path, face: Path, sdf: Path, device: torch.device
+    settings: SplatSettings,
+    seed: int,
+    capture: Path,
+    face: Path,
+    sdf: Path,
+    device: torch.device,
+    held_out: Sequence[str] = (),
 ) -> SplatTraining:
     """The task before its first step; arguments as of `train_splat`.
 
@@ -80,7 +94,7 @@ def prepare(
     if settings.weights.lpips > 0:
         perceptual = load_perceptual("vgg", device, settings.lpips_required)
     frames = FrameSet.read(
-        capture, face, "train", settings.image_size, settings.run.image_memory_gb
+        capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)

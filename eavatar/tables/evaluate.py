@@ -8,7 +8,7 @@ expression adds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,13 @@ class Truth:
 
 
 def evaluate(
-    settings: EvaluateSettings, method: str, source: Path, capture: Path, face: Path, output: Path
+    settings: EvaluateSettings,
+    method: str,
+    source: Path,
+    capture: Path,
+    face: Path,
+    output: Path,
+    held_out: Sequence[str] = (),
 ) -> Path:
     """Measure a method on the test split: the whole head with shoulders, on white, all cameras.
 
@@ -73,6 +79,7 @@ def evaluate(
         capture: ``results/<subject>/capture``.
         face: ``results/<subject>/face``.
         output: ``results/<subject>/tables/<variant>``.
+        held_out: cameras that alone are measured, as of `eavatar.data.camera_split`; none for all.
     Returns:
         ``output``.
     Raises:
@@ -81,7 +88,7 @@ def evaluate(
     device = choose_device()
     perceptual = load_perceptual(settings.lpips_net, device, settings.lpips_required)
     drawing = open_method(method, source, capture, device)
-    frames = FrameSet.read(capture, face, "test", drawing.image_size).to(device)
+    frames = FrameSet.read(capture, face, "test", drawing.image_size, held_out=held_out).to(device)
     shown = choose_views(frames, settings.pictures)
     folder = output / "pictures"
     for stale in folder.glob("*.png"):

@@ -30,6 +30,18 @@ def read(subject: Path, size: int = SIZE, memory_gb: float = 1, split: str = "tr
     return FrameSet.read(subject / "capture", subject / "face", split, size, memory_gb)
 
 
+def test_held_out_cameras_are_only_in_the_test_split(subject: Path) -> None:
+    folders = subject / "capture", subject / "face"
+    whole = read(subject)
+    held_out = [whole.serials[1]]
+    kept = FrameSet.read(*folders, "train", SIZE, held_out=held_out)
+    assert kept.serials == (whole.serials[0], *whole.serials[2:])
+    assert torch.equal(kept.world_to_camera, whole.world_to_camera[[0, 2, 3]])
+    assert torch.equal(kept.views(0, [1]).images, whole.views(0, [2]).images)
+    measured = FrameSet.read(*folders, "test", SIZE, held_out=held_out)
+    assert measured.serials == (whole.serials[1],)
+
+
 # --- selections-------------------------------------------------------------------------------
 
 

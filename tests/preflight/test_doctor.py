@@ -185,9 +185,9 @@ def test_what_a_variant_needs_is_looked_for(healthy, place):
 
 def test_faulty_settings_or_sheet_do_not_hide_the_machine(place, capsys):
     faulty = place / "config.yaml"
-    faulty.write_text((CONFIG / "config.yaml").read_text().replace("seed: 0", "seed: -1"))
+    faulty.write_text((CONFIG / "config.yaml").read_text().replace("seeds: [0]", "seeds: [-1]"))
     found = examine(str(faulty), place / "none.csv", [])
-    find(found, f"{faulty}: setting 'seed'", "not -1")
+    find(found, f"{faulty}: setting 'seeds.0'", "not -1")
     find(found, f"the sample sheet {place}/none.csv does not exist")
     find(found, "model2017-1_face12_nomouth.h5 does not exist", "faces.dmi.unibas.ch")
     assert any(finding.item == "memory" for finding in found.findings)

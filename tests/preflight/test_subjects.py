@@ -19,6 +19,7 @@ from eavatar.preflight.subjects import (
     subject_config,
     variant_configs,
 )
+from eavatar.settings import merge, read_yaml
 from tests.scenes import CONFIG
 
 BASE = yaml.safe_load((CONFIG / "config.yaml").read_text())
@@ -222,6 +223,46 @@ def test_the_documented_variants_are_valid(tmp_path):
     assert list(variant_configs(subject, BASE, {})) == ["full", "uncontrolled", "small", "other"]
 
 
+def test_each_seed_is_a_variant_and_the_first_has_its_plain_name(tmp_path):
+    overlay = tmp_path / "seeds.yaml"
+    overlay.write_text(
+        "{seeds: [4, 0, 2], variants: {once: {seeds: [7]}, other: {method: images, images: here}}}"
+    )
+    subject = read_subjects(sheet(tmp_path, f"a,generated,,,,,{overlay}"))["a"]
+    configs = variant_configs(subject, BASE, {})
+    seeds = {name: config.seed for name, config in configs.items()}
+    assert seeds == {"full": 4, "full@0": 0, "full@2": 2, "once": 7, "other": 4}
+    assert subject_config(subject, BASE, {}).seed == 4
+
+
+@pytest.mark.parametrize("profile", ["config.yaml", "demo.yaml", "paper.yaml"])
+def test_the_papers_variants_are_valid_on_each_profile(tmp_path, profile):
+    """And each is what the tables say that it is."""
+    given = read_yaml(CONFIG / "variants.yaml")
+    row = f"a,generated,,,,,{CONFIG / profile}"
+    subject = read_subjects(sheet(tmp_path, row))["a"]
+    configs = variant_configs(subject, merge(BASE, given), given)
+    assert list(configs) == ["full", *given["variants"]]
+    modules = {
+        name: (
+            config.splat.control.enabled,
+            config.splat.split.enabled,
+            config.sdf.weights.mesh > 0,
+        )
+        for name, config in configs.items()
+    }
+    ablated = {
+        "baseline": (False, False, False),
+        "baseline_novel_view": (False, False, False),
+        "control": (True, False, False),
+        "control_split": (True, True, False),
+    }
+    assert modules == {**dict.fromkeys(configs, (True, True, True)), **ablated}
+    assert configs["control_0.3"] == configs["split_0.2"] == configs["full"]
+    sights = {name for name, config in configs.items() if config.held_out_cameras}
+    assert sights == {"novel_view", "baseline_novel_view"}
+
+
 @pytest.mark.parametrize(
     ("variants", "sentence"),
     [
@@ -231,6 +272,8 @@ def test_the_documented_variants_are_valid(tmp_path):
         ("{a/b: {}}", r"'variants\.a/b.*letters, digits"),
         ("{x: {method: images}}", "needs a folder"),
         ("{x: {images: here}}", "no other takes one"),
+        ("{x: {seeds: [1, 1]}}", "each seed must stand once"),
+        ("{x: {held_out_cameras: [alternate, '1*']}}", "alternate must stand alone"),
         ("{full: {method: images, images: here}}", "one of them must have the method avatar"),
     ],
 )

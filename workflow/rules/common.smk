@@ -270,8 +270,8 @@ def variants(wildcards):
 
 def avatars(subject):
     """The subject's variants that train an avatar, in the order of the settings."""
-    variants = PLANS[subject].config.variants
-    return [name for name, variant in variants.items() if variant.method == "avatar"]
+    plan = PLANS[subject]
+    return [name for name in plan.variants if plan.variant(name).method == "avatar"]
 
 
 def reported(wildcards):
@@ -298,28 +298,53 @@ def backbones(wildcards):
 
 def stage_one(wildcards):
     """Stage I that an avatar starts from: of the first that learns with the same settings."""
-    learnt = {
-        name: settings.sdf.model_dump(exclude={"run"})
-        for name, settings in PLANS[wildcards.subject].variants.items()
-    }
-    wanted = learnt[wildcards.variant]
-    same = [name for name in avatars(wildcards.subject) if learnt[name] == wanted]
+    first = first_alike(wildcards.subject, wildcards.variant, ("sdf",))
     return expand(
-        rules.train_sdf.output.model,
-        subject=wildcards.subject,
-        variant=(same or [wildcards.variant])[0],
+        rules.train_sdf.output.model, subject=wildcards.subject, variant=first
     )
+
+
+def first_alike(subject, variant, blocks):
+    """The first avatar that is trained with the same blocks of settings, seed and cameras."""
+    wanted = trained_with(subject, variant, blocks)
+    alike = (
+        name
+        for name in avatars(subject)
+        if trained_with(subject, name, blocks) == wanted
+    )
+    return next(alike, variant)
+
+
+@lru_cache(None)
+def trained_with(subject, variant, blocks):
+    """What decides a training: blocks of settings, seed and cameras, as text."""
+    settings = PLANS[subject].variants[variant]
+    texts = [
+        getattr(settings, block).model_dump_json(exclude={"run"}) for block in blocks
+    ]
+    return (settings.seeds, settings.held_out_cameras, *texts)
+
+
+def held_out_cameras(wildcards):
+    """``--held-out-cameras`` with its words for the command line, or nothing without one."""
+    words = configuration(wildcards).held_out_cameras
+    return "--held-out-cameras " + shlex.join(words) if words else ""
 
 
 def method(wildcards):
     """What draws the images of a variant."""
-    return PLANS[wildcards.subject].config.variants[wildcards.variant].method
+    return PLANS[wildcards.subject].variant(wildcards.variant).method
 
 
 def drawn_from(wildcards):
-    """The model that draws a variant's images; none for images of another code."""
-    images = rendered_images(wildcards)
-    return [] if images else expand(rules.train_splat.output.model, **wildcards)
+    """The model that draws a variant's images, of the first that is trained alike; none for images
+    of another code."""
+    if rendered_images(wildcards):
+        return []
+    first = first_alike(wildcards.subject, wildcards.variant, ("sdf", "splat"))
+    return expand(
+        rules.train_splat.output.model, subject=wildcards.subject, variant=first
+    )
 
 
 def rendered_files(wildcards):
@@ -335,5 +360,5 @@ def source(wildcards, input):
 
 def rendered_images(wildcards):
     """The folder of a variant's images that another code rendered, or None."""
-    folder = PLANS[wildcards.subject].config.variants[wildcards.variant].images
+    folder = PLANS[wildcards.subject].variant(wildcards.variant).images
     return folder and folder.replace("{subject}", wildcards.subject)

@@ -36,6 +36,7 @@ rule train_sdf:
         settings=block("sdf"),
         run=run_settings("sdf"),
         seed=block("seed"),
+        held_out=held_out_cameras,
         capture=input_folder("cameras"),
         face=input_folder("identity"),
         folder=output_folder("model"),
@@ -43,4 +44,4 @@ rule train_sdf:
         "python -m eavatar train-sdf --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --prior {input.prior:q}"
-        " --output {params.folder:q} 2>&1 | tee {log:q}"
+        " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"

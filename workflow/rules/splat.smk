@@ -35,6 +35,7 @@ rule train_splat:
         settings=block("splat"),
         run=run_settings("splat"),
         seed=block("seed"),
+        held_out=held_out_cameras,
         capture=input_folder("cameras"),
         face=input_folder("identity"),
         sdf=input_folder("sdf"),
@@ -43,4 +44,4 @@ rule train_splat:
         "python -m eavatar train-splat --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --sdf {params.sdf:q}"
-        " --output {params.folder:q} 2>&1 | tee {log:q}"
+        " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"

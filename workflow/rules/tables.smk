@@ -34,6 +34,7 @@ rule evaluate:
         settings=block("tables.evaluate"),
         capture=input_folder("cameras"),
         face=input_folder("identity"),
+        held_out=held_out_cameras,
         method=method,
         source=source,
         images=rendered_files,  # so that other images are measured anew
@@ -41,7 +42,7 @@ rule evaluate:
     shell:
         "python -m eavatar evaluate --settings {params.settings:q}"
         " --method {params.method} --source {params.source:q}"
-        " --capture {params.capture:q} --face {params.face:q}"
+        " --capture {params.capture:q} --face {params.face:q} {params.held_out}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"
 
 

@@ -149,6 +149,22 @@ def metrics(a: Arguments) -> None:
     run(a.subject, dict(zip(a.variant, map(Path, a.images), strict=True)), a.output)
 
 
+def measure_speed(a: Arguments) -> None:
+    """Measure how fast an avatar is drawn, beside the time that it trained."""
+    from eavatar.view.speed import measure_speed as run
+
+    run(a.avatar, a.tracking, a.cameras, [Path(path) for path in a.benchmarks], a.output)
+
+
+def paper_table(a: Arguments) -> None:
+    """Write one of the paper's tables: measured and published values."""
+    from eavatar.tables.layout import Layout
+    from eavatar.tables.paper import paper_table as run
+
+    layout = settings.parse_block(Layout, a.layout)
+    run(a.table, layout, [Path(path) for path in a.measured], a.output)
+
+
 def report(a: Arguments) -> None:
     """Write the subject's report page."""
     from eavatar.tables.report import report as run
@@ -366,6 +382,19 @@ RULES: dict[Verb, list[Flag]] = {
         ("--variant", list, "names of the variants", True),
         ("--images", list, "tables/<variant>/images.csv of each of them", True),
         output("metrics.csv"),
+    ],
+    measure_speed: [
+        ("--avatar", Path, "splat/<variant>", True),
+        ("--tracking", Path, "face/tracking/<sequence>.npz", True),
+        ("--cameras", Path, "capture/cameras.json", True),
+        ("--benchmarks", list, "Snakemake's of both stages", False),
+        output("tables/<variant>/speed.json"),
+    ],
+    paper_table: [
+        ("--table", str, "table1 to table5", True),
+        ("--layout", str, "what it shows: an entry of config/tables.yaml, as JSON or YAML", True),
+        ("--measured", list, "tables/<variant>/images.csv or speed.json of all subjects", False),
+        output("folder for <table>.csv, .md and .tex"),
     ],
     report: [
         SUBJECT,

@@ -470,6 +470,7 @@ class Config(Settings):
     """The whole tree, as ``config/config.yaml`` spells it."""
 
     subjects: Path = Field(description="the sample sheet")
+    layouts: Path = Field(description="of the paper's tables and figures")
     morphable_model: Path = Field(description="used where the sample sheet names none")
     seeds: Seeds = Field(
         description="an avatar is trained with each; the first also is that of all else"

@@ -93,7 +93,9 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "tables/drawing": "tables/test_report.py",
     "tables/methods": "tables/test_image_folder.py",
     "tables/page": "tables/test_report.py",
+    "tables/layout": "tables/test_paper.py",
     "tables/table": "tables/test_evaluate.py",
+    "tables/typeset": "tables/test_paper.py",
 }
 
 Arrows = dict[str, set[str]]

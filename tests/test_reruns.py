@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ RULES = (  # in order; a job of those marked * for each sequence
     "fit_face", "refine_face", "generate_prior", "align_prior", "train_sdf", "train_splat",
     "evaluate", "metrics", "report",
 )  # fmt: skip
+TABLES = ("measure_speed", "paper_table", "tables")  # of all subjects, not asked for here
 
 
 def jobs(first: str, *others: str, sequences: int = len(SEQUENCES)) -> dict[str, int]:
@@ -201,13 +203,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert status == 0, printed
     status, printed = run(folder, "-n")
     assert status == 0, printed
+    make_outputs(folder, printed)
+    status, printed = run(folder, "--touch", "--forceall")
+    assert status == 0, printed
+    return folder
+
+
+def make_outputs(folder: Path, printed: str) -> None:
+    """Empty files and folders in place of the outputs that a dry run lists and that are missing."""
     for line in re.findall(r"^    output: (.*)$", printed, flags=re.MULTILINE):
         for path in (folder / name for name in line.split(", ")):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch() if path.suffix else path.mkdir(exist_ok=True)
-    status, printed = run(folder, "--touch", "--forceall")
-    assert status == 0, printed
-    return folder
 
 
 def copy(project: Path, folder: Path) -> Path:
@@ -246,7 +253,45 @@ def test_a_setting_of_every_rule_is_changed() -> None:
     assert set(re.findall(r"^rule (\w+):", rules, flags=re.MULTILINE)) - {
         "demo_capture",
         "doctor",
+        *TABLES,
     } == set(jobs("check"))
+
+
+def test_another_layout_of_a_table_runs_that_table_again_and_nothing_else(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = copy(finished, tmp_path / "project")
+    words = ("--configfile", str(ROOT / "config/variants.yaml"))
+    status, printed = run(folder, "-n", "tables", *words)
+    assert status == 0, printed
+    assert count_jobs(printed)["paper_table"] == 5
+    make_outputs(folder, printed)
+    status, printed = run(folder, "--touch", "--forceall", "tables", *words)
+    assert status == 0, printed
+    layouts = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
+    layouts["tables"]["table4"]["rows"].reverse()
+    (folder / "layouts.yaml").write_text(yaml.safe_dump(layouts, sort_keys=False))
+    status, printed = run(folder, "-n", "tables", *words, config=["layouts=layouts.yaml"])
+    assert status == 0, printed
+    found = {name: count for name, count in count_jobs(printed).items() if name != "total"}
+    assert found == {"paper_table": 1, "tables": 1}
+    assert "results/tables/table4.csv" in printed
+
+
+def test_five_subjects_with_all_variants_are_planned_in_seconds(tmp_path: Path) -> None:
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    rows = [
+        {"subject": name, "capture": "generated", "settings": str(ROOT / "tests/tiny.yaml")}
+        for name in "abcde"
+    ]
+    write_sheet(tmp_path, *rows)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ("--configfile", str(ROOT / "config/variants.yaml"))
+    status, printed = run(tmp_path, "-n", "tables", *words, "--quiet", "rules")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert status == 0, printed
+    # Of the processor: what one waits on a machine that is not busy.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
 def test_only_what_is_chosen_is_used(outcomes: dict[str, str]) -> None:

@@ -16,6 +16,14 @@ from eavatar.threads import make_pool
 
 Float = NDArray[np.float32]
 
+DEFINITION = (
+    "Whole images on white, RGB in [0, 1], at the method's size; the render is not masked by the "
+    "truth's mask; the padding of the crop is left out. PSNR: of an image's mean squared error. "
+    "SSIM: 11×11 Gaussian window, σ 1.5. A metric is the unweighted mean over all images "
+    "(cameras × timesteps)."
+)
+"""What a table of these metrics prints above itself."""
+
 WINDOW_RADIUS = 5  # of the 11×11 Gaussian window, σ = 1.5, that the 3DGS family uses
 
 

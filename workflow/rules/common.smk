@@ -16,7 +16,8 @@ sys.path.insert(0, workflow.basedir)
 from eavatar.errors import UserError
 from eavatar.preflight.editions import digest_files, find_editions, list_parts
 from eavatar.preflight.subjects import check_requested, make_plans
-from eavatar.settings import merge, read_yaml, required_backbones
+from eavatar.settings import merge, read_yaml, required_backbones, variant_of
+from eavatar.tables.layout import read_layouts
 
 SHEET = Path(config["subjects"])
 
@@ -25,6 +26,7 @@ SHEET = Path(config["subjects"])
 SETTINGS = merge(read_yaml(Path(workflow.configfiles[-1])), config)
 
 try:
+    LAYOUTS = read_layouts(Path(config["layouts"])).tables
     PLANS, FAULTS = make_plans(
         SHEET, SETTINGS, workflow.config_settings.overwrite_config
     )
@@ -46,6 +48,7 @@ wildcard_constraints:
         {re.escape(name) for plan in PLANS.values() for name in plan.variants}
     ),
     edition=r"\d+",
+    table="|".join(map(re.escape, LAYOUTS)),
 
 
 def configuration(wildcards):
@@ -362,3 +365,45 @@ def rendered_images(wildcards):
     """The folder of a variant's images that another code rendered, or None."""
     folder = PLANS[wildcards.subject].variant(wildcards.variant).images
     return folder and folder.replace("{subject}", wildcards.subject)
+
+
+def held_out_tracking(wildcards, input):
+    """The tracking of a sequence to draw: the first that is held out, or else of all."""
+    sequences = PLANS[wildcards.subject].sequences
+    return f"{input.tracking}/{(sequences.test or sequences.names)[0]}.npz"
+
+
+def benchmarks(wildcards):
+    """Snakemake's of both stages that trained a variant's avatar, which may be another's."""
+    subject, variant = wildcards.subject, wildcards.variant
+    stages = {"train_sdf": ("sdf",), "train_splat": ("sdf", "splat")}
+    return [
+        f"results/{subject}/benchmarks/{rule}/{first_alike(subject, variant, blocks)}.tsv"
+        for rule, blocks in stages.items()
+    ]
+
+
+def layout(wildcards):
+    """A paper's table's layout, as JSON."""
+    return LAYOUTS[wildcards.table].model_dump_json()
+
+
+def measured(wildcards):
+    """What a paper's table shows: of all subjects that have its variants, with all their seeds."""
+    chosen = LAYOUTS[wildcards.table]
+    pattern = (
+        rules.measure_speed.output[0] if chosen.speed else rules.evaluate.output.images
+    )
+    return [
+        path
+        for subject, plan in PLANS.items()
+        for name in plan.variants
+        if variant_of(name) in chosen.variants
+        for path in expand(pattern, subject=subject, variant=name)
+    ]
+
+
+def measured_words(wildcards, input):
+    """``--measured`` with its words for the command line, or nothing without one."""
+    paths = list(input)
+    return "--measured " + shlex.join(paths) if paths else ""

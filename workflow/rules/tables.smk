@@ -1,9 +1,10 @@
 """Tables: per-image metrics of the held-out frames, the subject's table and report page.
 
 in   capture/, face/, splat/<variant>/ or images that another code rendered
-out  tables/<variant>/images.csv, pictures/
+out  tables/<variant>/images.csv, pictures/, speed.json
      metrics.csv   of all variants: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips
      report.html   one self-contained page, pictures of the first avatar
+     ../tables/<table>.csv, .md, .tex   the paper's tables, over all subjects
 """
 
 
@@ -98,3 +99,68 @@ rule report:
     shell:
         "python -m eavatar report --subject {wildcards.subject:q} --variant {params.variant}"
         " --results {params.results:q} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule measure_speed:
+    input:
+        tracking=rules.refine_face.output.tracking,
+        cameras=rules.calibrate.output.cameras,
+        source=drawn_from,
+    output:
+        "results/{subject}/tables/{variant}/speed.json",
+    log:
+        "results/{subject}/logs/measure_speed/{variant}.log",
+    conda:
+        "../../envs/tables.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=15,
+        gpu=1,
+    params:
+        avatar=input_folder("source"),
+        tracking=held_out_tracking,
+        benchmarks=benchmarks,
+    shell:
+        "python -m eavatar measure-speed --avatar {params.avatar:q}"
+        " --tracking {params.tracking:q} --cameras {input.cameras:q}"
+        " --benchmarks {params.benchmarks:q} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule paper_table:
+    input:
+        measured=measured,
+    output:
+        csv="results/tables/{table}.csv",
+        markdown="results/tables/{table}.md",
+        tex="results/tables/{table}.tex",
+    log:
+        "results/logs/paper_table/{table}.log",
+    conda:
+        "../../envs/tables.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        layout=layout,
+        measured=measured_words,
+        folder=output_folder("csv"),
+    shell:
+        "python -m eavatar paper-table --table {wildcards.table} --layout {params.layout:q}"
+        " {params.measured} --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
+for name in LAYOUTS:
+
+    rule:
+        name:
+            name
+        input:
+            expand(rules.paper_table.output, table=name),
+        localrule: True
+
+
+rule tables:
+    input:
+        expand(rules.paper_table.output, table=LAYOUTS),
+    localrule: True

@@ -1,0 +1,59 @@
+"""What a table of the paper shows: rows, floors below them, and metrics, as data.
+
+The workflow reads it, so that it imports nothing large.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from eavatar.settings import Settings, read_yaml, validate
+
+AVERAGE = "average"  # in place of a subject
+RECORDED = "self_reenactment"
+SPEED = ("training_hours", "frames_per_second")  # of speed.json; all else is of images.csv
+
+
+class TableRow(Settings):
+    """A row of a table."""
+
+    label: str = Field(description="first column, and the published row beside it")
+    variant: str | None = Field(None, description="that is measured; none: not built here")
+    protocol: str = Field(RECORDED, description="of `images.csv`")
+
+
+class Layout(Settings):
+    """A table of ``config/tables.yaml``."""
+
+    title: str
+    metrics: tuple[str, ...] = Field(description="columns of images.csv, or of speed.json")
+    rows: tuple[TableRow, ...]
+    floors: tuple[TableRow, ...] = Field((), description="rows below a line")
+
+    @property
+    def variants(self) -> list[str]:
+        """Variants that it needs, each once."""
+        rows = (*self.rows, *self.floors)
+        return list(dict.fromkeys(row.variant for row in rows if row.variant))
+
+    @property
+    def speed(self) -> bool:
+        """Whether it shows times and not images."""
+        return set(self.metrics) <= set(SPEED)
+
+
+class Layouts(Settings):
+    """``config/tables.yaml``."""
+
+    tables: dict[str, Layout] = Field(description="by name")
+
+
+def read_layouts(path: Path) -> Layouts:
+    """The layouts of a file.
+
+    Raises:
+        UserError: it is missing or faulty.
+    """
+    return validate(Layouts, read_yaml(path), str(path))

@@ -1,0 +1,39 @@
+"""How fast an avatar is drawn and how long it trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eavatar.__main__ import main
+from tests.scenes.small_avatar import SIZE, make_avatar
+from tests.scenes.small_results import write_results
+
+BENCHMARK = "s\th:m:s\n{}\t0:00:00\n"
+
+
+def measure(results: Path, *benchmarks: Path) -> dict[str, object]:
+    output = results / "tables/full/speed.json"
+    words = ["--avatar", results / "splat/full", "--cameras", results / "capture/cameras.json"]
+    words += ["--tracking", results / "face/tracking/FREE.npz"]
+    words += ["--benchmarks", *benchmarks, "--output", output]
+    assert main(["measure-speed", *map(str, words)]) == 0
+    content: dict[str, object] = json.loads(output.read_text())
+    return content
+
+
+def test_speed_and_training_time_are_written_with_the_hardware(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    benchmarks = [tmp_path / "sdf.tsv", tmp_path / "splat.tsv"]
+    for path, seconds in zip(benchmarks, (1800, 5400), strict=True):
+        path.write_text(BENCHMARK.format(seconds))
+    content = measure(results, *benchmarks)
+    assert content["training_hours"] == pytest.approx(2)
+    assert content["image_size"] == SIZE
+    assert content["gaussians"] == len(make_avatar().neutral)
+    assert 1 < content["frames_per_second"] < 1e5  # type: ignore[operator]
+    assert content["hardware"]
+    benchmarks[1].unlink()  # of one stage alone there is no time of a training
+    assert measure(results, *benchmarks)["training_hours"] is None

@@ -251,6 +251,14 @@ class SdfLossWeights(Settings):
     deformation: float = Field(ge=0)
 
 
+class SdfPriorSettings(Settings):
+    """What stage I makes of the aligned prior, beside Eq. 17."""
+
+    realign: bool = Field(
+        description="align the prior with the present surface over and over, as the paper's ICP"
+    )
+
+
 class TorsoSettings(Settings):
     """What stays behind when the head turns: first values, heights below the chin, dm."""
 
@@ -299,6 +307,7 @@ class SdfSettings(Settings):
     far: float = Field(gt=0, description="full pose control beyond, squared distance, dm²")
     deform_scale: float = Field(gt=0, description="largest displacement per axis, canonical units")
     torso: TorsoSettings
+    prior: SdfPriorSettings
     learning_rate: float = Field(gt=0, description="of all networks")
     landmark_learning_rate: float = Field(gt=0, description="of the neutral landmarks")
     weights: SdfLossWeights

@@ -22,6 +22,7 @@ from eavatar.io import Mesh, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
 from eavatar.sdf.cut_finder import CutFinder
 from eavatar.sdf.field import HeadField
+from eavatar.sdf.shape import Shape
 from eavatar.sdf.sphere import start_as_sphere
 from eavatar.sdf.tetrahedra import Cut, Surface
 from eavatar.settings import SdfSettings
@@ -103,34 +104,12 @@ def prepare(
     frames = FrameSet.read(
         capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
-    shape = _shape_of_prior(read_mesh(prior), frames.neutral_landmarks)
+    shape = Shape.of(read_mesh(prior), float(frames.neutral_landmarks[CHIN, 1]), device, seed)
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
     start_as_sphere(field)
     return SdfTraining(settings, seed, frames, field, shape)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What Eq. 17 compares of a mesh above the plane ``y = floor``, canonical units.
-
-    Attributes:
-        centre: (3,).
-        size: () mean distance of the surface to the centre.
-        floor: height of the chin, below which prior and prediction end in different places.
-    """
-
-    centre: Tensor
-    size: Tensor
-    floor: float
-
-
-def _shape_of_prior(prior: Mesh, landmarks: Tensor) -> Shape:
-    floor = float(landmarks[CHIN, 1])
-    vertices = torch.from_numpy(prior.vertices).to(landmarks.device)
-    faces = torch.from_numpy(prior.faces).to(landmarks.device)
-    return Shape(*losses.centre_and_size(vertices, faces, floor), floor)
 
 
 @contextmanager
@@ -261,7 +240,10 @@ class SdfTraining(Trainable):
     def step(self, step: int) -> Values:
         """One step of Adam on the weighted sum of Eq. 18."""
         batch = self.loader.batch(step)
-        points, crossings = self.cuts.find(refresh=step % REFRESH_EVERY == 0)
+        refresh = step % REFRESH_EVERY == 0
+        points, crossings = self.cuts.find(refresh)
+        if refresh and self.settings.prior.realign:
+            self._realign_prior(points, crossings)
         if self.graph.captures and self.reach is not None:
             sizes = len(points), len(crossings.edges), len(crossings.faces)
             needed = SurfaceCapacity(*sizes, *self.reach.tolist())
@@ -307,12 +289,17 @@ class SdfTraining(Trainable):
 
     def _neutral_terms(self, surface: Surface) -> Values:
         """The terms that no timestep enters."""
-        shape = losses.centre_and_size(surface.vertices, surface.faces, self.shape.floor)
+        shape = self.shape.region.measure(surface.vertices, surface.faces)
         at_landmarks = self.field.sample(self.field.neutral_landmarks)
         return {
             "landmark": losses.landmark_loss(at_landmarks.sdf),
             "mesh": losses.alignment_loss(*shape, self.shape.centre, self.shape.size),
         }
+
+    @torch.no_grad()
+    def _realign_prior(self, points: Tensor, crossings: Cut) -> None:
+        """Align the prior with the surface through grid vertices (U, 3)."""
+        self.shape.realign(self.field.surface_through(points, crossings).vertices)
 
     def _timestep_terms(
         self, surface: Surface, batch: Batch, capacity: SurfaceCapacity | None
@@ -363,16 +350,20 @@ class SdfTraining(Trainable):
         self.loader.close()
 
     def state(self) -> dict[str, Any]:
-        """Also the sides of the grid's vertices, which decide where the field is evaluated."""
+        """Also the sides of the grid's vertices, which decide where the field is evaluated, and
+        the prior's centre and size, which change if it is realigned."""
         return {
             "field": self.field.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "inside": self.cuts.inside,
+            "shape": [self.shape.centre, self.shape.size],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.field.load_state_dict(state["field"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for own, stored in zip((self.shape.centre, self.shape.size), state["shape"], strict=True):
+            own.copy_(stored)
         self.cuts.look_near(state["inside"].to(self.frames.device))
 
 

@@ -85,22 +85,23 @@ def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
     return (squared * used).sum() / used.sum().clamp(min=1)
 
 
-def centre_and_size(vertices: Tensor, faces: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Centre (3,) of a surface and mean distance () of the surface to it, above a plane.
+def centroids_and_areas(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroids (M, 3) and areas (M,) of the faces (M, 3) of a mesh with vertices (V, 3)."""
+    corners = vertices.index_select(0, faces.flatten()).view(-1, 3, 3)
+    across = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return corners.mean(dim=1), torch.linalg.vector_norm(across, dim=1) / 2
+
+
+def centre_and_size(centroids: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (3,) of a surface and mean distance () of the surface to it.
 
     Eq. 17 takes means over vertices; these are means over the area, so that they do not depend
-    on the triangulation. The plane cuts prediction and prior alike, as the one goes on to the
-    shoulders where the other ends.
+    on the triangulation.
 
     Args:
-        vertices: (V, 3), y up.
-        faces: (M, 3).
-        floor: faces whose centroid has a smaller y are left out, canonical units.
+        centroids: (M, 3) of its faces.
+        areas: (M,), zero for faces that are left out.
     """
-    corners = vertices.index_select(0, faces.flatten()).view(-1, 3, 3)
-    centroids = corners.mean(dim=1)
-    normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    areas = torch.linalg.vector_norm(normals, dim=1) * (centroids[:, 1] > floor)
     weights = (areas / areas.sum().clamp(min=1e-9))[:, None]
     centre = (weights * centroids).sum(dim=0)
     distances = torch.linalg.vector_norm(centroids - centre, dim=1, keepdim=True)

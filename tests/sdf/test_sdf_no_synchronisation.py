@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eavatar.sdf.field import HeadField
+from eavatar.sdf.shape import COLUMNS, ROWS, Region
 from eavatar.sdf.surface import make_discs, place_discs, to_gaussians
 from eavatar.sdf.tetrahedra import Cut
 from eavatar.settings import read_config
@@ -34,8 +35,9 @@ def test_from_the_cut_to_the_splats(fake_cuda):
     means, seen = place_discs(driven.vertices, discs, *cameras)
     assert means.shape == (2, 3, VERTICES, 3) and seen.shape == (2, 3, VERTICES)
     assert to_gaussians(driven.vertices, discs, driven.colours).means.is_cuda
+    region = Region(*torch.rand(3, 3), torch.ones(ROWS * COLUMNS))
     for value in (
-        *losses.centre_and_size(surface.vertices, faces, -1.0)[1:],
+        *region.measure(surface.vertices, faces)[1:],
         losses.laplacian_loss(driven.vertices, faces),
         losses.offset_loss(driven.raw_expression, driven.expressed),
         losses.landmark_loss(field.sample(field.neutral_landmarks).sdf),

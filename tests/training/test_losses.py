@@ -63,32 +63,37 @@ def test_losses_of_several_timesteps_are_means_over_them() -> None:
     torch.testing.assert_close(losses.silhouette_loss(alpha, mask, weight), expected)
 
 
+def centre_and_size(vertices: torch.Tensor, faces: torch.Tensor) -> tuple:
+    return losses.centre_and_size(*losses.centroids_and_areas(vertices, faces))
+
+
 def test_alignment_does_not_see_the_triangulation() -> None:
     """Cutting one face into three moves a mean over vertices, but none over the area."""
     vertices, faces = tetrahedron()
     middle = vertices[faces[3]].mean(dim=0, keepdim=True)
     finer = torch.cat([vertices, middle])
     split = torch.tensor([[1, 2, 4], [2, 3, 4], [3, 1, 4]])
-    centre, _ = losses.centre_and_size(vertices, faces, -1)
-    other, _ = losses.centre_and_size(finer, torch.cat([faces[:3], split]), -1)
+    centre, _ = centre_and_size(vertices, faces)
+    other, _ = centre_and_size(finer, torch.cat([faces[:3], split]))
     torch.testing.assert_close(centre, other)
 
 
 def test_alignment_of_moved_and_scaled_shapes() -> None:
     """Eq. 17 of a shape moved by d and scaled by f about its centre: |d|² + ((f - 1) s)²."""
     vertices, faces = tetrahedron()
-    centre, size = losses.centre_and_size(vertices, faces, -1)
+    centre, size = centre_and_size(vertices, faces)
     moved = centre + 1.5 * (vertices - centre) + torch.tensor([0.0, 0.3, 0.4])
-    loss = losses.alignment_loss(*losses.centre_and_size(moved, faces, -9), centre, size)
+    loss = losses.alignment_loss(*centre_and_size(moved, faces), centre, size)
     assert loss.item() == pytest.approx(0.25 + (0.5 * size.item()) ** 2, rel=1e-5)
 
 
-def test_centre_leaves_out_what_is_below_the_plane() -> None:
+def test_faces_without_area_do_not_count() -> None:
     vertices, faces = tetrahedron()
-    low = vertices - torch.tensor([0.0, 5, 0])
-    both, all_faces = torch.cat([vertices, low]), torch.cat([faces, faces + 4])
-    alone = losses.centre_and_size(vertices, faces, -1)
-    for first, second in zip(losses.centre_and_size(both, all_faces, -1), alone, strict=True):
+    centroids, areas = losses.centroids_and_areas(vertices, faces)
+    torch.testing.assert_close(areas[:3], torch.full((3,), 0.5))
+    more = torch.cat([centroids, centroids + 5]), torch.cat([areas, 0 * areas])
+    alone = losses.centre_and_size(centroids, areas)
+    for first, second in zip(losses.centre_and_size(*more), alone, strict=True):
         torch.testing.assert_close(first, second)
-    _, nothing = losses.centre_and_size(vertices, faces, 9)
+    _, nothing = losses.centre_and_size(centroids, 0 * areas)
     assert math.isfinite(nothing.item())

@@ -165,6 +165,15 @@ def paper_table(a: Arguments) -> None:
     run(a.table, layout, [Path(path) for path in a.measured], a.output)
 
 
+def paper_figure(a: Arguments) -> None:
+    """Draw one of the paper's figures of a subject: truth and variants side by side."""
+    from eavatar.tables.figures import paper_figure as run
+    from eavatar.tables.layout import FigureLayout
+
+    layout = settings.parse_block(FigureLayout, a.layout)
+    run(layout, [Path(path) for path in a.sources], a.cameras, a.tracking, a.output)
+
+
 def report(a: Arguments) -> None:
     """Write the subject's report page."""
     from eavatar.tables.report import report as run
@@ -395,6 +404,13 @@ RULES: dict[Verb, list[Flag]] = {
         ("--layout", str, "what it shows: an entry of config/tables.yaml, as JSON or YAML", True),
         ("--measured", list, "tables/<variant>/images.csv or speed.json of all subjects", False),
         output("folder for <table>.csv, .md and .tex"),
+    ],
+    paper_figure: [
+        ("--layout", str, "what it shows: a figure of config/tables.yaml, as JSON or YAML", True),
+        ("--sources", list, "tables/<variant>/pictures or sdf/<variant>/neutral.ply", True),
+        ("--cameras", Path, "capture/cameras.json", True),
+        ("--tracking", Path, "face/tracking", True),
+        output("results/figures/<figure>_<subject>.png"),
     ],
     report: [
         SUBJECT,

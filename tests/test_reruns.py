@@ -41,7 +41,13 @@ RULES = (  # in order; a job of those marked * for each sequence
     "fit_face", "refine_face", "generate_prior", "align_prior", "train_sdf", "train_splat",
     "evaluate", "metrics", "report",
 )  # fmt: skip
-TABLES = ("measure_speed", "paper_table", "tables")  # of all subjects, not asked for here
+TABLES = (
+    "measure_speed",
+    "paper_table",
+    "paper_figure",
+    "figures",
+    "tables",
+)  # of all subjects, not asked for here
 
 
 def jobs(first: str, *others: str, sequences: int = len(SEQUENCES)) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What a table of the paper shows: rows, floors below them, and metrics, as data.
+"""What the paper's tables and figures show, as data: rows and metrics; columns and crops.
 
 The workflow reads it, so that it imports nothing large.
 """
@@ -6,6 +6,7 @@ The workflow reads it, so that it imports nothing large.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -44,10 +45,33 @@ class Layout(Settings):
         return set(self.metrics) <= set(SPEED)
 
 
+class Column(Settings):
+    """A column of a figure."""
+
+    label: str
+    variant: str | None = Field(None, description="none: the truth")
+
+
+class FigureLayout(Settings):
+    """A figure of ``config/tables.yaml``."""
+
+    title: str
+    columns: tuple[Column, ...]
+    crops: tuple[Literal["whole", "mouth", "eyes", "brows"], ...] = ("whole",)
+    views: int = Field(3, ge=1, description="most pictures, those of strongest expression")
+    surfaces: bool = Field(False, description="stage I's neutral meshes in place of pictures")
+
+    @property
+    def variants(self) -> list[str]:
+        """Variants that it needs, each once."""
+        return list(dict.fromkeys(column.variant for column in self.columns if column.variant))
+
+
 class Layouts(Settings):
     """``config/tables.yaml``."""
 
     tables: dict[str, Layout] = Field(description="by name")
+    figures: dict[str, FigureLayout] = Field(description="by name")
 
 
 def read_layouts(path: Path) -> Layouts:

@@ -26,7 +26,7 @@ SHEET = Path(config["subjects"])
 SETTINGS = merge(read_yaml(Path(workflow.configfiles[-1])), config)
 
 try:
-    LAYOUTS = read_layouts(Path(config["layouts"])).tables
+    LAYOUTS = read_layouts(Path(config["layouts"]))
     PLANS, FAULTS = make_plans(
         SHEET, SETTINGS, workflow.config_settings.overwrite_config
     )
@@ -48,7 +48,8 @@ wildcard_constraints:
         {re.escape(name) for plan in PLANS.values() for name in plan.variants}
     ),
     edition=r"\d+",
-    table="|".join(map(re.escape, LAYOUTS)),
+    table="|".join(map(re.escape, LAYOUTS.tables)),
+    figure="|".join(map(re.escape, LAYOUTS.figures)),
 
 
 def configuration(wildcards):
@@ -385,12 +386,12 @@ def benchmarks(wildcards):
 
 def layout(wildcards):
     """A paper's table's layout, as JSON."""
-    return LAYOUTS[wildcards.table].model_dump_json()
+    return LAYOUTS.tables[wildcards.table].model_dump_json()
 
 
 def measured(wildcards):
     """What a paper's table shows: of all subjects that have its variants, with all their seeds."""
-    chosen = LAYOUTS[wildcards.table]
+    chosen = LAYOUTS.tables[wildcards.table]
     pattern = (
         rules.measure_speed.output[0] if chosen.speed else rules.evaluate.output.images
     )
@@ -407,3 +408,30 @@ def measured_words(wildcards, input):
     """``--measured`` with its words for the command line, or nothing without one."""
     paths = list(input)
     return "--measured " + shlex.join(paths) if paths else ""
+
+
+def figure_layout(wildcards):
+    """A figure's layout, as JSON."""
+    return LAYOUTS.figures[wildcards.figure].model_dump_json()
+
+
+def figure_sources(wildcards):
+    """What a figure shows of its variants, in their order."""
+    chosen = LAYOUTS.figures[wildcards.figure]
+    subject = wildcards.subject
+    if not chosen.surfaces:
+        pattern = rules.evaluate.output.pictures
+        return expand(pattern, subject=subject, variant=chosen.variants)
+    trained = [first_alike(subject, name, ("sdf",)) for name in chosen.variants]
+    return expand(rules.train_sdf.output.neutral, subject=subject, variant=trained)
+
+
+def figures(wildcards):
+    """All figures, of the subjects that have all variants of one."""
+    return [
+        path
+        for name, chosen in LAYOUTS.figures.items()
+        for subject, plan in PLANS.items()
+        if set(chosen.variants) <= set(plan.variants)
+        for path in expand(rules.paper_figure.output, figure=name, subject=subject)
+    ]

@@ -5,6 +5,7 @@ out  tables/<variant>/images.csv, pictures/, speed.json
      metrics.csv   of all variants: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips
      report.html   one self-contained page, pictures of the first avatar
      ../tables/<table>.csv, .md, .tex   the paper's tables, over all subjects
+     ../figures/<figure>_<subject>.png
 """
 
 
@@ -150,7 +151,7 @@ rule paper_table:
         " {params.measured} --output {params.folder:q} 2>&1 | tee {log:q}"
 
 
-for name in LAYOUTS:
+for name in LAYOUTS.tables:
 
     rule:
         name:
@@ -160,7 +161,36 @@ for name in LAYOUTS:
         localrule: True
 
 
+rule paper_figure:
+    input:
+        sources=figure_sources,
+        cameras=rules.calibrate.output.cameras,
+        tracking=rules.refine_face.output.tracking,
+    output:
+        "results/figures/{figure}_{subject}.png",
+    log:
+        "results/{subject}/logs/paper_figure/{figure}.log",
+    conda:
+        "../../envs/tables.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        layout=figure_layout,
+    shell:
+        "python -m eavatar paper-figure --layout {params.layout:q} --sources {input.sources:q}"
+        " --cameras {input.cameras:q} --tracking {input.tracking:q}"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule figures:
+    input:
+        figures,
+    localrule: True
+
+
 rule tables:
     input:
-        expand(rules.paper_table.output, table=LAYOUTS),
+        expand(rules.paper_table.output, table=LAYOUTS.tables),
+        rules.figures.input,
     localrule: True

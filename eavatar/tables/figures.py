@@ -1,0 +1,182 @@
+"""The paper's figures: truth and variants side by side, at the same timestep, camera and crop.
+
+What is shown follows from the expression's strength alone. Images are RGB, 8 bits, (H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from eavatar.arrays import Float64, Image
+from eavatar.data.images import read_rgb
+from eavatar.errors import UserError
+from eavatar.io import Tracking, read_cameras, read_mesh, read_tracking
+from eavatar.tables.drawing import draw_meshes, write_image
+from eavatar.tables.layout import FigureLayout
+
+TILE = 320  # width of a column, pixels
+GAP = 4
+HEADER = 28  # height of the labels, pixels
+ANGLES = (0, 45, 90)  # degrees, of surfaces
+SURFACE = (205, 200, 190)
+HALF_HEIGHT = 1.7  # canonical units: a head with neck
+REGIONS = {"mouth": slice(48, 68), "eyes": slice(36, 48), "brows": slice(17, 27)}
+MARGIN = 0.2  # around the landmarks, of their width
+MIN_ASPECT = 0.5  # height of a crop / its width: brows are flat
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of ``tables/<variant>/pictures``.
+
+    Attributes:
+        sequence: its name.
+        timestep: index in the sequence.
+        camera: serial number.
+    """
+
+    sequence: str
+    timestep: int
+    camera: str
+
+    @classmethod
+    def of(cls, path: Path) -> Picture:
+        sequence, timestep, camera = path.stem.rsplit("_", 2)
+        return cls(sequence, int(timestep), camera)
+
+    @property
+    def name(self) -> str:
+        return f"{self.sequence}_{self.timestep:05d}_{self.camera}.png"
+
+
+def paper_figure(
+    layout: FigureLayout, sources: Sequence[Path], cameras: Path, tracking: Path, output: Path
+) -> Path:
+    """Draw a figure of a subject.
+
+    Args:
+        layout: of the figure.
+        sources: of its variants, in their order: ``tables/<variant>/pictures`` or, of surfaces,
+            ``sdf/<variant>/neutral.ply``.
+        cameras: ``capture/cameras.json``.
+        tracking: ``face/tracking``.
+        output: an image file.
+    Returns:
+        ``output``.
+    Raises:
+        UserError: a file is missing or malformed, or the variants have no picture in common.
+    """
+    named = dict(zip(layout.variants, sources, strict=True))
+    if layout.surfaces:
+        rows = [
+            [
+                draw_meshes([(read_mesh(named[name]), SURFACE)], angle, TILE, HALF_HEIGHT)
+                for name in layout.variants
+            ]
+            for angle in ANGLES
+        ]
+    else:
+        rows = _picture_rows(layout, named, cameras, tracking)
+    write_image(output, assemble([column.label for column in layout.columns], rows))
+    return output
+
+
+def _picture_rows(
+    layout: FigureLayout, folders: Mapping[str, Path], cameras: Path, tracking: Path
+) -> list[list[Image]]:
+    """A row for each crop of each picture that is shown."""
+    common = set.intersection(*({p.name for p in f.glob("*.png")} for f in folders.values()))
+    if not common:
+        raise UserError(
+            f"the pictures of {', '.join(folders)} have no view in common; evaluate these variants "
+            "with the same cameras and the same tables.evaluate.pictures."
+        )
+    pictures = [Picture.of(Path(name)) for name in sorted(common)]
+    names = {picture.sequence for picture in pictures}
+    tracks = {name: read_tracking(tracking / f"{name}.npz") for name in names}
+    known = read_cameras(cameras)
+    rows = []
+    for picture in strongest(pictures, tracks)[: layout.views]:
+        images = _read_columns(layout, folders, picture)
+        side = len(images[0])
+        points, _ = (
+            known[picture.camera]
+            .resize(side, side)
+            .project(tracks[picture.sequence].landmarks[picture.timestep].astype(np.float64))
+        )
+        for crop in layout.crops:
+            window = find_window(points, crop, side)
+            rows.append([to_tile(image[window]) for image in images])
+    return rows
+
+
+def _read_columns(
+    layout: FigureLayout, folders: Mapping[str, Path], picture: Picture
+) -> list[Image]:
+    """The truth or a variant's render for each column, square."""
+    strips = {name: read_rgb(folder / picture.name, "evaluate") for name, folder in folders.items()}
+    truth = next(iter(strips.values()))
+    side = len(truth)
+    return [
+        strips[column.variant][:, side : 2 * side] if column.variant else truth[:, :side]
+        for column in layout.columns
+    ]
+
+
+def strongest(pictures: Sequence[Picture], tracks: Mapping[str, Tracking]) -> list[Picture]:
+    """The pictures, those of the largest norm of expression coefficients first."""
+
+    def strength(picture: Picture) -> float:
+        return float(np.linalg.norm(tracks[picture.sequence].expression[picture.timestep]))
+
+    return sorted(pictures, key=strength, reverse=True)
+
+
+def find_window(points: Float64, crop: str, side: int) -> tuple[slice, slice]:
+    """Rows and columns of a crop around the landmarks of a region, within the image.
+
+    Args:
+        points: (68, 2) pixels.
+        crop: a key of `REGIONS`, or ``whole``.
+        side: of the image, pixels.
+    """
+    if crop == "whole":
+        return slice(0, side), slice(0, side)
+    region = points[REGIONS[crop]]
+    low, high = region.min(axis=0), region.max(axis=0)
+    size = high - low + 2 * MARGIN * (high - low)[0]
+    size[1] = max(size[1], MIN_ASPECT * size[0])
+    size = size.clip(8, side)
+    start = ((low + high - size) / 2).clip(0, side - size).round().astype(int)
+    stop = np.minimum(start + size.round().astype(int), side)
+    return slice(start[1], stop[1]), slice(start[0], stop[0])
+
+
+def to_tile(image: Image) -> Image:
+    """The image at the width of a column."""
+    height = round(image.shape[0] * TILE / image.shape[1])
+    shrinks = image.shape[1] > TILE
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (TILE, height), interpolation=method).astype(np.uint8)
+
+
+def assemble(labels: Sequence[str], rows: Sequence[Sequence[Image]]) -> Image:
+    """Rows of tiles, each of one height, with white gaps, under the columns' labels."""
+    width = len(labels) * (TILE + GAP) - GAP
+    header = np.full((HEADER, width, 3), 255, np.uint8)
+    for column, label in enumerate(labels):
+        corner = (column * (TILE + GAP) + GAP, HEADER - 9)
+        cv2.putText(header, label, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    parts = [header]
+    for row in rows:
+        strip = np.full((row[0].shape[0] + GAP, width, 3), 255, np.uint8)
+        for column, tile in enumerate(row):
+            left = column * (TILE + GAP)
+            strip[: tile.shape[0], left : left + TILE] = tile
+        parts.append(strip)
+    return np.concatenate(parts)

@@ -174,6 +174,14 @@ def paper_figure(a: Arguments) -> None:
     run(layout, [Path(path) for path in a.sources], a.cameras, a.tracking, a.output)
 
 
+def reenact(a: Arguments) -> None:
+    """Move a person's avatar by another person's tracked sequence: a video and a contact sheet."""
+    from eavatar.view.reenact import reenact as run
+
+    named = {Path(folder).name: Path(folder) for folder in a.avatars}
+    run(a.results, named, a.driver, a.sequence, a.smoothing, a.output)
+
+
 def report(a: Arguments) -> None:
     """Write the subject's report page."""
     from eavatar.tables.report import report as run
@@ -411,6 +419,14 @@ RULES: dict[Verb, list[Flag]] = {
         ("--cameras", Path, "capture/cameras.json", True),
         ("--tracking", Path, "face/tracking", True),
         output("results/figures/<figure>_<subject>.png"),
+    ],
+    reenact: [
+        ("--results", Path, "results/<subject> of the avatar", True),
+        ("--avatars", list, "splat/<variant>, one or several side by side", True),
+        ("--driver", Path, "results/<subject> of the person who moves it", True),
+        SEQUENCE,
+        ("--smoothing", float, "the setting reenactment.smoothing", True),
+        output("results/reenactments/<avatar>_<driver>_<sequence>.mp4; a .jpg comes beside it"),
     ],
     report: [
         SUBJECT,

@@ -409,6 +409,15 @@ class EvaluateSettings(Settings):
     pictures: int = Field(ge=1, description="comparison images kept for the report")
 
 
+class ReenactmentSettings(Settings):
+    """`reenact`: an avatar moved by another person."""
+
+    variants: tuple[str, ...] = Field(min_length=1, description="of the avatar, side by side")
+    smoothing: float = Field(
+        ge=0, lt=1, description="fraction of the pose before in each timestep's; 0 follows at once"
+    )
+
+
 class CaptureBlock(Settings):
     demo: DemoSettings
     ingest: IngestSettings
@@ -480,6 +489,7 @@ class Config(Settings):
 
     subjects: Path = Field(description="the sample sheet")
     layouts: Path = Field(description="of the paper's tables and figures")
+    reenactments: Path = Field(description="the table of pairs")
     morphable_model: Path = Field(description="used where the sample sheet names none")
     seeds: Seeds = Field(
         description="an avatar is trained with each; the first also is that of all else"
@@ -494,6 +504,7 @@ class Config(Settings):
     sdf: SdfSettings
     splat: SplatSettings
     tables: TablesBlock
+    reenactment: ReenactmentSettings
     variants: dict[Annotated[str, AfterValidator(_plain_name)], Variant] = Field(
         description="the rows of the tables by name, in their order"
     )

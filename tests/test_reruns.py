@@ -45,6 +45,7 @@ TABLES = (
     "measure_speed",
     "paper_table",
     "paper_figure",
+    "reenact",
     "figures",
     "tables",
 )  # of all subjects, not asked for here

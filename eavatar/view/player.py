@@ -180,7 +180,7 @@ def render(folder: Path, sequence: str, options: RenderOptions) -> Path:
         output = place / (name if len(cameras) > 1 else f"{name}.mp4")
     _check_output(output, options.rate, len(cameras))
     times: list[float] = []
-    frames = _draw(Player(avatar), tracking, cameras, times)
+    frames = draw_tracking(Player(avatar), tracking, cameras, times)
     progress = tqdm(frames, desc="render", unit="frame", total=len(tracking) * len(cameras))
     if output.suffix:
         images = (_even(frame.image) for frame in progress)
@@ -253,7 +253,7 @@ def describe(times: Sequence[float], avatar: Avatar) -> str:
     )
 
 
-def _draw(
+def draw_tracking(
     player: Player, tracking: Tracking, cameras: Mapping[str, Camera], times: list[float]
 ) -> Iterator[DrawnFrame]:
     """Camera by camera, all timesteps; adds the seconds of each frame to the times."""

@@ -15,6 +15,7 @@ sys.path.insert(0, workflow.basedir)
 
 from eavatar.errors import UserError
 from eavatar.preflight.editions import digest_files, find_editions, list_parts
+from eavatar.preflight.reenactments import read_pairs
 from eavatar.preflight.subjects import check_requested, make_plans
 from eavatar.settings import merge, read_yaml, required_backbones, variant_of
 from eavatar.tables.layout import read_layouts
@@ -30,6 +31,7 @@ try:
     PLANS, FAULTS = make_plans(
         SHEET, SETTINGS, workflow.config_settings.overwrite_config
     )
+    PAIRS = read_pairs(Path(config["reenactments"]), PLANS, FAULTS)
     if workflow.is_main_process:
         if not check_requested(sys.argv[1:], PLANS, FAULTS, SHEET):
             for sentence in FAULTS.values():
@@ -49,6 +51,7 @@ wildcard_constraints:
     ),
     edition=r"\d+",
     table="|".join(map(re.escape, LAYOUTS.tables)),
+    pair="|".join(map(re.escape, PAIRS)) or "none",
     figure="|".join(map(re.escape, LAYOUTS.figures)),
 
 
@@ -435,3 +438,41 @@ def figures(wildcards):
         if set(chosen.variants) <= set(plan.variants)
         for path in expand(rules.paper_figure.output, figure=name, subject=subject)
     ]
+
+
+def of_avatar(pattern):
+    """A function of wildcards: the pattern for the subject whose avatar a pair draws."""
+
+    def path(wildcards):
+        return expand(pattern, subject=PAIRS[wildcards.pair].avatar)
+
+    return path
+
+
+def of_driver(pattern):
+    """A function of wildcards: the pattern for the subject, and sequence, that moves it."""
+
+    def path(wildcards):
+        pair = PAIRS[wildcards.pair]
+        return expand(pattern, subject=pair.driver, sequence=pair.sequence)
+
+    return path
+
+
+def reenacted(wildcards):
+    """The trained variants of a pair's avatar."""
+    subject = PAIRS[wildcards.pair].avatar
+    names = PLANS[subject].config.reenactment.variants
+    trained = [first_alike(subject, name, ("sdf", "splat")) for name in names]
+    return expand(rules.train_splat.output.model, subject=subject, variant=trained)
+
+
+def pair_words(wildcards, input):
+    """The words of `reenact` that tell the pair."""
+    pair = PAIRS[wildcards.pair]
+    smoothing = PLANS[pair.avatar].config.reenactment.smoothing
+    return shlex.join(
+        ["--results", f"results/{pair.avatar}", "--driver", f"results/{pair.driver}"]
+        + ["--sequence", pair.sequence, "--smoothing", str(smoothing)]
+        + ["--avatars", *map(_parent, input.avatars)]
+    )

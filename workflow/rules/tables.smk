@@ -6,6 +6,7 @@ out  tables/<variant>/images.csv, pictures/, speed.json
      report.html   one self-contained page, pictures of the first avatar
      ../tables/<table>.csv, .md, .tex   the paper's tables, over all subjects
      ../figures/<figure>_<subject>.png
+     ../reenactments/<avatar>_<driver>_<sequence>.mp4, .jpg
 """
 
 
@@ -183,9 +184,40 @@ rule paper_figure:
         " --output {output:q} 2>&1 | tee {log:q}"
 
 
+rule reenact:
+    input:
+        avatars=reenacted,
+        avatar_cameras=of_avatar(rules.calibrate.output.cameras),
+        avatar_sequences=of_avatar(rules.choose_sequences.output[0]),
+        avatar_identity=of_avatar(rules.refine_face.output.identity),
+        avatar_tracking=of_avatar(rules.refine_face.output.tracking),
+        cameras=of_driver(rules.calibrate.output.cameras),
+        sequences=of_driver(rules.choose_sequences.output[0]),
+        identity=of_driver(rules.refine_face.output.identity),
+        tracking=of_driver(rules.refine_face.output.tracking),
+        frames=of_driver(rules.ingest.output.frames),
+    output:
+        video="results/reenactments/{pair}.mp4",
+        sheet="results/reenactments/{pair}.jpg",
+    log:
+        "results/logs/reenact/{pair}.log",
+    conda:
+        "../../envs/tables.yaml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=60,
+        gpu=1,
+    params:
+        words=pair_words,
+    shell:
+        "python -m eavatar reenact {params.words} --output {output.video:q} 2>&1 | tee {log:q}"
+
+
 rule figures:
     input:
         figures,
+        expand(rules.reenact.output, pair=PAIRS),
     localrule: True
 
 

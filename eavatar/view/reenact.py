@@ -1,0 +1,189 @@
+"""Cross-identity reenactment (Sec. 4.4): one person's avatar moved by another's tracking.
+
+What is transferred is the difference from rest, of expression and of pose, as two people's neutral
+faces, seats and cameras differ. Letters: T timesteps, E expression coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from eavatar.arrays import Float32, Float64, Image
+from eavatar.avatar.files import load_avatar
+from eavatar.data.images import read_rgb
+from eavatar.data.video import write_video
+from eavatar.errors import UserError
+from eavatar.io import (
+    Identity,
+    Tracking,
+    read_arrays,
+    read_cameras,
+    read_sequences,
+    read_tracking,
+)
+from eavatar.results import Results
+from eavatar.tables.drawing import write_image
+from eavatar.tables.figures import assemble, to_tile
+from eavatar.view.player import QUALITY, RATE, Player, draw_tracking, most_frontal, read_drive
+
+SHEET_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A person at rest: the middle of all that was tracked of them.
+
+    Attributes:
+        expression: (E,) median.
+        rotation: mean of the head.
+        translation: (3,) median, metres.
+        scale: canonical units to metres.
+    """
+
+    expression: Float32
+    rotation: Rotation
+    translation: Float64
+    scale: float
+
+    @classmethod
+    def read(cls, results: Results) -> Rest:
+        """Of the sequences that are in use.
+
+        Raises:
+            UserError: a contract file is missing or malformed.
+        """
+        names = read_sequences(results.capture / "sequences.json").names
+        tracks = [read_tracking(results.tracking(name)) for name in names]
+        identity = read_arrays(Identity, results.face / "identity.npz")
+        expression, rotation, translation = (
+            np.concatenate([getattr(track, field) for track in tracks])
+            for field in ("expression", "rotation", "translation")
+        )
+        return cls(
+            np.median(expression, axis=0),
+            Rotation.from_rotvec(rotation).mean(),
+            np.median(translation, axis=0).astype(np.float64),
+            float(identity.scale),
+        )
+
+
+def retarget(tracking: Tracking, driver: Rest, avatar: Rest, smoothing: float) -> Tracking:
+    """The tracking of one person as motion of another.
+
+    The expression is the driver's less the driver's at rest, plus the avatar's at rest. The head
+    turns and moves from the avatar's pose at rest as the driver's does from theirs, in the head's
+    axes and relative to the size of the head.
+
+    Args:
+        tracking: of the driver.
+        driver: at rest.
+        avatar: at rest.
+        smoothing: of the pose, see `low_pass`.
+    """
+    turned = driver.rotation.inv() * Rotation.from_rotvec(tracking.rotation)
+    moved = driver.rotation.inv().apply(tracking.translation - driver.translation) / driver.scale
+    turned = Rotation.from_rotvec(low_pass(turned.as_rotvec(), smoothing))
+    moved = avatar.scale * low_pass(moved, smoothing)
+    return replace(
+        tracking,
+        expression=tracking.expression - driver.expression + avatar.expression,
+        rotation=(avatar.rotation * turned).as_rotvec().astype(np.float32),
+        translation=(avatar.rotation.apply(moved) + avatar.translation).astype(np.float32),
+    )
+
+
+def low_pass(values: Float64, smoothing: float) -> Float64:
+    """Rows (T, 3), each mixed with the result before it, whose fraction is the smoothing.
+
+    At 0 nothing changes; 0.5 is what Gaussian Head Avatar does.
+    """
+    result = values.copy()
+    for timestep in range(1, len(values)):
+        result[timestep] += smoothing * (result[timestep - 1] - values[timestep])
+    return result
+
+
+def reenact(
+    avatar: Path,
+    variants: Mapping[str, Path],
+    driver: Path,
+    sequence: str,
+    smoothing: float,
+    output: Path,
+) -> Path:
+    """Write a video, the driver beside each variant of the avatar, and a contact sheet.
+
+    Both people are seen from their most frontal cameras. The sheet, beside the video with the
+    suffix ``.jpg``, shows timesteps of strong expression, spread over the sequence.
+
+    Args:
+        avatar: ``results/<subject>``.
+        variants: folders of its trained avatars by name.
+        driver: ``results/<subject>`` of the other person.
+        sequence: of the driver.
+        smoothing: of the pose, see `low_pass`.
+        output: ``.mp4``.
+    Returns:
+        ``output``.
+    Raises:
+        UserError: a file is missing or malformed, or the two have other numbers of expression
+            coefficients.
+    """
+    people = Results.open(avatar), Results.open(driver)
+    rests = [Rest.read(results) for results in people]
+    if len({len(rest.expression) for rest in rests}) > 1:
+        raise UserError(
+            f"{avatar} and {driver} were tracked with {len(rests[0].expression)} and "
+            f"{len(rests[1].expression)} expression coefficients; track both with one morphable "
+            "model and the same face.fit.expression_components."
+        )
+    tracking = read_drive(people[1].tracking(sequence), len(rests[0].expression), neutral=False)
+    moved = retarget(tracking, rests[1], rests[0], smoothing)
+    strips = _draw_strips(people, list(variants.values()), sequence, tracking, moved)
+    shown = choose_timesteps(tracking.expression, SHEET_COLUMNS)
+    kept: dict[int, list[Image]] = {}
+
+    def keep() -> Iterator[Image]:
+        for timestep, tiles in enumerate(strips):
+            if timestep in shown:
+                kept[timestep] = tiles
+            yield np.concatenate(tiles, axis=1)
+
+    write_video(output, keep(), RATE, "yuv420p", QUALITY)
+    labels = [f"timestep {timestep}" for timestep in shown]
+    rows = list(zip(*(kept[timestep] for timestep in shown), strict=True))
+    write_image(output.with_suffix(".jpg"), assemble(labels, rows))
+    return output
+
+
+def choose_timesteps(expression: Float32, count: int) -> list[int]:
+    """The timestep of strongest expression (norm of (T, E) coefficients) in each of equal runs."""
+    strength = np.linalg.norm(expression, axis=1)
+    runs = np.array_split(np.arange(len(strength)), min(count, len(strength)))
+    return [int(run[strength[run].argmax()]) for run in runs]
+
+
+def _draw_strips(
+    people: Sequence[Results],
+    variants: Sequence[Path],
+    sequence: str,
+    tracking: Tracking,
+    moved: Tracking,
+) -> Iterator[list[Image]]:
+    """The tiles of each timestep: the driver's frame, then each variant of the avatar."""
+    avatar, driver = people
+    known = read_cameras(avatar.cameras)
+    chosen = most_frontal(known, moved)
+    players = [
+        draw_tracking(Player(load_avatar(folder)), moved, {chosen: known[chosen]}, [])
+        for folder in variants
+    ]
+    frames = driver.capture / sequence / most_frontal(read_cameras(driver.cameras), tracking)
+    for timestep, drawn in enumerate(zip(*players, strict=True)):
+        recorded = read_rgb(frames / f"{timestep:05d}.jpg")
+        yield [to_tile(image) for image in (recorded, *(frame.image for frame in drawn))]

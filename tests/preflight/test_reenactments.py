@@ -1,0 +1,61 @@
+"""The table of cross-identity pairs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eavatar.errors import UserError
+from eavatar.preflight.reenactments import read_pairs
+from eavatar.preflight.subjects import COLUMNS, Plan, make_plans
+from tests.scenes import CONFIG
+
+BASE = yaml.safe_load((CONFIG / "config.yaml").read_text())
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> dict[str, Plan]:
+    rows = "\n".join(f"{name},generated" + "," * (len(COLUMNS) - 2) for name in "ab")
+    (tmp_path / "subjects.csv").write_text(f"{','.join(COLUMNS)}\n{rows}\n")
+    return make_plans(tmp_path / "subjects.csv", BASE, {})[0]
+
+
+def table(folder: Path, *rows: str, header: str = "avatar,driver,sequence") -> Path:
+    path = folder / "pairs.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_pairs_are_named_by_their_three_cells(tmp_path, plans):
+    pairs = read_pairs(table(tmp_path, "a,b,FREE", "b, a,EXP-1-head"), plans, {})
+    assert list(pairs) == ["a_b_FREE", "b_a_EXP-1-head"]
+    assert pairs["a_b_FREE"].driver == "b"
+    assert read_pairs(table(tmp_path), plans, {}) == {}
+
+
+def test_pairs_of_subjects_that_cannot_run_are_left_out(tmp_path, plans):
+    assert read_pairs(table(tmp_path, "a,c,FREE"), plans, {"c": "why"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("a,c,FREE", "subject 'c' is not in the sample sheet"),
+        ("a,b,EMO-9", "'b' has no sequence 'EMO-9', but EMO-1-shout"),
+        ("a,b", "needs the columns avatar,driver,sequence"),
+        ("a,b,FREE,full", "needs the columns avatar,driver,sequence"),
+    ],
+)
+def test_a_faulty_row_is_one_sentence(tmp_path, plans, row, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_pairs(table(tmp_path, row), plans, {})
+
+
+def test_the_variants_that_are_drawn_must_be_there(tmp_path):
+    rows = f"{','.join(COLUMNS)}\na,generated{',' * (len(COLUMNS) - 2)}\n"
+    (tmp_path / "subjects.csv").write_text(rows)
+    chosen = {"reenactment": {"variants": ["full", "small"], "smoothing": 0}}
+    plans, _ = make_plans(tmp_path / "subjects.csv", {**BASE, **chosen}, {})
+    with pytest.raises(UserError, match="'a' has no variant 'small', but full"):
+        read_pairs(table(tmp_path, "a,a,FREE"), plans, {})
+    assert read_pairs(CONFIG / "reenactments.csv", plans, {}) == {}  # also without a pair

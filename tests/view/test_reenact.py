@@ -1,0 +1,131 @@
+"""One person's avatar moved by another's tracking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from eavatar.__main__ import main
+from eavatar.avatar.files import write_avatar
+from eavatar.io import Identity, Sequences, Tracking, write_arrays, write_image, write_sequences
+from eavatar.settings import Settings
+from eavatar.tables.figures import GAP, HEADER, TILE
+from eavatar.view.reenact import Rest, choose_timesteps, low_pass, retarget
+from tests.scenes.small_avatar import EXPRESSIONS, make_avatar
+from tests.scenes.small_results import TIMESTEPS, make_tracking, write_results
+
+CLOSE = 1e-6  # rounding of float32 around 1
+
+
+def rest_of(tracking: Tracking, scale: float = 0.1) -> Rest:
+    return Rest(
+        np.median(tracking.expression, axis=0),
+        Rotation.from_rotvec(tracking.rotation).mean(),
+        np.median(tracking.translation, axis=0).astype(np.float64),
+        scale,
+    )
+
+
+@pytest.fixture
+def tracking() -> Tracking:
+    random = np.random.default_rng(1)
+    moved = make_tracking()
+    moved.translation[:] = 0.05 * random.normal(size=moved.translation.shape) + [0.1, 1.2, 0]
+    return moved
+
+
+def test_a_person_moves_their_own_avatar_as_tracked(tracking):
+    own = rest_of(tracking)
+    moved = retarget(tracking, own, own, smoothing=0)
+    for name in ("expression", "rotation", "translation"):
+        assert np.allclose(getattr(moved, name), getattr(tracking, name), atol=CLOSE)
+
+
+def test_the_drivers_neutral_face_seat_and_world_play_no_part(tracking):
+    """The same person in a turned and shifted world, with an offset of all expressions."""
+    turn, shift = Rotation.from_euler("xyz", [50, -120, 20], degrees=True), [3, -1, 2]
+    other = replace(
+        tracking,
+        expression=tracking.expression + np.linspace(-1, 1, EXPRESSIONS, dtype=np.float32),
+        rotation=(turn * Rotation.from_rotvec(tracking.rotation)).as_rotvec().astype(np.float32),
+        translation=(turn.apply(tracking.translation) + shift).astype(np.float32),
+    )
+    # Medians of coordinates depend on the axes: the place at rest is given.
+    rest = rest_of(tracking)
+    there = replace(rest_of(other), translation=turn.apply(rest.translation) + shift)
+    avatar = replace(rest, expression=rest.expression + 1, scale=0.12)
+    here, moved = (
+        retarget(track, driver, avatar, smoothing=0.5)
+        for track, driver in ((tracking, rest), (other, there))
+    )
+    for name in ("expression", "rotation", "translation"):
+        assert np.allclose(getattr(moved, name), getattr(here, name), atol=10 * CLOSE)
+
+
+def test_a_larger_head_moves_as_far_in_its_own_size(tracking):
+    small = rest_of(tracking)
+    large = replace(small, scale=2 * small.scale)
+    moved = retarget(tracking, small, large, smoothing=0)
+    step = tracking.translation - small.translation
+    assert np.allclose(moved.translation - large.translation, 2 * step, atol=CLOSE)
+
+
+def test_smoothing_mixes_with_what_was_before():
+    step = np.array([[0.0], [1], [1], [1]])
+    assert low_pass(step, 0.5)[:, 0].tolist() == [0, 0.5, 0.75, 0.875]
+    assert np.array_equal(low_pass(step, 0), step)
+
+
+def test_the_strongest_of_each_part_is_shown():
+    strength = np.array([0, 3, 1, 2, 5, 0, 0, 1])
+    assert choose_timesteps(strength[:, None].astype(np.float32), 2) == [1, 4]
+    assert choose_timesteps(strength[:2, None].astype(np.float32), 6) == [0, 1]
+
+
+def write_person(root: Path) -> Path:
+    write_results(root)
+    write_avatar(root / "splat/baseline", make_avatar(), Settings())
+    write_sequences(root / "capture/sequences.json", Sequences(("FREE",), ()))
+    identity = Identity(np.zeros(1), np.array(0.1), np.zeros((68, 3)))
+    write_arrays(
+        root / "face/identity.npz",
+        Identity(*(np.asarray(value, np.float32) for value in vars(identity).values())),
+    )
+    for timestep in range(TIMESTEPS):
+        frame = np.full((32, 32, 3), 80 + timestep, np.uint8)
+        write_image(root / f"capture/FREE/222200037/{timestep:05d}.jpg", frame)
+    return root
+
+
+def call(avatar: Path, driver: Path, output: Path) -> int:
+    words = ["--results", avatar, "--driver", driver, "--sequence", "FREE", "--output", output]
+    words += ["--smoothing", 0.5, "--avatars", avatar / "splat/baseline", avatar / "splat/full"]
+    return main(["reenact", *map(str, words)])
+
+
+def test_the_video_shows_the_driver_and_each_variant(tmp_path):
+    people = [write_person(tmp_path / name) for name in ("a", "b")]
+    output = tmp_path / "a_b_FREE.mp4"
+    assert call(*people, output) == 0
+    with av.open(str(output)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == TIMESTEPS
+    assert frames[0].shape == (TILE, 3 * TILE, 3)
+    assert abs(int(frames[1][TILE // 2, TILE // 2, 0]) - 81) < 4  # the driver's frame, encoded
+    sheet = cv2.imread(str(output.with_suffix(".jpg")))
+    assert sheet.shape[:2] == (HEADER + 3 * (TILE + GAP), TIMESTEPS * (TILE + GAP) - GAP)
+
+
+def test_people_of_other_models_are_told(tmp_path, capsys):
+    people = [write_person(tmp_path / name) for name in ("a", "b")]
+    tracking = make_tracking()
+    fewer = replace(tracking, expression=tracking.expression[:, :-1])
+    write_arrays(people[1] / "face/tracking/FREE.npz", fewer)
+    assert call(*people, tmp_path / "x.mp4") == 2
+    assert f"{EXPRESSIONS} and {EXPRESSIONS - 1} expression" in capsys.readouterr().err

@@ -32,6 +32,7 @@ class Layout(Settings):
     metrics: tuple[str, ...] = Field(description="columns of images.csv, or of speed.json")
     rows: tuple[TableRow, ...]
     floors: tuple[TableRow, ...] = Field((), description="rows below a line")
+    note: str = Field("", description="what the reader must know of its rows")
 
     @property
     def variants(self) -> list[str]:

@@ -176,4 +176,4 @@ def _describe(layout: Layout, table: pd.DataFrame, hardware: Sequence[str]) -> l
         notes.append(
             f"Without a measurement: {', '.join(missing)} (variants of config/variants.yaml)."
         )
-    return [*notes, SOURCE]
+    return [*notes, *filter(None, [layout.note]), SOURCE]

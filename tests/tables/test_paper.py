@@ -24,6 +24,7 @@ CONTENT = {
         {"label": "GHA", "variant": "baseline"},
         {"label": "EAvatar", "variant": "full"},
     ],
+    "note": "Tracked with all cameras.",
     "floors": [
         {"label": "expression frozen", "variant": "full", "protocol": "neutral_expression"},
         {"label": "mean image", "variant": "floors", "protocol": "mean_image"},
@@ -112,7 +113,7 @@ def test_documents_say_what_was_measured(tmp_path, measured):
     assert "| EAvatar | 25.10 ± 0.36 | 25.07 | +0.03 | 0.9000 ± 0.0000 | 0.8570 | +0.0430 |" in text
     assert "| NeRFace | – | 20.85 | – |" in text
     assert "Subjects: 074, 104. ± is the standard deviation over 3 seeds." in text
-    assert "arXiv:2508.13537v1" in text
+    assert "arXiv:2508.13537v1" in text and "Tracked with all cameras." in text
     assert "By subject:" in text and "Published, by case:" in text
     tex = (output / "table1.tex").read_text()
     grids = re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", tex, re.DOTALL)

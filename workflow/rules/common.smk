@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from functools import lru_cache, reduce
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -335,7 +336,7 @@ def trained_with(subject, variant, blocks):
 def held_out_cameras(wildcards):
     """``--held-out-cameras`` with its words for the command line, or nothing without one."""
     words = configuration(wildcards).held_out_cameras
-    return "--held-out-cameras " + shlex.join(words) if words else ""
+    return f"--held-out-cameras {shlex.join(words)}" if words else ""
 
 
 def method(wildcards):
@@ -410,7 +411,7 @@ def measured(wildcards):
 def measured_words(wildcards, input):
     """``--measured`` with its words for the command line, or nothing without one."""
     paths = list(input)
-    return "--measured " + shlex.join(paths) if paths else ""
+    return f"--measured {shlex.join(paths)}" if paths else ""
 
 
 def figure_layout(wildcards):
@@ -471,8 +472,11 @@ def pair_words(wildcards, input):
     """The words of `reenact` that tell the pair."""
     pair = PAIRS[wildcards.pair]
     smoothing = PLANS[pair.avatar].config.reenactment.smoothing
-    return shlex.join(
-        ["--results", f"results/{pair.avatar}", "--driver", f"results/{pair.driver}"]
-        + ["--sequence", pair.sequence, "--smoothing", str(smoothing)]
-        + ["--avatars", *map(_parent, input.avatars)]
-    )
+    words = {
+        "--results": f"results/{pair.avatar}",
+        "--driver": f"results/{pair.driver}",
+        "--sequence": pair.sequence,
+        "--smoothing": str(smoothing),
+    }
+    avatars = ["--avatars", *map(_parent, input.avatars)]
+    return shlex.join([*chain(*words.items()), *avatars])

@@ -147,6 +147,8 @@ CASES = {
     ),
     "prior.align": Case(by_command_line(prior={"align": {"samples": 9999}}), jobs("align_prior")),
     "seed": Case(by_command_line(seeds=[5]), jobs("align_prior")),
+    "one more seed": Case(by_command_line(seeds=[0, 1]), jobs("train_sdf")),
+    "held_out_cameras": Case(by_command_line(held_out_cameras=["alternate"]), jobs("train_sdf")),
     "sdf": Case(by_command_line(sdf={"width": 9}), jobs("train_sdf")),
     "sdf.run": Case(by_command_line(sdf={"run": {"checkpoint_every": 9}}), {}),
     "splat": Case(by_command_line(splat={"width": 9}), jobs("train_splat")),

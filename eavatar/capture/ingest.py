@@ -26,6 +26,7 @@ from eavatar.capture.colour import ColourTable
 from eavatar.capture.nersemble import FULL_SIZE
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Header, read_raw_image
+from eavatar.capture.yuv import Part
 from eavatar.errors import UserError
 from eavatar.io import encode_image, write_cameras, write_image, write_rows
 from eavatar.lenses import straightener
@@ -90,10 +91,13 @@ class Window:
             image: (H, W[, 3]) at the stored size.
             colour: correction, if any.
         """
+        return self.resize(image[self.part], colour)
+
+    def resize(self, inner: Image, colour: ColourTable | None = None) -> Image:
+        """The same, from only the part of the stored image that the window shows."""
         left, top = max(0, -self.x), max(0, -self.y)
-        inner = image[self.y + top : self.y + self.height, self.x + left : self.x + self.width]
         height, width = inner.shape[:2]
-        window = np.zeros((self.height, self.width, *image.shape[2:]), np.uint8)
+        window = np.zeros((self.height, self.width, *inner.shape[2:]), np.uint8)
         target = window[top : top + height, left : left + width]
         if colour is None:
             target[:] = inner
@@ -109,6 +113,15 @@ class Window:
         stored = full.resize(self.stored_width, self.stored_height)
         return stored.crop(self.x, self.y, self.width, self.height).resize(
             self.image_size, self.image_size
+        )
+
+    @property
+    def part(self) -> Part:
+        """Rows and columns of the stored image that the window shows."""
+        bottom, right = self.y + self.height, self.x + self.width
+        return (
+            slice(max(0, self.y), min(self.stored_height, bottom)),
+            slice(max(0, self.x), min(self.stored_width, right)),
         )
 
     @property
@@ -271,13 +284,16 @@ def _ingest_camera(
     window = _window(settings, capture, header)
     table = _table(settings, capture, serial)
     straighten = _straightener(capture, serial, window)
+    distorted = serial in capture.lenses  # the window then draws on other pixels than its own
     inside = _box(_visible(capture, serial, window))
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     every = 1 if capture.prepared else settings.every
     folder.mkdir(parents=True)
     rows = []
-    for index, image in capture.frames[sequence][serial].decode(every):
-        frame = window.apply(straighten(image), table)
+    wanted = None if distorted else window.part
+    for index, image in capture.frames[sequence][serial].decode(every, wanted):
+        resize = window.apply if distorted else window.resize
+        frame = resize(straighten(image), table)
         # Straight to its name: the index, written last, makes the whole sequence atomic.
         path = folder / f"{index // every:05d}.jpg"
         path.write_bytes(encode_image(path.suffix, frame, quality))

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from eavatar.arrays import Image
+from eavatar.capture.yuv import Part, to_bgr
 from eavatar.errors import UserError
 
 JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
@@ -70,17 +71,18 @@ class CameraFrames:
         height, width = read_raw_image(self.paths[0]).shape[:2]
         return Header(width, height, len(self.paths))
 
-    def decode(self, every: int = 1) -> Iterator[tuple[int, Image]]:
+    def decode(self, every: int = 1, part: Part | None = None) -> Iterator[tuple[int, Image]]:
         """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first.
 
         Args:
             every: n.
+            part: of the images, the only one that is wanted; all if None.
 
         Raises:
             UserError: a frame cannot be decoded, has another size than the first, or is missing.
         """
         if self.is_video:
-            yield from decode_video(self.paths[0], every)
+            yield from decode_video(self.paths[0], every, part)
             return
         shape = None
         for index in range(0, len(self.paths), every):
@@ -91,7 +93,7 @@ class CameraFrames:
                     f"{self.paths[index]} has {image.shape[1]}×{image.shape[0]} pixels but "
                     f"{self.paths[0]} has {shape[1]}×{shape[0]}; copy it again from its source."
                 )
-            yield index, image
+            yield index, image if part is None else image[part]
 
 
 def list_cameras(folders: Iterable[Path]) -> dict[str, CameraFrames]:
@@ -213,7 +215,9 @@ def _gaps(times: list[int]) -> tuple[int, ...]:
     return tuple((np.flatnonzero(steps > 1.5 * np.median(steps)) + 1).tolist())
 
 
-def decode_video(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
+def decode_video(
+    path: Path, every: int = 1, part: Part | None = None
+) -> Iterator[tuple[int, Image]]:
     """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first, in one pass.
 
     Damage that the decoder would conceal is an error.
@@ -221,6 +225,7 @@ def decode_video(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
     Args:
         path: the video.
         every: n.
+        part: of the frames, the only one that is wanted; all if None.
 
     Raises:
         UserError: a frame cannot be decoded or has another size, or the video ends early.
@@ -236,7 +241,7 @@ def decode_video(path: Path, every: int = 1) -> Iterator[tuple[int, Image]]:
                 if frame.is_corrupt or (frame.width, frame.height) != size:
                     raise _damage(path, count, "the frame is damaged")
                 if count % every == 0:
-                    yield count, frame.to_ndarray(format="bgr24")
+                    yield count, to_bgr(frame, stream.codec_context.name, part)
                 count += 1
     except (av.FFmpegError, OSError, IndexError) as error:
         raise _damage(path, count, str(error)) from error

@@ -11,6 +11,7 @@ import pytest
 from eavatar.cameras import Camera
 from eavatar.capture.ingest import Window, calibrate, ingest
 from eavatar.capture.nersemble import FULL_SIZE
+from eavatar.capture.video import decode_video
 from eavatar.data.images import read_colour
 from eavatar.errors import UserError
 from eavatar.io import read_cameras
@@ -140,6 +141,23 @@ def test_the_colour_calibration_is_undone(tmp_path: Path) -> None:
     linear = 2 * ((100 / 255 + 0.055) / 1.055) ** 2.4
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert abs(float(frame[32, 32].mean()) - expected) <= 2.5  # YUV and JPEG rounding
+
+
+def test_decoding_only_the_crop_changes_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 255, (40, 28, 3), dtype=np.uint8), (WIDTH, HEIGHT))
+    raw = write_capture(tmp_path / "raw", [noise], sequences=("FREE",))
+    # The crop leaves the image at the left and ends inside of it, on odd pixels.
+    settings = ingest_settings(
+        crop_origin=[-200, 314], crop_size=2110, colour_correction=False, cameras=[SERIALS[0]]
+    )
+    ingest(settings, raw, "FREE", tmp_path / "capture")
+    video = raw / "sequences" / "FREE" / "images" / f"cam_{SERIALS[0]}.mp4"
+    [(_, whole)] = decode_video(video)
+    expected = Window.of(settings, WIDTH, HEIGHT).apply(whole)
+    written = cv2.imencode(".jpg", expected, [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality])[1]
+    path = tmp_path / "capture" / "FREE" / SERIALS[0] / "00000.jpg"
+    np.testing.assert_array_equal(read_colour(path), cv2.imdecode(written, cv2.IMREAD_COLOR))
 
 
 def test_sharpness_orders_blur(tmp_path: Path) -> None:

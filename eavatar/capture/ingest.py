@@ -91,14 +91,20 @@ class Window:
             image: (H, W[, 3]) at the stored size.
             colour: correction, if any.
         """
-        return self.resize(image[self.part], colour)
+        black = np.zeros((self.height, self.width, *image.shape[2:]), np.uint8)
+        return self.resize(image[self.part], colour, black)
 
-    def resize(self, inner: Image, colour: ColourTable | None = None) -> Image:
-        """The same, from only the part of the stored image that the window shows."""
+    def resize(self, inner: Image, colour: ColourTable | None, black: Image) -> Image:
+        """The same, from only the part of the stored image that the window shows.
+
+        Args:
+            inner: that part (H, W[, 3]).
+            colour: correction, if any.
+            black: of the window's size; written to where it shows the image, to be used again.
+        """
         left, top = max(0, -self.x), max(0, -self.y)
         height, width = inner.shape[:2]
-        window = np.zeros((self.height, self.width, *inner.shape[2:]), np.uint8)
-        target = window[top : top + height, left : left + width]
+        target = black[top : top + height, left : left + width]
         if colour is None:
             target[:] = inner
         else:
@@ -106,7 +112,7 @@ class Window:
         size = self.image_size
         shrinks = min(self.width, self.height) > 2 * size
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return cv2.resize(window, (size, size), interpolation=method)
+        return cv2.resize(black, (size, size), interpolation=method)
 
     def camera(self, full: Camera) -> Camera:
         """The camera of the ingested frames, from the camera of the full-size image."""
@@ -289,11 +295,12 @@ def _ingest_camera(
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     every = 1 if capture.prepared else settings.every
     folder.mkdir(parents=True)
-    rows = []
+    black = np.zeros((window.height, window.width, 3), np.uint8)
     wanted = None if distorted else window.part
+    rows = []
     for index, image in capture.frames[sequence][serial].decode(every, wanted):
-        resize = window.apply if distorted else window.resize
-        frame = resize(straighten(image), table)
+        shown = straighten(image)[window.part] if distorted else image
+        frame = window.resize(shown, table, black)
         # Straight to its name: the index, written last, makes the whole sequence atomic.
         path = folder / f"{index // every:05d}.jpg"
         path.write_bytes(encode_image(path.suffix, frame, quality))

@@ -99,7 +99,7 @@ def test_gradients_match_finite_differences(mode):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     count=st.integers(2, 60),
     seed=st.integers(0, 1000),
@@ -128,7 +128,7 @@ def test_all_points_at_once_gives_the_same(mode):
     assert not torch.equal(few, displacements) and torch.equal(few, whole)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(2, 60), seed=st.integers(0, 1000), mode=st.sampled_from(sorted(MODES)))
 def test_without_controls_nothing_changes(count, seed, mode):
     positions, displacements, controls = random_case(count, seed, share=0)
@@ -137,7 +137,7 @@ def test_without_controls_nothing_changes(count, seed, mode):
     assert torch.equal(result, displacements)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(2, 60), seed=st.integers(0, 1000), mode=st.sampled_from(sorted(MODES)))
 def test_controls_keep_their_own_and_order_does_not_matter(count, seed, mode):
     positions, displacements, controls = random_case(count, seed)

@@ -71,7 +71,7 @@ def test_outliers_are_left_out_and_unseen_points_have_no_weight() -> None:
     assert (weights[:, 0] == 0).all() and (weights[:, 1:] < 7.5).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cameras=st.integers(4, 9),
     seed=st.integers(0, 2**32 - 1),
@@ -97,7 +97,7 @@ def test_a_minority_of_wrong_views_is_outvoted(
     assert (weights > cameras - len(wrong) - 0.01).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     points=arrays(np.float64, (2, 3, 2, 2), elements=st.floats(-1e4, 1e4)),
     confidence=arrays(np.float64, (2, 3, 2), elements=st.sampled_from([0.0, 0.3, 1.0])),

@@ -208,7 +208,7 @@ def test_mirrored_views_behind_the_cameras_do_not_agree() -> None:
 
 
 @given(share=st.floats(0, 0.1), seed=st.integers(0, 2**16))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_agreement_survives_outlying_landmarks_and_views(share: float, seed: int) -> None:
     """10 % stray landmarks and 3 of 7 views with a false face: the others still agree."""
     random = np.random.default_rng(seed)

@@ -93,7 +93,7 @@ scenes = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scenes)
 def test_lists_equal_a_loop_over_tiles_and_splats(splats):
     tiles = splats.binned(None)
@@ -103,7 +103,7 @@ def test_lists_equal_a_loop_over_tiles_and_splats(splats):
     assert not any(added)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scenes, st.integers(0, 2000))
 def test_spare_room_is_in_the_last_tile_below_the_last_image(splats, spare):
     exact = splats.binned(None)
@@ -118,7 +118,7 @@ def test_spare_room_is_in_the_last_tile_below_the_last_image(splats, spare):
     assert ((roomy.splats >= 0) & (roomy.splats < splats.depths.numel())).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scenes, st.floats(0, 1))
 def test_without_room_for_all_the_farthest_are_left_out(splats, share):
     exact = splats.binned(None)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from eavatar.rendering import cpu
 from eavatar.rendering.splatting import Gaussians, Rendering, splat
 from eavatar.training.graphs import Captured
 from tests.scenes.dense_splat import dense_splat
@@ -251,6 +256,36 @@ def test_results_do_not_depend_on_the_number_of_threads():
     finally:
         numba.set_num_threads(threads)
     assert all(torch.equal(first, second) for first, second in zip(several, one, strict=True))
+
+
+COMPOSITE_GRADIENTS = """
+import sys
+import numpy as np
+from eavatar.rendering.cpu import Splats, composite_gradients
+inputs = list(np.load(sys.argv[1]).values())
+np.savez(sys.argv[2], *composite_gradients(Splats(*inputs[:5]), *inputs[5:]))
+"""
+
+
+def test_a_process_that_compiles_gets_the_gradients_of_one_that_loads_the_cache(tmp_path):
+    scene = make_scene()
+    arrays = [tensor.detach().numpy() for tensor in leaves(scene, torch.float32)]
+    *gaussians, features, background = arrays
+    cameras = scene.world_to_camera.numpy(), scene.intrinsics.numpy()
+    splats = cpu.prepare(*gaussians, *cameras, scene.width, scene.height)
+    size = len(cameras[0]), scene.height, scene.width
+    upstream = np.random.default_rng(1).standard_normal((*size, 6), np.float32)
+    image, alpha = np.ascontiguousarray(upstream[..., :5]), np.ascontiguousarray(upstream[..., 5])
+    columns = [getattr(splats, field.name) for field in fields(splats)]
+    np.savez(tmp_path / "inputs.npz", *columns, features, background, image, alpha)
+    for name in ("compiled", "loaded"):
+        paths = tmp_path / "inputs.npz", tmp_path / f"{name}.npz"
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+        command = (sys.executable, "-c", COMPOSITE_GRADIENTS, *paths)
+        subprocess.run(command, check=True, env=environment)
+    compiled, loaded = (np.load(tmp_path / f"{name}.npz") for name in ("compiled", "loaded"))
+    for name in compiled:
+        np.testing.assert_array_equal(compiled[name], loaded[name])
 
 
 def test_a_wrong_shape_is_named():

@@ -63,9 +63,8 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 # Kernels take whole arrays and an index: a row cut out of a shared array is reference-counted,
 # and the counter is fought over by the threads. In numpy's error model no check for zero before a
-# division keeps a loop from becoming SIMD. Called ones are inlined: numba would otherwise link to
-# copies that are optimised once in the process that compiles and twice in those that load the
-# cache, and sums in free order would come out differently in the last digits.
+# division keeps a loop from becoming SIMD. Called ones are inlined: otherwise sums in free order
+# have other last digits in the process that compiles than in those that load the cache.
 _kernel = njit(cache=True, error_model="numpy", forceinline=True)
 _simd = njit(cache=True, error_model="numpy", fastmath=FAST, forceinline=True)
 _parallel = njit(cache=True, error_model="numpy", parallel=True)

@@ -402,7 +402,7 @@ def measured(wildcards):
     return [
         path
         for subject, plan in PLANS.items()
-        for name in plan.variants
+        for name in (avatars(subject) if chosen.speed else plan.variants)
         if variant_of(name) in chosen.variants
         for path in expand(pattern, subject=subject, variant=name)
     ]

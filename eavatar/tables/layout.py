@@ -6,9 +6,9 @@ The workflow reads it, so that it imports nothing large.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eavatar.settings import Settings, read_yaml, validate
 
@@ -33,6 +33,14 @@ class Layout(Settings):
     rows: tuple[TableRow, ...]
     floors: tuple[TableRow, ...] = Field((), description="rows below a line")
     note: str = Field("", description="what the reader must know of its rows")
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        labels = [row.label for row in (*self.rows, *self.floors)]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"two rows have the label '{min(twice)}'")
+        return self
 
     @property
     def variants(self) -> list[str]:

@@ -26,6 +26,8 @@ SPEEDS = (
     Metric(SPEED[0], "training (h)", False, 2),
     Metric(SPEED[1], "frames per second", True, 1),
 )
+DELTA = "difference"
+NOTHING = format_value(float("nan"), 0)
 BY_COLUMN = {metric.column: metric for metric in (*METRICS, *SPEEDS)}
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
 ESCAPED = str.maketrans({**SPECIAL, "τ": r"$\tau$", "σ": r"$\sigma$", "±": r"$\pm$", "–": "--"})
@@ -79,43 +81,50 @@ def write_documents(
 
 def make_grids(layout: Layout, table: pd.DataFrame) -> list[Grid]:
     """The average beside the published one; if there are several, subjects and published cases."""
-    metrics = [BY_COLUMN[name] for name in layout.metrics]
-    labels = [row.label for row in (*layout.rows, *layout.floors)]
-    cells = table.set_index(["row", "subject", "metric"])
-
-    def cell(column: str, label: str, subject: str, metric: Metric) -> str:
-        key = (label, subject, metric.column)
-        return _format(cells.loc[key], column, metric) if key in cells.index else "–"
-
-    header = [name for metric in metrics for name in (metric.label, "published", "difference")]
-    rows = [
-        [
-            cell(column, label, AVERAGE, metric)
-            for metric in metrics
-            for column in ("measured", "published", "difference")
-        ]
-        for label in labels
-    ]
-    grids = [Grid("Average over subjects", header, rows, len(layout.rows))]
+    measured, published = "measured", "published"
     names = [name for name in table["subject"].unique() if name != AVERAGE]
-    for column, caption in {"measured": "By subject", "published": "Published, by case"}.items():
+    grids = [
+        _make_grid("Average over subjects", layout, table, [AVERAGE], (measured, published, DELTA))
+    ]
+    for column, caption in {measured: "By subject", published: "Published, by case"}.items():
         some = [name for name in names if table[table["subject"] == name][column].notna().any()]
         if len(some) > 1:
-            header = [f"{name} {metric.label}" for name in some for metric in metrics]
-            rows = [
-                [cell(column, label, name, metric) for name in some for metric in metrics]
-                for label in labels
-            ]
-            grids.append(Grid(caption, header, rows, len(layout.rows)))
-    return [
-        Grid(
-            grid.caption,
-            ["", *grid.header],
-            [[label, *row] for label, row in zip(labels, grid.rows, strict=True)],
-            grid.above,
-        )
-        for grid in grids
+            grids.append(_make_grid(caption, layout, table, some, (column,)))
+    return grids
+
+
+def _make_grid(
+    caption: str,
+    layout: Layout,
+    table: pd.DataFrame,
+    subjects: Sequence[str],
+    columns: Sequence[str],
+) -> Grid:
+    """Some columns of the long table for each subject and metric; rows without a value left out."""
+    cells = table.set_index(["row", "subject", "metric"])
+    places = [
+        (subject, BY_COLUMN[metric], column)
+        for subject in subjects
+        for metric in layout.metrics
+        for column in columns
     ]
+    header = [
+        (metric.label if subject == AVERAGE else f"{subject} {metric.label}")
+        if column == columns[0]
+        else column
+        for subject, metric, column in places
+    ]
+    rows, above = [], 0
+    for number, row in enumerate((*layout.rows, *layout.floors)):
+        keys = [(row.label, subject, metric.column) for subject, metric, _ in places]
+        texts = [
+            _format(cells.loc[key], column, metric) if key in cells.index else NOTHING
+            for key, (_, metric, column) in zip(keys, places, strict=True)
+        ]
+        if len(columns) > 1 or set(texts) != {NOTHING}:
+            rows.append([row.label, *texts])
+            above += number < len(layout.rows)
+    return Grid(caption, ["", *header], rows, above)
 
 
 def to_markdown(grid: Grid) -> str:
@@ -158,7 +167,7 @@ def _format(values: pd.Series, column: str, metric: Metric) -> str:
     text = format_value(values[column], metric.digits)
     if column == "measured" and not pd.isna(values["deviation"]):
         return f"{text} ± {format_value(values['deviation'], metric.digits)}"
-    return f"+{text}" if column == "difference" and values[column] > 0 else text
+    return f"+{text}" if column == DELTA and values[column] > 0 else text
 
 
 def _describe(layout: Layout, table: pd.DataFrame, hardware: Sequence[str]) -> list[str]:

@@ -118,9 +118,10 @@ def test_documents_say_what_was_measured(tmp_path, measured):
     tex = (output / "table1.tex").read_text()
     grids = re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", tex, re.DOTALL)
     assert len(grids) == 3
+    lines = [body.count(r"\\") for _, body in grids]
+    assert lines == [6, 5, 4]  # a header; three rows and two floors; those with a value
     for columns, body in grids:
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-        assert len(rows) == 6  # header, three rows, two floors
         assert all(len(row.split(" & ")) == len(columns) for row in rows)
     assert r"25.10 $\pm$ 0.36" in tex
 
@@ -179,6 +180,9 @@ def test_an_unknown_metric_or_a_damaged_table_is_one_sentence(tmp_path):
     layout = validate(Layout, {**CONTENT, "metrics": ["psnr"]}, "here")
     with pytest.raises(UserError, match="table1 has no metric 'psnr'; there are psnr_db"):
         paper_table("table1", layout, [], tmp_path)
+    twice = {**CONTENT, "rows": [*CONTENT["rows"], CONTENT["rows"][0]]}
+    with pytest.raises(UserError, match="two rows have the label 'NeRFace'"):
+        validate(Layout, twice, "here")
     path = tmp_path / "results/074/tables/full/images.csv"
     path.parent.mkdir(parents=True)
     path.write_text("camera,psnr_db\n1,20\n")

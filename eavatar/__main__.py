@@ -121,7 +121,7 @@ def train_sdf(a: Arguments) -> None:
     from eavatar.sdf.train import train_sdf as run
 
     block = settings.parse_training(settings.SdfSettings, a.settings, a.run_settings)
-    run(block, a.seed, a.capture, a.face, a.prior, a.output, a.held_out_cameras)
+    run(block, a.seed, a.capture, a.face, a.prior, a.alignment, a.output, a.held_out_cameras)
 
 
 def train_splat(a: Arguments) -> None:
@@ -373,6 +373,7 @@ RULES: dict[Verb, list[Flag]] = {
         FACE,
         HELD_OUT,
         ("--prior", Path, "prior/aligned.ply", True),
+        ("--alignment", Path, "prior/alignment.json", True),
         output("sdf/<variant>"),
     ],
     train_splat: [

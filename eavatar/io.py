@@ -40,6 +40,7 @@ DAMAGED_ARRAY = (
 LANDMARKS = landmark_indices.COUNT
 MAX_PREFIX = 200  # letters; names have up to 255, and a temporary one more than its file's
 FORMAT = 1  # of the JSON files below; one that names none has this one
+ALIGNMENT_FORMAT = 2  # of prior/alignment.json; 1 had a fitness and no confidence
 
 
 @contextmanager
@@ -433,24 +434,27 @@ class Alignment:
 
     Attributes:
         transform: generator's frame to canonical space.
-        fitness: fraction of the target's samples with a correspondence, in [0, 1].
-        inlier_rmse: root mean square distance of the correspondences, canonical units.
+        residual: mean distance of prior and fitted face, from each to the other, canonical units.
+        confidence: that the transform is right, in [0, 1] (`eavatar.prior.confidence`).
+        accepted: whether the confidence sufficed; stage I does without a prior that was not.
     """
 
     transform: Similarity
-    fitness: float
-    inlier_rmse: float
+    residual: float
+    confidence: float
+    accepted: bool
 
 
 def write_alignment(path: Path, alignment: Alignment) -> Path:
     """Write ``prior/alignment.json``."""
     content = {
-        "format": FORMAT,
+        "format": ALIGNMENT_FORMAT,
         "scale": alignment.transform.scale,
         "rotation": alignment.transform.rotation.tolist(),
         "translation": alignment.transform.translation.tolist(),
-        "fitness": alignment.fitness,
-        "inlier_rmse": alignment.inlier_rmse,
+        "residual": alignment.residual,
+        "confidence": alignment.confidence,
+        "accepted": alignment.accepted,
     }
     return write_json(path, content)
 
@@ -459,12 +463,15 @@ def read_alignment(path: Path) -> Alignment:
     """Read ``prior/alignment.json``; `UserError` if it is missing or malformed."""
     content = read_json(path, "the alignment file")
     try:
-        check_format(content, FORMAT, path)
+        check_format(content, ALIGNMENT_FORMAT, path)
         rotation, translation = np.array(content["rotation"]), np.array(content["translation"])
         if rotation.shape != (3, 3) or translation.shape != (3,):
             raise ValueError("rotation must be 3×3 and translation 3")
         transform = Similarity(float(content["scale"]), rotation, translation)
-        return Alignment(transform, float(content["fitness"]), float(content["inlier_rmse"]))
+        measured = float(content["residual"]), float(content["confidence"])
+        if not isinstance(content["accepted"], bool):
+            raise TypeError("accepted must be true or false")
+        return Alignment(transform, *measured, content["accepted"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an alignment file ({error!r}).") from error
 

@@ -23,6 +23,19 @@ def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -
     return unit
 
 
+def face_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> Float64:
+    """(F, 3) unit normals of the faces; zero where a face has no area.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3) counter-clockwise seen from outside.
+    """
+    across = _doubled_areas(vertices.astype(np.float64), faces)
+    lengths = np.linalg.norm(across, axis=1, keepdims=True)
+    unit: Float64 = across / np.maximum(lengths, 1e-12)
+    return unit
+
+
 def vertex_areas(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> Float64:
     """(V,) a third of the areas of the faces of a vertex.
 

@@ -231,12 +231,15 @@ class GenerateSettings(BackendSettings):
 
 
 class AlignSettings(Settings):
-    """`align_prior`: similarity ICP into canonical space."""
+    """`align_prior`: registration into canonical space."""
 
-    samples: int = Field(ge=1000, description="surface samples of each mesh")
-    inlier_distance: float = Field(gt=0, description="a point of the face this close fits, dm")
-    min_fitness: float = Field(ge=0, le=1, description="fraction of the face that must fit")
-    max_rmse: float = Field(gt=0, description="largest error of the points that fit, dm")
+    samples: int = Field(ge=1000, description="surface samples of the prior")
+    min_confidence: float = Field(
+        ge=0, le=1, description="of an alignment that is accepted (`eavatar.prior.confidence`)"
+    )
+    on_low_confidence: Literal["stop", "without_prior"] = Field(
+        description="whether a prior that is not accepted stops the run, or stage I does without"
+    )
 
 
 class SdfLossWeights(Settings):

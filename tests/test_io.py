@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -161,14 +160,16 @@ def test_broken_json_is_named(tmp_path: Path) -> None:
 
 def test_an_alignment_comes_back(tmp_path: Path) -> None:
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    alignment = Alignment(Similarity(1.25, turn, np.array([0.1, -2, 3])), 0.93, 0.021)
+    transform = Similarity(1.25, turn, np.array([0.1, -2, 3]))
+    alignment = Alignment(transform, 0.021, 0.93, accepted=False)
     read = read_alignment(write_alignment(tmp_path / "alignment.json", alignment))
     np.testing.assert_array_equal(read.transform.matrix, alignment.transform.matrix)
-    assert (read.fitness, read.inlier_rmse) == (0.93, 0.021)
+    assert (read.residual, read.confidence, read.accepted) == (0.021, 0.93, False)
 
 
 def test_an_alignment_without_a_key_is_refused(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "alignment.json", {"scale": 1.0, "rotation": []})
+    content = {"format": 2, "scale": 1.0, "rotation": []}
+    path = write_json(tmp_path / "alignment.json", content)
     with pytest.raises(UserError, match="is not an alignment file"):
         read_alignment(path)
 
@@ -186,25 +187,24 @@ def test_the_list_of_sequences_comes_back_sorted(tmp_path: Path) -> None:
         read_sequences(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("name", ["cameras", "alignment"])
 def test_a_file_without_a_format_is_of_format_1_and_an_unknown_one_is_named(
-    name: str, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    path = tmp_path / f"{name}.json"
-    if name == "cameras":
-        read: Callable[[Path], object] = read_cameras
-        write_cameras(path, {"7": Camera(np.eye(3), np.eye(4), 8, 8)})
-    else:
-        read = read_alignment
-        write_alignment(path, Alignment(Similarity(1.0, np.eye(3), np.zeros(3)), 0.9, 0.02))
+    path = write_cameras(tmp_path / "cameras.json", {"7": Camera(np.eye(3), np.eye(4), 8, 8)})
     content = json.loads(path.read_text())
     assert content.pop("format") == 1
-    read(path)
+    read_cameras(path)
     write_json(path, content)
-    read(path)
+    read_cameras(path)
     write_json(path, {"format": 2, **content})
-    with pytest.raises(UserError, match=rf"{name}\.json has format 2, but .* reads format 1"):
-        read(path)
+    with pytest.raises(UserError, match=r"cameras\.json has format 2, but .* reads format 1"):
+        read_cameras(path)
+
+
+def test_an_alignment_of_the_first_format_is_named(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "alignment.json", {"scale": 1.0, "fitness": 0.9})
+    with pytest.raises(UserError, match=r"alignment\.json has format 1, but .* reads format 2"):
+        read_alignment(path)
 
 
 def test_a_tracking_is_a_sequence_of_timesteps() -> None:

@@ -13,7 +13,6 @@ from os import sysconf
 from pathlib import Path
 
 from eavatar.backends import RENDERERS, UPSAMPLERS, Backend
-from eavatar.errors import UserError
 from eavatar.preflight.check import Inventory
 from eavatar.preflight.findings import Examination
 from eavatar.preflight.weights import Choice, examine_backbones, examine_backends
@@ -105,7 +104,7 @@ def _examine_packages(
         remedies["lpips"] = Backend.install
     for backend in backends:
         remedies |= dict.fromkeys(backend.packages, f"{backend.install}, or {backend.instead}")
-    faults = {name: _import_fault(name) for name in remedies} | {"open3d": _open3d_fault()}
+    faults = {name: _import_fault(name) for name in remedies}
     for name, fault in faults.items():
         if fault:
             remedy = remedies.get(name, Backend.install)
@@ -121,16 +120,6 @@ def _import_fault(name: str) -> str | None:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # what a package raises on import is its own affair
         return " ".join(str(error).split()) or type(error).__name__
-    return None
-
-
-def _open3d_fault() -> str | None:
-    from eavatar.prior.open3d_loader import import_open3d
-
-    try:
-        import_open3d()
-    except UserError as error:
-        return str(error).rstrip(".")
     return None
 
 

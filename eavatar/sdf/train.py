@@ -18,7 +18,7 @@ from eavatar.backends import RENDERERS
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.loader import Batch, Loader
 from eavatar.device import choose_device
-from eavatar.io import Mesh, read_mesh, write_mesh
+from eavatar.io import Mesh, read_alignment, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
 from eavatar.sdf.cut_finder import CutFinder
 from eavatar.sdf.field import HeadField
@@ -45,6 +45,7 @@ def train_sdf(
     capture: Path,
     face: Path,
     prior: Path,
+    alignment: Path,
     output: Path,
     held_out: Sequence[str] = (),
 ) -> Path:
@@ -59,6 +60,7 @@ def train_sdf(
         capture: ``results/<subject>/capture``.
         face: ``results/<subject>/face``.
         prior: ``results/<subject>/prior/aligned.ply``.
+        alignment: ``results/<subject>/prior/alignment.json``, which says whether to use it.
         output: ``results/<subject>/sdf/<variant>``.
         held_out: cameras that are not trained on, as of `eavatar.data.camera_split`.
     Returns:
@@ -69,15 +71,18 @@ def train_sdf(
     """
     seed_everything(seed)
     device = choose_device()
-    task = prepare(settings, seed, capture, face, prior, device, held_out)
+    accepted = read_alignment(alignment).accepted
+    task = prepare(settings, seed, capture, face, prior if accepted else None, device, held_out)
     frames = task.frames
+    if not accepted:
+        logger.warning("stage I does without a prior: %s says that it was not accepted", alignment)
     logger.info(
         "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
         "coefficients, on %s",
         len(frames), len(frames.serials), frames.width, len(task.cuts.grid.vertices),
         task.field.expression_size, device,
     )  # fmt: skip
-    definition = define("sdf", settings, seed, frames, prior=prior)
+    definition = define("sdf", settings, seed, frames, prior=prior, alignment=alignment)
     run = Run("sdf", settings.steps, settings.run.checkpoint_every, definition)
     with task:
         train(task, run, output)
@@ -91,11 +96,13 @@ def prepare(
     seed: int,
     capture: Path,
     face: Path,
-    prior: Path,
+    prior: Path | None,
     device: torch.device,
     held_out: Sequence[str] = (),
 ) -> SdfTraining:
     """The task before its first step, the surface a sphere; arguments as of `train_sdf`.
+
+    Without a prior there is no term of Eq. 17.
 
     Raises:
         UserError: as `train_sdf`.
@@ -104,7 +111,8 @@ def prepare(
     frames = FrameSet.read(
         capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
-    shape = Shape.of(read_mesh(prior), float(frames.neutral_landmarks[CHIN, 1]), device, seed)
+    floor = float(frames.neutral_landmarks[CHIN, 1])
+    shape = Shape.of(read_mesh(prior), floor, device, seed) if prior else None
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
@@ -223,7 +231,7 @@ class SdfTraining(Trainable):
         seed: int,
         frames: FrameSet,
         field: HeadField,
-        shape: Shape,
+        shape: Shape | None,
     ):
         self.settings, self.frames, self.field, self.shape = settings, frames, field, shape
         self.loader = Loader(frames, seed, settings.timesteps_per_step, settings.views_per_timestep)
@@ -242,8 +250,8 @@ class SdfTraining(Trainable):
         batch = self.loader.batch(step)
         refresh = step % REFRESH_EVERY == 0
         points, crossings = self.cuts.find(refresh)
-        if refresh and self.settings.prior.realign:
-            self._realign_prior(points, crossings)
+        if refresh and self.shape and self.settings.prior.realign:
+            self._realign(self.shape, points, crossings)
         if self.graph.captures and self.reach is not None:
             sizes = len(points), len(crossings.edges), len(crossings.faces)
             needed = SurfaceCapacity(*sizes, *self.reach.tolist())
@@ -289,17 +297,17 @@ class SdfTraining(Trainable):
 
     def _neutral_terms(self, surface: Surface) -> Values:
         """The terms that no timestep enters."""
-        shape = self.shape.region.measure(surface.vertices, surface.faces)
         at_landmarks = self.field.sample(self.field.neutral_landmarks)
-        return {
-            "landmark": losses.landmark_loss(at_landmarks.sdf),
-            "mesh": losses.alignment_loss(*shape, self.shape.centre, self.shape.size),
-        }
+        terms = {"landmark": losses.landmark_loss(at_landmarks.sdf)}
+        if self.shape:
+            measured = self.shape.region.measure(surface.vertices, surface.faces)
+            terms["mesh"] = losses.alignment_loss(*measured, self.shape.centre, self.shape.size)
+        return terms
 
     @torch.no_grad()
-    def _realign_prior(self, points: Tensor, crossings: Cut) -> None:
+    def _realign(self, shape: Shape, points: Tensor, crossings: Cut) -> None:
         """Align the prior with the surface through grid vertices (U, 3)."""
-        self.shape.realign(self.field.surface_through(points, crossings).vertices)
+        shape.realign(self.field.surface_through(points, crossings).vertices)
 
     def _timestep_terms(
         self, surface: Surface, batch: Batch, capacity: SurfaceCapacity | None
@@ -356,13 +364,17 @@ class SdfTraining(Trainable):
             "field": self.field.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "inside": self.cuts.inside,
-            "shape": [self.shape.centre, self.shape.size],
+            "shape": self._movable(),
         }
+
+    def _movable(self) -> list[Tensor]:
+        """What a realigned prior changes."""
+        return [self.shape.centre, self.shape.size] if self.shape else []
 
     def restore(self, state: dict[str, Any]) -> None:
         self.field.load_state_dict(state["field"])
         self.optimiser.load_state_dict(state["optimiser"])
-        for own, stored in zip((self.shape.centre, self.shape.size), state["shape"], strict=True):
+        for own, stored in zip(self._movable(), state["shape"], strict=True):
             own.copy_(stored)
         self.cuts.look_near(state["inside"].to(self.frames.device))
 

@@ -16,7 +16,8 @@ from eavatar.arrays import Float64, Image
 from eavatar.data.images import read_rgb
 from eavatar.errors import UserError
 from eavatar.io import Tracking, read_cameras, read_mesh, read_tracking
-from eavatar.tables.drawing import draw_meshes, write_image
+from eavatar.rendering.mesh_images import draw_meshes
+from eavatar.tables.drawing import write_image
 from eavatar.tables.layout import FigureLayout
 
 TILE = 320  # width of a column, pixels

@@ -25,13 +25,10 @@ from eavatar.io import (
     read_sequences,
     require,
 )
+from eavatar.rendering.mesh_images import Byte, Colour, contact_sheet, draw_meshes
 from eavatar.tables.drawing import (
     FULL_ERROR,
-    Byte,
-    Colour,
-    contact_sheet,
     draw_contour,
-    draw_meshes,
     draw_points,
     order_along_arc,
     shrink,
@@ -294,15 +291,13 @@ def _shapes(results: Path, variant: str) -> str:
     fit = read_mesh(results / "face" / "neutral.ply")
     prior = read_mesh(results / "prior" / "aligned.ply")
     surface = read_mesh(results / "sdf" / variant / "neutral.ply")
-    alignment = read_alignment(results / "prior" / "alignment.json")
     reach = max(float(np.abs(mesh.vertices).max()) for mesh in (fit, prior, surface)) * 1.02
     rows = [
         ([(fit, SKIN)], "The fitted morphable model at rest."),
         (
             [(fit, SKIN), (prior, CLAY)],
             "The aligned prior (blue) with the fit (skin): where the colours interlock, the two "
-            f"surfaces cross. ICP: fitness {alignment.fitness:.2f}, residual of the inliers "
-            f"{alignment.inlier_rmse:.3f} canonical units (dm).",
+            "surfaces cross.",
         ),
         ([(prior, CLAY)], "The aligned prior alone."),
         ([(surface, SKIN)], "The neutral surface of stage I."),
@@ -311,8 +306,22 @@ def _shapes(results: Path, variant: str) -> str:
     for meshes, caption in rows:
         views = [draw_meshes(meshes, angle, MESH_SIZE, reach) for angle in ANGLES]
         figures.append(figure(inline_image(contact_sheet(views, len(views)), caption), caption))
+    figures.append(_alignment(results / "prior"))
     text = "Canonical space from the front, from 45° and from the head's left, all at one scale."
     return section("Prior and stage I", text, grid(figures))
+
+
+def _alignment(prior: Path) -> str:
+    alignment = read_alignment(prior / "alignment.json")
+    image = read_rgb(require(prior / "alignment.png", "the image of the alignment"), "align_prior")
+    verdict = "accepted" if alignment.accepted else "rejected: stage I did without it"
+    caption = (
+        "The aligned prior from the front and from the head's left, coloured by its distance to "
+        "the fitted head: green is none, yellow 5 mm, red 1 cm or more; the fit in skin. "
+        f"Confidence {alignment.confidence:.2f}, {verdict}; prior and face are "
+        f"{100 * alignment.residual:.1f} mm apart on average."
+    )
+    return figure(inline_image(image, "alignment of the prior"), caption)
 
 
 def _curves(title: str, path: Path) -> str:

@@ -206,7 +206,9 @@ def _write_shapes(results: Path, truth: Path) -> None:
     write_mesh(results / "prior" / "aligned.ply", sized(1.05))
     write_mesh(results / "sdf" / "full" / "neutral.ply", sized(0.98))
     unmoved = Similarity(1.0, np.eye(3), np.zeros(3))
-    write_alignment(results / "prior" / "alignment.json", Alignment(unmoved, 0.9, 0.02))
+    alignment = Alignment(unmoved, 0.02, 0.9, accepted=True)
+    write_alignment(results / "prior" / "alignment.json", alignment)
+    _write_image(results / "prior" / "alignment.png", np.full((40, 80, 3), 200))
     (results / "sdf" / "full" / "model.yaml").write_text("settings:\n  steps: 3\n")
     for stage in ("sdf", "splat"):
         log = pd.DataFrame({"step": [0, 10, 20], "rgb": [0.3, 0.2, 0.1], "gaussians": [9, 9, 12]})

@@ -20,11 +20,14 @@ from eavatar.avatar.files import read_stage_one, write_stage_one
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import (
+    Alignment,
     Identity,
     Mesh,
     Sequences,
     Tracking,
+    read_alignment,
     read_mesh,
+    write_alignment,
     write_arrays,
     write_cameras,
     write_mesh,
@@ -42,6 +45,7 @@ from eavatar.sdf.train import (
 )
 from eavatar.settings import RunSettings, SdfSettings, read_config
 from eavatar.training.loop import seed_everything
+from eavatar.transforms import Similarity
 from tests.scenes import ROOT
 from tests.scenes.rays import pixel_rays
 
@@ -122,12 +126,24 @@ def subject(tmp_path: Path) -> Path:
     tracking = Tracking(np.array([[0.0, 0], [1, -1]]), still, still, world, np.zeros((2, 4)))
     write_arrays(face / "tracking" / "EXP-1.npz", tracking)
     write_mesh(tmp_path / "prior.ply", Mesh(surface.vertices.numpy(), surface.faces.numpy()))
+    unmoved = Similarity(1.0, np.eye(3), np.zeros(3))
+    write_alignment(tmp_path / "alignment.json", Alignment(unmoved, 0.02, 0.9, accepted=True))
     return tmp_path
 
 
 def run(subject: Path, output: Path, chosen: SdfSettings) -> Path:
-    train_sdf(chosen, 0, subject / "capture", subject / "face", subject / "prior.ply", output)
+    places = [subject / name for name in ("capture", "face", "prior.ply", "alignment.json")]
+    train_sdf(chosen, 0, *places, output)
     return output
+
+
+def test_a_prior_that_was_not_accepted_is_not_used(subject: Path) -> None:
+    path = subject / "alignment.json"
+    write_alignment(path, replace(read_alignment(path), accepted=False))
+    write_mesh(subject / "prior.ply", Mesh(np.full((3, 3), 1e6, np.float32), np.arange(3)[None]))
+    output = run(subject, subject / "sdf", settings(steps=1))
+    columns = (output / "log.csv").read_text().split("\n")[0].split(",")
+    assert "landmark" in columns and "mesh" not in columns
 
 
 def test_training_finds_the_ball(subject: Path) -> None:

@@ -3,7 +3,8 @@
 in   face/identity.npz, face/neutral.ply, for the source `provided` a mesh
 out  prior/raw.ply         the generator's own frame
      prior/aligned.ply     canonical
-     prior/alignment.json  similarity transform, fitness, inlier RMSE
+     prior/alignment.json  similarity transform, residual, confidence, whether it is accepted
+     prior/alignment.png   the prior over the fitted face; it stays where the prior is rejected
 """
 
 
@@ -43,12 +44,12 @@ rule align_prior:
         mesh="results/{subject}/prior/aligned.ply",
         alignment="results/{subject}/prior/alignment.json",
     log:
-        "results/{subject}/logs/align_prior.log",
+        text="results/{subject}/logs/align_prior.log",
+        image="results/{subject}/prior/alignment.png",  # a failed job keeps its logs only
     benchmark:
         "results/{subject}/benchmarks/align_prior.tsv"
     conda:
         "../../envs/prior.yaml"
-    threads: 2
     resources:
         mem_mb=4000,
         runtime=30,
@@ -59,4 +60,4 @@ rule align_prior:
     shell:
         "python -m eavatar align-prior --settings {params.settings:q} --seed {params.seed}"
         " --raw {input.raw:q} --identity {input.identity:q} --neutral {input.neutral:q}"
-        " --output {params.folder:q} 2>&1 | tee {log:q}"
+        " --output {params.folder:q} 2>&1 | tee {log.text:q}"

@@ -1,6 +1,6 @@
 """Stage I: signed distance field, deformation and colour, one model per subject and variant.
 
-in   capture/, face/, prior/aligned.ply
+in   capture/, face/, prior/aligned.ply, prior/alignment.json
 out  sdf/<variant>/model.safetensors, model.yaml
      sdf/<variant>/neutral.ply   canonical
      sdf/<variant>/log.csv       losses over steps
@@ -16,6 +16,7 @@ rule train_sdf:
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
         prior=rules.align_prior.output.mesh,
+        alignment=rules.align_prior.output.alignment,
     output:
         model="results/{subject}/sdf/{variant}/model.safetensors",
         settings="results/{subject}/sdf/{variant}/model.yaml",
@@ -44,4 +45,5 @@ rule train_sdf:
         "python -m eavatar train-sdf --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --prior {input.prior:q}"
+        " --alignment {input.alignment:q}"
         " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"

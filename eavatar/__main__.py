@@ -31,6 +31,7 @@ def check(a: Arguments) -> None:
     """Check all inputs of a subject before anything long runs."""
     from eavatar.preflight.check import Inputs, InputSettings
     from eavatar.preflight.check import check as run
+    from eavatar.preflight.generators import Deployment
 
     blocks = InputSettings(
         settings.parse_block(settings.IngestSettings, a.settings),
@@ -41,7 +42,9 @@ def check(a: Arguments) -> None:
     )
     inputs = Inputs(a.capture, a.landmarks, a.mattes, a.mesh)
     backbones = settings.parse_backbones(a.backbones)
-    run(blocks, inputs, a.morphable_model, backbones, a.covered, a.output)
+    prior_run = settings.parse_block(settings.PriorRunSettings, a.prior_run_settings)
+    deployment = Deployment(prior_run, a.use_conda)
+    run(blocks, inputs, a.morphable_model, backbones, deployment, a.covered, a.output)
 
 
 def choose_sequences(a: Arguments) -> None:
@@ -98,6 +101,14 @@ def refine_face(a: Arguments) -> None:
 
     block = settings.parse_block(settings.RefineSettings, a.settings)
     run(block, a.morphable_model, a.capture, a.fit, a.output)
+
+
+def prepare_prior(a: Arguments) -> None:
+    """Cut out the images that a generator is shown, and write what it is asked."""
+    from eavatar.prior.request import prepare_prior as run
+
+    block = settings.parse_block(settings.GenerateSettings, a.settings)
+    run(block, a.capture, a.face, a.output)
 
 
 def generate_prior(a: Arguments) -> None:
@@ -186,7 +197,7 @@ def report(a: Arguments) -> None:
     """Write the subject's report page."""
     from eavatar.tables.report import report as run
 
-    run(a.subject, a.variant, a.results, a.output)
+    run(a.subject, a.variant, a.results, a.output, a.generation)
 
 
 def doctor(a: Arguments) -> None:
@@ -197,7 +208,7 @@ def doctor(a: Arguments) -> None:
     """
     from eavatar.preflight.doctor import doctor as run
 
-    run(a.config or "config/config.yaml", a.subjects, a.subject)
+    run(a.config or "config/config.yaml", a.subjects, a.subject, a.use_conda)
 
 
 def render(a: Arguments) -> None:
@@ -257,6 +268,7 @@ NEUTRAL: Flag = ("--neutral", Path, "face/neutral.ply", True)
 VARIANT: Flag = ("--variant", str, "name of the variant", True)
 SUBJECT: Flag = ("--subject", str, "name of the subject", True)
 RESULTS: Flag = ("results", Path, "results/<subject>", True)
+USE_CONDA: Flag = ("--use-conda", bool, "snakemake makes the environments of envs/", False)
 CHOSEN: Flag = ("--variant", str, "which of several trained variants; full if not given", False)
 
 
@@ -276,6 +288,7 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("subject", list, "subjects to look at; all of the sheet if none", False),
         ("--config", str, "all settings as YAML file or JSON; else config/config.yaml", False),
         ("--subjects", Path, "sample sheet instead of the one that the settings name", False),
+        USE_CONDA,
     ],
     render: [
         RESULTS,
@@ -316,6 +329,8 @@ RULES: dict[Verb, list[Flag]] = {
         block("--matte-settings", "capture.matte"),
         block("--landmark-settings", "face.landmarks"),
         block("--prior-settings", "prior.generate"),
+        block("--prior-run-settings", "prior.run"),
+        USE_CONDA,
         ("--head-scale", str, "the setting face.fit.head_scale", True),
         ("--backbones", str, "of LPIPS, as JSON: which are used, true if one must be there", True),
         RAW,
@@ -356,6 +371,7 @@ RULES: dict[Verb, list[Flag]] = {
         ("--fit", Path, "face/fit", True),
         output("results/<subject>/face"),
     ],
+    prepare_prior: [SETTINGS, CAPTURE, FACE, output("results/<subject>/prior")],
     generate_prior: [SETTINGS, IDENTITY, NEUTRAL, MESH, output("prior/raw.ply")],
     align_prior: [
         SETTINGS,
@@ -433,6 +449,7 @@ RULES: dict[Verb, list[Flag]] = {
         SUBJECT,
         VARIANT,
         ("--results", Path, "results/<subject>", True),
+        ("--generation", Path, "prior/generation.json, where a generator made the prior", False),
         output("report.html"),
     ],
 }

@@ -101,12 +101,52 @@ class LandmarkBackend(Backend):
     """
 
 
+@dataclass(frozen=True)
+class WantedView:
+    """An image of the head that a generator is shown, if a camera is there for it.
+
+    Attributes:
+        name: front, left, back or right; the subject's sides.
+        yaw: degrees from where the face looks to where the camera should be, positive to the
+            subject's left.
+        tolerance: degrees from there within which a camera will do.
+    """
+
+    name: str
+    yaw: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A program that makes a mesh from images, in an environment of its own.
+
+    The environment is made from ``envs/<name of the backend>.yaml``.
+
+    Attributes:
+        program: script for the environment's interpreter, see `eavatar.prior.generators.process`.
+        views: the images that it is shown, given its own settings; the first must be there.
+        memory: GiB of GPU memory that its authors ask for.
+        licence: what a user must know before choosing it.
+    """
+
+    program: Path
+    views: Callable[[Any], tuple[WantedView, ...]]
+    memory: float
+    licence: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class PriorBackend(Backend):
     """A fitted face to a head mesh: ``run(job: PriorJob) -> Mesh``.
 
     See `eavatar.prior.generate`.
+
+    Attributes:
+        generator: whose mesh ``run`` takes over; None for a backend that does its work in ``run``.
     """
+
+    generator: Generator | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

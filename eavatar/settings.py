@@ -29,7 +29,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from eavatar.backends import LANDMARKS, MATTING, PRIORS, RENDERERS, UPSAMPLERS, Backend, Registry
+from eavatar.backends import (
+    LANDMARKS,
+    MATTING,
+    PRIORS,
+    RENDERERS,
+    UPSAMPLERS,
+    Backend,
+    PriorBackend,
+    Registry,
+)
 from eavatar.errors import UserError
 from eavatar.weights import Net
 
@@ -227,7 +236,22 @@ class GenerateSettings(BackendSettings):
 
     registry = PRIORS
     choice = "source"
+
+    @property
+    def chosen(self) -> PriorBackend:
+        """The record of the source."""
+        return PRIORS[self.source]
+
     source: Annotated[str, AfterValidator(PRIORS.check)]
+
+
+class PriorRunSettings(Settings):
+    """How a generator is run, not what it makes: a change reruns nothing."""
+
+    python: Path | None = Field(
+        description="interpreter of the generator's own environment, made from envs/<source>.yaml; "
+        "null: snakemake --use-conda makes the environment"
+    )
 
 
 class AlignSettings(Settings):
@@ -436,6 +460,7 @@ class FaceBlock(Settings):
 class PriorBlock(Settings):
     generate: GenerateSettings
     align: AlignSettings
+    run: PriorRunSettings
 
 
 class TablesBlock(Settings):

@@ -1,5 +1,6 @@
 """Ranges of the package, tested versions in constraints.txt and envs/: they agree."""
 
+import re
 import tomllib
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from eavatar.backends import PRIORS
 from tests.scenes import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -15,7 +17,10 @@ CONSTRAINTS = [
     line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 ]
 WITH = {"capture": ("rembg",)}  # extras beside the one of the environment's name
-ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
+GENERATORS = {name for name, backend in PRIORS.items() if backend.generator}
+ENVIRONMENTS = [
+    path for path in sorted((ROOT / "envs").glob("*.yaml")) if path.stem not in GENERATORS
+]
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -52,4 +57,15 @@ def test_the_same_package_has_the_same_range_in_all_extras():
 def test_every_rule_names_an_environment_that_exists():
     rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     named = {line.split("/")[-1] for line in rules.splitlines() if "/envs/" in line}
-    assert {name.rstrip('"') for name in named} == {path.name for path in ENVIRONMENTS}
+    of_generators = next(name for name in named if "generate.source" in name)
+    assert of_generators.endswith('.source}.yaml"')
+    assert {name.rstrip('"') for name in named - {of_generators}} == {p.name for p in ENVIRONMENTS}
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_a_generator_has_an_environment_whose_every_package_is_pinned(name):
+    content = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+    pip = [line for line in content["dependencies"][-1]["pip"] if not line.startswith("--")]
+    assert all("==" in line or re.search("@ git.*@[0-9a-f]{40}$", line) for line in pip)
+    # other methods are published under the same name and class: never the package of that name
+    assert not any("trellis" in line for line in pip)

@@ -51,6 +51,9 @@ TABLES = (
 )  # of all subjects, not asked for here
 
 
+OF_GENERATORS = ("prepare_prior", "run_generator")  # of subjects with such a source
+
+
 def jobs(first: str, *others: str, sequences: int = len(SEQUENCES)) -> dict[str, int]:
     """A rule and all after it in the order above, and single others, with their numbers of jobs."""
     names = [rule.rstrip("*") for rule in RULES]
@@ -145,6 +148,11 @@ CASES = {
         by_command_line(prior={"generate": {"source": "provided"}}),
         jobs("generate_prior", "check"),
     ),
+    "prior.generate: by a generator": Case(
+        by_command_line(prior={"generate": {"source": "trellis"}}),
+        {**jobs("generate_prior", "check"), **dict.fromkeys(OF_GENERATORS, 1)},
+    ),
+    "prior.run": Case(by_command_line(prior={"run": {"python": "/env/bin/python"}}), {}),
     "prior.align": Case(by_command_line(prior={"align": {"samples": 9999}}), jobs("align_prior")),
     "seed": Case(by_command_line(seeds=[5]), jobs("align_prior")),
     "one more seed": Case(by_command_line(seeds=[0, 1]), jobs("train_sdf")),
@@ -262,6 +270,7 @@ def test_a_setting_of_every_rule_is_changed() -> None:
     assert set(re.findall(r"^rule (\w+):", rules, flags=re.MULTILINE)) - {
         "demo_capture",
         "doctor",
+        *OF_GENERATORS,
         *TABLES,
     } == set(jobs("check"))
 

@@ -205,6 +205,12 @@ def read_rgb(path: Path, stage: str = "ingest") -> Image:
     return _decode(_read_bytes(path, stage), cv2.IMREAD_COLOR_RGB, path, stage)
 
 
+def read_rgba(path: Path, stage: str) -> Image:
+    """An image (H, W, 4) RGB and alpha, uint8; ``stage`` is the verb that wrote it."""
+    image = _decode(_read_bytes(path, stage), cv2.IMREAD_UNCHANGED, path, stage)
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
+
+
 def read_grey(path: Path, stage: str = "matte") -> Image:
     """A mask (H, W), uint8; ``stage`` is the verb that wrote it."""
     return _decode(_read_bytes(path, stage), cv2.IMREAD_GRAYSCALE, path, stage)

@@ -35,6 +35,7 @@ from eavatar.lenses import Lens
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
 from eavatar.preflight.editions import describe_covered
 from eavatar.preflight.findings import Examination
+from eavatar.preflight.generators import Deployment, examine_generators
 from eavatar.preflight.weights import examine_backbones, examine_backends
 from eavatar.settings import (
     BackendSettings,
@@ -119,6 +120,7 @@ def check(
     inputs: Inputs,
     morphable_model: Path,
     backbones: Mapping[Net, bool],
+    deployment: Deployment,
     covered: Sequence[str],
     output: Path,
 ) -> Path:
@@ -129,6 +131,7 @@ def check(
         inputs: what there is.
         morphable_model: the subject's.
         backbones: of LPIPS, that are used, and whether the absence of each stops a run.
+        deployment: where a generator's environment comes from.
         covered: digests of the parts that the check stands for, see `eavatar.preflight.editions`.
         output: text file, a line for each item.
 
@@ -146,6 +149,7 @@ def check(
     examine_inputs(found, settings, inputs)
     examine_model(found, morphable_model)
     examine_backends(found, [(choice.chosen, choice.own) for choice in settings.choices])
+    examine_generators(found, [(settings.prior.chosen, deployment)])
     examine_backbones(found, backbones)
     if found.faults:
         sentences = " ".join(finding.text for finding in found.faults)

@@ -39,6 +39,7 @@ from eavatar.settings import (
     IngestSettings,
     LandmarkSettings,
     MatteSettings,
+    PriorRunSettings,
     SdfSettings,
     SplatSettings,
     find_faults,
@@ -66,24 +67,29 @@ class Case:
     output: int
 
 
-def doctor(config: str, sheet: Path | None, subjects: Sequence[str]) -> None:
+def doctor(
+    config: str, sheet: Path | None, subjects: Sequence[str], use_conda: bool = False
+) -> None:
     """Print the table of all that was found.
 
     Args:
         config: a YAML file of all settings, or the settings as JSON.
         sheet: the sample sheet; the one that the settings name if None.
         subjects: names of those to look at; all if empty.
+        use_conda: whether Snakemake will make the environments of the rules.
     Raises:
         UserError: something is missing or wrong.
     """
-    found = examine(config, sheet, subjects)
+    found = examine(config, sheet, subjects, use_conda)
     print(found.table(), flush=True)
     if found.faults:
         raise UserError(f"{len(found.faults)} of the items above are missing or wrong.")
     print("\nEverything that a run needs is there.", file=sys.stderr)
 
 
-def examine(config: str, sheet: Path | None, subjects: Sequence[str]) -> Examination:
+def examine(
+    config: str, sheet: Path | None, subjects: Sequence[str], use_conda: bool = False
+) -> Examination:
     """Everything that was found; see `doctor`."""
     found = Examination()
     content = found.attempt("settings", None, parse_settings, config)
@@ -104,7 +110,7 @@ def examine(config: str, sheet: Path | None, subjects: Sequence[str]) -> Examina
     for path in sorted({case.model for case in cases if case.model}):
         examine_model(found, path)
     kept = max(bytes_kept(blocks, case.frames) for case in cases for blocks in case.blocks)
-    examine_machine(found, [blocks for case in cases for blocks in case.blocks], kept)
+    examine_machine(found, [blocks for case in cases for blocks in case.blocks], kept, use_conda)
     examine_disk(found, RESULTS, sum(case.output for case in cases))
     return found
 
@@ -172,6 +178,7 @@ def _read_blocks(content: Mapping[str, Any]) -> Blocks:
         _read_block(LandmarkSettings, content, "face", "landmarks"),
         _read_block(FitSettings, content, "face", "fit"),
         _read_block(GenerateSettings, content, "prior", "generate"),
+        _read_block(PriorRunSettings, content, "prior", "run"),
         _read_block(SdfSettings, content, "sdf"),
         _read_block(SplatSettings, content, "splat"),
         _read_block(EvaluateSettings, content, "tables", "evaluate"),

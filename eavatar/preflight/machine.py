@@ -15,6 +15,7 @@ from pathlib import Path
 from eavatar.backends import RENDERERS, UPSAMPLERS, Backend
 from eavatar.preflight.check import Inventory
 from eavatar.preflight.findings import Examination
+from eavatar.preflight.generators import Deployment, examine_generators
 from eavatar.preflight.weights import Choice, examine_backbones, examine_backends
 from eavatar.settings import (
     EvaluateSettings,
@@ -23,6 +24,7 @@ from eavatar.settings import (
     IngestSettings,
     LandmarkSettings,
     MatteSettings,
+    PriorRunSettings,
     SdfSettings,
     SplatSettings,
     required_backbones,
@@ -59,6 +61,7 @@ class Blocks:
     landmarks: LandmarkSettings | None
     fit: FitSettings | None
     prior: GenerateSettings | None
+    prior_run: PriorRunSettings | None
     sdf: SdfSettings | None
     splat: SplatSettings | None
     evaluate: EvaluateSettings | None
@@ -74,18 +77,23 @@ class Blocks:
         return choices
 
 
-def examine_machine(found: Examination, blocks: Sequence[Blocks], kept: int) -> None:
-    """Look at packages, weights, GPU and memory that any of the subjects needs.
+def examine_machine(
+    found: Examination, blocks: Sequence[Blocks], kept: int, use_conda: bool = False
+) -> None:
+    """Look at packages, weights, generators, GPU and memory that any of the subjects needs.
 
     Args:
         found: receives the findings.
         blocks: the settings of each subject.
         kept: see `bytes_kept`, of the subject with most.
+        use_conda: whether Snakemake makes the environments of the rules.
     """
     choices = list(dict.fromkeys(choice for block in blocks for choice in block.choices()))
     splats = [block.splat for block in blocks if block.splat]
     _examine_packages(found, [backend for backend, _ in choices], splats)
     examine_backends(found, choices)
+    priors = [(b.prior.chosen, b.prior_run) for b in blocks if b.prior and b.prior_run]
+    examine_generators(found, [(chosen, Deployment(run, use_conda)) for chosen, run in priors])
     tables = [block.evaluate for block in blocks if block.evaluate]
     examine_backbones(found, required_backbones(splats, tables))
     _examine_gpu(found, [backend for backend, _ in choices], splats)

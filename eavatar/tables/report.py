@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from eavatar.cameras import Camera
 from eavatar.data.frames import read_masks
-from eavatar.data.images import read_grey, read_rgb
+from eavatar.data.images import read_grey, read_rgb, read_rgba
 from eavatar.errors import UserError
 from eavatar.io import (
     Tracking,
@@ -21,6 +21,7 @@ from eavatar.io import (
     read_alignment,
     read_arrays,
     read_cameras,
+    read_json,
     read_mesh,
     read_sequences,
     require,
@@ -50,7 +51,7 @@ from eavatar.tables.table import METRICS, format_value
 STAGES = (
     ("capture", ("check", "choose_sequences", "calibrate", "ingest", "matte")),
     ("face", ("detect_landmarks", "fit_face", "refine_face")),
-    ("prior", ("generate_prior", "align_prior")),
+    ("prior", ("prepare_prior", "run_generator", "generate_prior", "align_prior")),
     ("sdf", ("train_sdf",)),
     ("splat", ("train_splat",)),
     ("tables", ("evaluate", "metrics", "report")),
@@ -67,6 +68,7 @@ THUMBNAIL, FACE_HEIGHT, STRIP_HEIGHT, MESH_SIZE = 150, 300, 256, 300
 SKIN: Colour = (222, 170, 140)
 CLAY: Colour = (150, 180, 205)
 GREEN: Colour = (0, 210, 90)
+GREY, GENERATOR_HEIGHT = 128, 420
 ANGLES = (0, 45, 90)
 FLAGS = ("ok", "few cameras", "interpolated", "large residual")  # of the fit's quality.csv
 
@@ -88,7 +90,9 @@ class ShownTimestep:
     landmarks: np.ndarray
 
 
-def report(subject: str, variant: str, results: Path, output: Path) -> Path:
+def report(
+    subject: str, variant: str, results: Path, output: Path, generation: Path | None = None
+) -> Path:
     """Write the report page of a subject; a page needs no network, no script and no other file.
 
     Args:
@@ -96,6 +100,7 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
         variant: whose stage I, stage II and images are shown; the table has all variants.
         results: ``results/<subject>``, complete up to ``metrics.csv``.
         output: the page, ``report.html``.
+        generation: ``prior/generation.json``, where a generator made the prior.
     Returns:
         ``output``.
     Raises:
@@ -115,6 +120,7 @@ def report(subject: str, variant: str, results: Path, output: Path) -> Path:
         lambda: _frames(capture, cameras, tracks),
         lambda: _face(capture, cameras, tracks),
         lambda: _fit_quality(face / "fit", cameras, list(tracks)),
+        *([lambda: _generation(generation)] if generation else []),
         lambda: _shapes(results, variant),
         lambda: _curves("Stage I: training", results / "sdf" / variant / "log.csv"),
         lambda: _curves("Stage II: training", results / "splat" / variant / "log.csv"),
@@ -285,6 +291,39 @@ def _rate_camera(serial: str, errors: np.ndarray) -> dict[str, str]:
         "timesteps with a face": str(len(seen)),
         "median distance to the detections (px)": f"{np.median(seen):.2f}" if len(seen) else "–",
     }
+
+
+def _generation(record: Path) -> str:
+    """What a generator was shown, and what it made of it."""
+    content = read_json(record, "the record of the generator")
+    asked, mesh, run = (content[part] for part in ("asked", "mesh", "run"))
+    figures = []
+    for view in asked["views"]:
+        image = read_rgba(record.parent / view["image"], "prepare-prior")
+        alpha = image[..., 3:] / 255
+        on_grey = (image[..., :3] * alpha + GREY * (1 - alpha)).round().astype(np.uint8)
+        caption = (
+            f"{view['name']}: {view['sequence']}, timestep {view['timestep']}, camera "
+            f"{view['camera']}, {view['degrees_off']:.0f}° off; {view['size']} pixels."
+        )
+        figures.append(figure(inline_image(shrink(on_grey, GENERATOR_HEIGHT), caption), caption))
+    memory = run["peak_gpu_memory_gib"]
+    rows = {
+        "source": asked["source"],
+        "seed": asked["settings"]["seed"],
+        "vertices": mesh["vertices"],
+        "faces": mesh["faces"],
+        "watertight": "yes" if mesh["watertight"] else "no",
+        "seconds": run["seconds"],
+        "device": run["device"],
+        "peak GPU memory (GiB)": "–" if memory is None else memory,
+    }
+    text = (
+        "The head with the least expression as the generator was shown it: cut out by the mask, "
+        "off at the neck, here on grey. Where hair is missing, or background is left, the mesh has "
+        "the same fault."
+    )
+    return section("Generated prior", text, grid(figures), table(pd.DataFrame([rows])))
 
 
 def _shapes(results: Path, variant: str) -> str:

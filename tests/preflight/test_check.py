@@ -60,6 +60,7 @@ def check(root: Path, mattes: Path | None = None, **changes: object) -> int:
         "matte-settings": config.capture.matte if mattes is None else matte_settings("provided"),
         "landmark-settings": config.face.landmarks,
         "prior-settings": config.prior.generate,
+        "prior-run-settings": config.prior.run,
     }
     words = [f"--{name}={block.model_dump_json()}" for name, block in blocks.items()]
     words.append(f"--head-scale={list(config.face.fit.head_scale)}")

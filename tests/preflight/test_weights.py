@@ -22,6 +22,7 @@ from eavatar.errors import UserError
 from eavatar.face.backends.face_alignment import FaceAlignmentSettings
 from eavatar.preflight.check import Inputs, InputSettings, check
 from eavatar.preflight.findings import Examination
+from eavatar.preflight.generators import Deployment
 from eavatar.preflight.weights import examine_backbones, examine_backends
 from eavatar.settings import read_config, required_backbones
 from eavatar.weights import backbone, checkpoints_folder
@@ -154,9 +155,10 @@ def test_check_stops_for_broken_and_for_missing_weights(files, tmp_path):
         config.prior.generate,
         config.face.fit.head_scale,
     )
-    inputs = Inputs(root / "capture", None, None, None)
+    inputs, model = Inputs(root / "capture", None, None, None), root / "model.h5"
+    deployment = Deployment(config.prior.run, False)
     with pytest.raises(UserError) as caught:
-        check(settings, inputs, root / "model.h5", {"vgg": True}, [], root / "check.txt")
+        check(settings, inputs, model, {"vgg": True}, deployment, [], root / "check.txt")
     message = str(caught.value)
     assert "3 inputs are faulty" in message
     for part in (f"{files[S3FD]} cannot be opened", "u2netp.onnx is not a readable ONNX file"):
@@ -164,7 +166,7 @@ def test_check_stops_for_broken_and_for_missing_weights(files, tmp_path):
     assert f"{backbone('vgg').path} does not exist" in message
     shutil.rmtree(checkpoints_folder())
     with pytest.raises(UserError, match=f"{FAN4} does not exist"):
-        check(settings, inputs, root / "model.h5", {"vgg": False}, [], root / "check.txt")
+        check(settings, inputs, model, {"vgg": False}, deployment, [], root / "check.txt")
 
 
 def test_backbones_are_those_that_variants_use():

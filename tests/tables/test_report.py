@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -88,6 +91,36 @@ def test_page_shows_every_stage(page: str) -> None:
     assert "Confidence 0.90, accepted; prior and face are 2.0 mm apart" in page
     assert "gaussians: 12 at the end" in page
     assert "dB</b>gain from expression" in page
+
+
+def test_a_generated_prior_is_shown_with_its_image_and_numbers(
+    subject: Subject, tmp_path: Path
+) -> None:
+    """The image lies beside the record: green, but for a hole, through which grey is seen."""
+    image = np.full((40, 40, 4), (0, 200, 0, 255), np.uint8)
+    image[10:30, 10:30, 3] = 0
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images/front.png"), image)
+    view = {"name": "front", "image": "images/front.png", "sequence": "EXP-1-head", "timestep": 7}
+    record = {
+        "asked": {
+            "source": "trellis",
+            "settings": {"seed": 3},
+            "views": [{**view, "camera": "222200037", "degrees_off": 4.2, "size": 40}],
+        },
+        "mesh": {"vertices": 126368, "faces": 250708, "watertight": False},
+        "run": {"seconds": 12.5, "device": "a GPU", "peak_gpu_memory_gib": 9.5},
+    }
+    (tmp_path / "generation.json").write_text(json.dumps(record))
+    path = tmp_path / "report.html"
+    report("ball", "full", subject.results, path, tmp_path / "generation.json")
+    part = path.read_text().split("Generated prior")[1].split("Prior and stage I")[0]
+    assert "EXP-1-head, timestep 7, camera 222200037, 4° off; 40 pixels" in part
+    assert re.search(r"trellis</td><td>3</td><td>126368</td><td>250708</td><td>no</td>", part)
+    data = base64.b64decode(re.findall(r"base64,([^\"]*)", part)[0])
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_allclose(shown[20, 20], [128, 128, 128], atol=6)  # JPEG
+    np.testing.assert_allclose(shown[3, 3], [0, 200, 0], atol=6)
 
 
 def test_the_pipeline_shown_is_the_workflow() -> None:

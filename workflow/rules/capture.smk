@@ -43,9 +43,11 @@ rule doctor:
         "results/logs/doctor.log",
     params:
         settings=json.dumps(config),
+        deployed=deployed,
     run:  # no environment of its own: it looks at the one that Snakemake was called from
         shell(
-            "python -m eavatar doctor --config {params.settings:q} 2>&1 | tee {log:q}"
+            "python -m eavatar doctor --config {params.settings:q} {params.deployed}"
+            " 2>&1 | tee {log:q}"
         )
 
 
@@ -67,6 +69,8 @@ rule check:
         matte=not_compared(block("capture.matte")),
         landmark=not_compared(block("face.landmarks")),
         prior=not_compared(block("prior.generate")),
+        prior_run=not_compared(block("prior.run")),
+        deployed=not_compared(deployed),
         head_scale=not_compared(block("face.fit.head_scale")),
         backbones=not_compared(backbones),
         capture=not_compared(raw),
@@ -78,7 +82,8 @@ rule check:
     shell:
         "python -m eavatar check --settings {params.settings:q}"
         " --matte-settings {params.matte:q} --landmark-settings {params.landmark:q}"
-        " --prior-settings {params.prior:q} --head-scale {params.head_scale:q}"
+        " --prior-settings {params.prior:q} --prior-run-settings {params.prior_run:q}"
+        " {params.deployed} --head-scale {params.head_scale:q}"
         " --backbones {params.backbones:q} --capture {params.capture:q}"
         " --morphable-model {params.morphable_model:q}"
         " {params.landmarks} {params.mattes} {params.mesh}"

@@ -222,6 +222,61 @@ def gpus(path):
     return count
 
 
+def generator(wildcards):
+    """The generator that makes a subject's prior, or None."""
+    return PLANS[wildcards.subject].config.prior.generate.chosen.generator
+
+
+def generator_environment(wildcards):
+    """The environment of a subject's generator."""
+    return f"../../envs/{PLANS[wildcards.subject].config.prior.generate.source}.yaml"
+
+
+@not_compared
+def interpreter(wildcards):
+    """The interpreter of that environment: the settings', else the one that Snakemake has made."""
+    return str(PLANS[wildcards.subject].config.prior.run.python or "python")
+
+
+@not_compared
+def program(wildcards):
+    """The script that runs a subject's generator."""
+    return str(generator(wildcards).program)
+
+
+def of_generator(pattern):
+    """A function of wildcards: a generator's file; none for a subject without a generator."""
+
+    def path(wildcards):
+        if generator(wildcards) is None:
+            return []
+        return expand(pattern, subject=wildcards.subject)
+
+    return path
+
+
+def ready_mesh(wildcards):
+    """The head mesh that is taken over: a generator's, the user's, or none."""
+    made = of_generator(rules.run_generator.output.mesh)(wildcards)
+    return made or provided("prior")(wildcards)
+
+
+def flag(name):
+    """A function of a job: ``--name file`` of the named input, or nothing without it."""
+
+    def text(wildcards, input):
+        path = getattr(input, name)
+        return f"--{name} {shlex.quote(str(path))}" if path else ""
+
+    return text
+
+
+def deployed(wildcards):
+    """A switch that says whether Snakemake makes the environments of the rules."""
+    methods = workflow.deployment_settings.deployment_method
+    return "--use-conda" if "conda" in {str(method) for method in methods} else ""
+
+
 def input_folder(name):
     """A function of a job: the folder that holds the named input."""
 

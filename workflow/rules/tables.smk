@@ -80,6 +80,8 @@ rule report:
         fit_quality=rules.fit_face.output.quality,
         fit_tracking=rules.fit_face.output.tracking,
         neutral=rules.refine_face.output.neutral,
+        request=of_generator(rules.prepare_prior.output.request),
+        generation=of_generator(rules.run_generator.output.record),
         prior=rules.align_prior.output.mesh,
         alignment=rules.align_prior.output.alignment,
         surface=of_reported(rules.train_sdf.output.neutral),
@@ -98,9 +100,11 @@ rule report:
     params:
         variant=reported,
         results=input_folder("metrics"),
+        generation=flag("generation"),
     shell:
         "python -m eavatar report --subject {wildcards.subject:q} --variant {params.variant}"
-        " --results {params.results:q} --output {output:q} 2>&1 | tee {log:q}"
+        " --results {params.results:q} {params.generation}"
+        " --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule measure_speed:

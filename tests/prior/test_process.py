@@ -1,0 +1,141 @@
+"""Programs of generators: their sentences, their meshes, and that any Python 3.10 reads them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from eavatar.backends import PRIORS
+from eavatar.io import read_mesh
+from eavatar.prior.generated import PROGRAMS
+from eavatar.prior.generators.process import (
+    Generator,
+    Surface,
+    describe_surface,
+    encode_ply,
+    main,
+)
+
+BOX = trimesh.creation.box([1, 2, 3])
+GENERATORS = {name: backend for name, backend in PRIORS.items() if backend.generator}
+PROVIDED = {"numpy", "PIL", "torch", "process", "trellis", "hy3dgen"}  # by the environments
+
+
+def surface(vertices: Any = BOX.vertices, faces: Any = BOX.faces) -> Surface:
+    return Surface(np.asarray(vertices, float), np.asarray(faces, int).reshape(-1, 3))
+
+
+def run(folder: Path, make: Callable[..., Surface], load: Callable[..., Any] = print) -> int:
+    """A program's call with a request of one image; the exit status."""
+    Image.new("RGBA", (8, 8)).save(folder / "front.png")
+    request = {
+        "source": "trellis",
+        "weights": "models/some",
+        "views": [{"name": "front", "image": "front.png"}],
+    }
+    (folder / "request.json").write_text(json.dumps(request))
+    generator = Generator("Some", "envs/some.yaml", ("json",), 16, load, make)
+    places = {"request": "request.json", "mesh": "made.ply", "record": "made.json"}
+    return main(generator, [f"--{name}={folder / file}" for name, file in places.items()])
+
+
+def test_a_mesh_and_its_record_are_written(tmp_path: Path) -> None:
+    assert run(tmp_path, lambda model, request, images: surface()) == 0
+    made = read_mesh(tmp_path / "made.ply")
+    np.testing.assert_allclose(made.vertices, BOX.vertices)
+    np.testing.assert_array_equal(made.faces, BOX.faces)
+    record = json.loads((tmp_path / "made.json").read_text())
+    assert record["asked"]["weights"] == "models/some"
+    assert record["mesh"]["watertight"] and record["mesh"]["faces"] == 12
+    assert record["run"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["run"]["seconds"] >= 0
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("make", "load", "sentence"),
+    [
+        (lambda *_: surface(np.empty((0, 3)), []), print, "no mesh: it is empty"),
+        (lambda *_: surface(faces=[]), print, "no mesh: it is empty"),
+        (lambda *_: surface(BOX.vertices * np.nan), print, "8 of its 8 vertices are not finite"),
+        (lambda *_: surface(faces=[[0, 1, 9]]), print, "its faces name vertices that are not"),
+        (raises(torch.cuda.OutOfMemoryError("tried 9 GiB")), print, "GPU memory ran out; 16 GiB"),
+        (raises(RuntimeError("CUDA error: out of memory")), print, "choose another GPU with CUDA_"),
+        (print, raises(FileNotFoundError("ckpts/a.json")), "the weights in models/some cannot be"),
+        (print, raises(RuntimeError("CUDA out of memory")), "GPU memory ran out"),
+    ],
+)
+def test_what_fails_is_one_sentence_that_names_a_way_on(
+    make: Callable[..., Any],
+    load: Callable[..., Any],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(tmp_path, make, load) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("Some: ") and sentence in last
+    assert last.endswith("or set prior.generate.source to template.")
+    assert not (tmp_path / "made.ply").exists() and not (tmp_path / "made.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_a_failure_without_a_gpu_says_that_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, raises(NotImplementedError("no CPU kernel"))) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed  # for a report; the sentence is below
+    assert "it stopped (NotImplementedError: no CPU kernel) without a GPU" in printed
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_an_interpreter_without_the_packages_says_which_is_missing(name: str) -> None:
+    """The program itself, started by an interpreter that is not its environment's: ours."""
+    program = GENERATORS[name].generator.program
+    done = subprocess.run([sys.executable, program, "--probe"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"cannot be imported by {sys.executable} (No module named" in done.stderr
+    assert f"make the environment of envs/{name}.yaml anew" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(PROGRAMS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_program_needs_python_3_10_and_its_own_environment_only(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 10))
+    nodes = list(ast.walk(tree))
+    names = [part.name for node in nodes if isinstance(node, ast.Import) for part in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    roots = {name.partition(".")[0] for name in names}
+    assert roots <= PROVIDED | set(sys.stdlib_module_names)
+
+
+def test_a_mesh_with_a_hole_is_not_watertight() -> None:
+    assert describe_surface(surface())["watertight"]
+    assert not describe_surface(surface(faces=BOX.faces[1:]))["watertight"]
+
+
+def test_colours_are_written_with_the_mesh(tmp_path: Path) -> None:
+    colours = np.linspace(-0.1, 1.1, 24).reshape(8, 3)  # networks leave the range
+    whole = Surface(BOX.vertices, BOX.faces, colours)
+    (tmp_path / "a.ply").write_bytes(encode_ply(whole))
+    made = read_mesh(tmp_path / "a.ply")
+    assert made.colours is not None
+    np.testing.assert_allclose(made.colours, colours.clip(0, 1), atol=0.5 / 255 + 1e-6)

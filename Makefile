@@ -1,6 +1,8 @@
 # make demo   set up, then run the embedded subject from raw video to metrics and report
 # make test   set up, then run the tests
 # make test-oldest  the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+# make test-trellis, test-hunyuan3d  a generator's own code with random weights, on the CPU, in an
+#             environment of its own
 # make lint   set up, then run the linters and the type checker
 # make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
@@ -16,7 +18,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 # rembg stands apart: it needs a newer numpy than the rest.
 EXTRAS := capture,face,prior,train,tables,workflow,develop
 
-.PHONY: demo test test-oldest lint wheel benchmark install clean
+.PHONY: demo test test-oldest test-trellis test-hunyuan3d lint wheel benchmark install clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
@@ -34,6 +36,16 @@ test-oldest:
 		--python $(VENV)-oldest/bin/python --resolution lowest-direct --override - \
 		--editable '.[$(EXTRAS)]'
 	$(VENV)-oldest/bin/python -m pytest -q
+
+# The environment borrows PyTorch and what else it can from .venv, by a file of paths.
+test-trellis test-hunyuan3d: test-%: install
+	$(VENV)/bin/python -m venv $(VENV)-$*
+	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(VENV)-$*/bin/python -m pip install --quiet --no-deps \
+		--requirement tests/prior/$*_on_cpu/requirements.txt
+	$(RUN) EAVATAR_GENERATOR_PYTHON="$(CURDIR)/$(VENV)-$*/bin/python" \
+		python -m pytest -q tests/prior/test_$*_contract.py
 
 lint: install
 	$(RUN) ruff check .
@@ -63,4 +75,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-trellis $(VENV)-hunyuan3d

@@ -1,0 +1,92 @@
+"""TRELLIS' own code without a GPU, for tests: what differs is put in place as it is imported.
+
+The interpreter of the tests has this folder on its path, so that Python imports this file when it
+starts, and finds stand-ins for packages of which a mesh from images needs nothing: `utils3d`,
+`transformers`, `open3d` and `kaolin`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+
+def attend_on_cpu(operations: Any) -> None:
+    """xformers' attention by torch's own, block by block of a mask (1, length, heads, channels)."""
+    import torch
+
+    def attend(query: Any, key: Any, value: Any, attn_bias: Any = None, **_: Any) -> Any:
+        if attn_bias is None:
+            blocks = [(slice(None), slice(None))]
+        else:
+            rows, columns = attn_bias.q_seqinfo.intervals(), attn_bias.k_seqinfo.intervals()
+            blocks = [
+                (slice(*row), slice(*column)) for row, column in zip(rows, columns, strict=True)
+            ]
+        parts = []
+        for row, column in blocks:
+            asked, keys, values = (
+                part.transpose(1, 2) for part in (query[:, row], key[:, column], value[:, column])
+            )
+            attended = torch.nn.functional.scaled_dot_product_attention(asked, keys, values)
+            parts.append(attended.transpose(1, 2))
+        return torch.cat(parts, dim=1)
+
+    operations.memory_efficient_attention = attend
+
+
+def extract_on_cpu(module: Any) -> None:
+    """The mesh extraction, whose device is by default a GPU and never said."""
+    initial = module.SparseFeatures2Mesh.__init__
+    _, *others = initial.__defaults__
+    initial.__defaults__ = ("cpu", *others)
+
+
+def convolve_on_cpu(module: Any) -> None:
+    """spconv's convolutions, which have code for the CPU in their training mode alone."""
+    move = module.Pipeline.to
+
+    def to(self: Any, device: Any) -> None:
+        move(self, device)
+        for model in self.models.values():
+            for part in model.modules():
+                if type(part).__module__.startswith("spconv"):
+                    part.train()
+
+    module.Pipeline.to = to
+
+
+ON_CPU: dict[str, Callable[[Any], None]] = {
+    "xformers.ops": attend_on_cpu,
+    "trellis.representations.mesh.cube2mesh": extract_on_cpu,
+    "trellis.pipelines.base": convolve_on_cpu,
+}
+PATCHES = {} if os.environ.get("EAVATAR_TRELLIS_ON_GPU") else ON_CPU
+
+
+class Patcher(MetaPathFinder):
+    """Finds modules as usual and has a patch follow their execution."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        patch = PATCHES.get(name)
+        spec = PathFinder.find_spec(name, path) if patch else None
+        if patch and spec and spec.loader:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                patch(module)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Patcher())

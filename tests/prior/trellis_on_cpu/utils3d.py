@@ -1,0 +1,1 @@
+"""Stand-in: TRELLIS imports it for Gaussians, which are not asked for."""

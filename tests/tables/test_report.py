@@ -20,6 +20,7 @@ from tests.scenes.ball import Subject
 
 RULES = ROOT / "workflow" / "rules"
 BESIDE = {"demo_capture", "doctor"}  # rules that no subject of one's own needs
+BESIDE |= {"measure_speed", "paper_table", "paper_figure", "reenact", "figures", "tables"}  # of all
 
 
 class Balanced(HTMLParser):

@@ -397,7 +397,7 @@ class Sequences:
 
     Attributes:
         train: names of those that are trained on, sorted.
-        test: of those that are held out, sorted.
+        test: of those that are held out, sorted; of novel views alone, the same as ``train``.
     """
 
     train: tuple[str, ...]
@@ -405,8 +405,8 @@ class Sequences:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, sorted."""
-        return tuple(sorted(self.train + self.test))
+        """All names, sorted, each once."""
+        return tuple(sorted({*self.train, *self.test}))
 
 
 def write_sequences(path: Path, sequences: Sequences) -> Path:

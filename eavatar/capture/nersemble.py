@@ -74,6 +74,12 @@ def read_benchmark(root: Path) -> Capture:
     return Capture(root, cameras, None, frames, {}, masks, {}, lenses=lenses)
 
 
+def read_benchmark_cameras(root: Path) -> dict[str, Camera]:
+    """All cameras of a participant of the benchmark, in pixels of its images; also those whose
+    videos are kept back. `UserError` where the calibration is malformed."""
+    return _read_cameras(root / "calibration" / "camera_params.json", BENCHMARK_SIZE)[0]
+
+
 def read_v1(root: Path) -> Capture:
     """A participant of NeRSemble v1; `UserError` where it is malformed."""
     cameras, lenses = _read_cameras(root / "camera_params.json", FULL_SIZE)

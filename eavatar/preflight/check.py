@@ -294,6 +294,8 @@ def _check_split(ingest: IngestSettings, names: Sequence[str], sequences: Sequen
             "change them."
         )
     held_out = select(sequences, ingest.held_out)
+    if not ingest.held_out:  # cameras are, instead: the settings demand it
+        return
     if not held_out or len(held_out) == len(sequences):
         which = "no sequence is" if not held_out else "all sequences are"
         raise UserError(

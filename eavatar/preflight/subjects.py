@@ -329,5 +329,7 @@ def choose_sequences(subject: Subject, config: Config) -> Sequences:
             f"subject '{subject.name}': capture.ingest.sequences (or the sheet's column sequences) "
             f"and exclude leave none of the sequences {list(available)} in {raw}."
         )
+    if not ingest.held_out:  # cameras are, instead
+        return Sequences(tuple(chosen), tuple(chosen))
     test = tuple(select(chosen, ingest.held_out))
     return Sequences(tuple(name for name in chosen if name not in test), test)

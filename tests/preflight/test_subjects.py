@@ -194,6 +194,19 @@ def test_what_is_excluded_or_held_out_need_not_be_there(tmp_path):
     assert chosen == Sequences(("EXP-1-head",), ())
 
 
+def test_with_cameras_held_out_all_sequences_may_be_trained_on_and_measured(tmp_path):
+    raw, overlay = capture(tmp_path, "EXP-1-head", "FREE"), tmp_path / "views.yaml"
+    row = f"074,{raw},,,,,{overlay}"
+    overlay.write_text("{held_out_cameras: [alternate], capture: {ingest: {held_out: []}}}")
+    subject = read_subjects(sheet(tmp_path, row))["074"]
+    chosen = choose_sequences(subject, subject_config(subject, BASE, {}))
+    assert chosen == Sequences(("EXP-1-head", "FREE"), ("EXP-1-head", "FREE"))
+    assert chosen.names == ("EXP-1-head", "FREE")
+    overlay.write_text("capture: {ingest: {held_out: []}}")
+    with pytest.raises(UserError, match=r"held_out_cameras must be set"):
+        subject_config(subject, BASE, {})
+
+
 def test_no_sequence_left(tmp_path):
     raw = capture(tmp_path, "EXP-6-tongue-1")
     subject = read_subjects(sheet(tmp_path, f"074,{raw},,,,,"))["074"]
@@ -274,6 +287,7 @@ def test_the_papers_variants_are_valid_on_each_profile(tmp_path, profile):
         ("{x: {images: here}}", "no other takes one"),
         ("{x: {seeds: [1, 1]}}", "each seed must stand once"),
         ("{x: {held_out_cameras: [alternate, '1*']}}", "alternate must stand alone"),
+        ("{floors: {}}", "'floors' is that of the rows of the rule floors"),
         ("{full: {method: images, images: here}}", "one of them must have the method avatar"),
     ],
 )

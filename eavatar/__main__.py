@@ -151,6 +151,14 @@ def evaluate(a: Arguments) -> None:
     run(block, a.method, a.source, a.capture, a.face, a.output, a.held_out_cameras)
 
 
+def floors(a: Arguments) -> None:
+    """Measure what shows the training frames themselves: mean images and nearest frames."""
+    from eavatar.tables.floors import floors as run
+
+    block = settings.parse_block(settings.EvaluateSettings, a.settings)
+    run(block, a.image_size, a.capture, a.face, a.output)
+
+
 def metrics(a: Arguments) -> None:
     """Average the per-image metrics of some variants into the subject's table."""
     from eavatar.tables.table import metrics as run
@@ -247,6 +255,16 @@ def export_gha(a: Arguments) -> None:
     run(a.results, a.morphable_model, a.output)
 
 
+def export_benchmark(a: Arguments) -> None:
+    """Write the submission for novel views of the NeRSemble benchmark.
+
+    eavatar export-benchmark results/388 results/475 --download nersemble_benchmark
+    """
+    from eavatar.interop.benchmark import export_benchmark as run
+
+    run([Path(folder) for folder in a.results], a.download, a.variant, a.output)
+
+
 Verb = Callable[[Arguments], None]
 Flag = tuple[str, type, str, bool]
 """Name, type, help, and whether it is required; a name without dashes is a word without a flag."""
@@ -314,6 +332,12 @@ PEOPLE: dict[Verb, list[Flag]] = {
         RESULTS,
         ("--morphable-model", Path, "the model of the fit; GHA needs its vertices.npy", False),
         ("--output", Path, "a new folder; results/<subject>/gha if not given", False),
+    ],
+    export_benchmark: [
+        ("results", list, "results/<participant> of each participant", True),
+        ("--download", Path, "the benchmark's data, the folder that holds nvs/", True),
+        CHOSEN,
+        ("--output", Path, "a zip; nvs_submission.zip beside the results if not given", False),
     ],
 }
 
@@ -411,11 +435,18 @@ RULES: dict[Verb, list[Flag]] = {
         ("--source", Path, "splat/<variant> of an avatar, or the folder of images", True),
         output("tables/<variant>"),
     ],
+    floors: [
+        SETTINGS,
+        CAPTURE,
+        FACE,
+        ("--image-size", int, "side of the images, pixels", True),
+        output("tables/floors.csv"),
+    ],
     metrics: [
         SUBJECT,
-        ("--variant", list, "names of the variants", True),
+        ("--variant", list, "names of the variants, and what tables/floors.csv is called", True),
         ("--images", list, "tables/<variant>/images.csv of each of them", True),
-        output("metrics.csv"),
+        output("metrics.csv; regions.csv is written beside it"),
     ],
     measure_speed: [
         ("--avatar", Path, "splat/<variant>", True),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -121,7 +121,10 @@ class IngestSettings(Settings):
 
     sequences: tuple[str, ...] = Field(description="wildcards of the sequences to use")
     exclude: tuple[str, ...] = Field(description="wildcards of the sequences to leave out")
-    held_out: tuple[str, ...] = Field(description="wildcards of the sequences kept for testing")
+    held_out: tuple[str, ...] = Field(
+        description="wildcards of the sequences kept for testing; none, with held_out_cameras: all "
+        "are trained on and, in those cameras, measured"
+    )
     cameras: tuple[str, ...] = Field(description="wildcards of the serial numbers to use")
     every: int = Field(ge=1, description="keep every n-th video frame")
     crop_origin: tuple[int, int] = Field(description="x, y of the crop in 2200×3208 pixels")
@@ -478,11 +481,14 @@ Seeds = Annotated[
 ]
 SEED_MARK = "@"  # between a variant's name and a seed that is not the first
 TRAINED = "avatar"  # the method that trains
+FLOORS = "floors"  # in the place of a variant in metrics.csv
 
 
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
         raise ValueError("a variant is named by letters, digits and _ . + -, as folders are")
+    if name == FLOORS:
+        raise ValueError(f"the name '{FLOORS}' is that of the rows of the rule floors")
     return name
 
 
@@ -547,6 +553,13 @@ class Config(Settings):
     def _one_way_to_choose(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if ALTERNATE in value and len(value) > 1:
             raise ValueError(f"{ALTERNATE} must stand alone")
+        return value
+
+    @field_validator("capture")
+    @classmethod
+    def _holds_out_something(cls, value: CaptureBlock, info: ValidationInfo) -> CaptureBlock:
+        if not value.ingest.held_out and info.data.get("held_out_cameras") == ():
+            raise ValueError("without a sequence in ingest.held_out, held_out_cameras must be set")
         return value
 
     @field_validator("variants")
@@ -641,7 +654,11 @@ def required_backbones(
     uses: list[tuple[Net, bool]] = [
         ("vgg", block.lpips_required) for block in splats if block.weights.lpips > 0
     ]
-    uses += [(block.lpips_net, block.lpips_required) for block in tables]
+    uses += [
+        (net, block.lpips_required and net == block.lpips_net)
+        for block in tables
+        for net in get_args(Net)  # each has a column
+    ]
     return {net: (net, True) in uses for net, _ in sorted(uses)}
 
 

@@ -90,7 +90,7 @@ def test_variants_share_all_that_they_agree_on(compared):
     assert printed.count(half) == 6  # both stages and the evaluation, with two seeds
     drawn = r"--source results/demo/splat/(\S+) .* --output results/demo/tables/(\S+)"
     assert ("full", "same") in re.findall(drawn, printed)
-    assert "--variant full uncontrolled small other half half@3 same --images" in printed
+    assert "--variant full uncontrolled small other half half@3 same floors --images" in printed
     assert "report --subject demo --variant full" in printed
 
 
@@ -140,7 +140,9 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     assert log["step"].iloc[-1] == 119
     assert not (results / "splat/full/checkpoints").exists()
     table = pd.read_csv(results / "metrics.csv")
-    assert set(table["protocol"]) == {"self_reenactment", "neutral_expression"}
+    drawn = {"full": {"self_reenactment", "neutral_expression"}}
+    drawn["floors"] = {"mean_image", "nearest_training_frame"}
+    assert {name: set(rows) for name, rows in table.groupby("variant")["protocol"]} == drawn
     assert table["psnr_db"].between(5, 60).all()
     assert "<html" in (results / "report.html").read_text()[:200].lower()
 
@@ -171,7 +173,7 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     status, printed = run(project, "-n", *targets)
     assert status == 0, printed
     listed = set(re.findall(r"^rule (\w+):", printed, flags=re.MULTILINE))
-    assert listed == {"evaluate", "metrics", "report"}, printed
+    assert listed == {"evaluate", "floors", "metrics", "report"}, printed
 
     with overlay.open("a") as file:
         file.write("variants:\n  uncontrolled: {splat: {control: {enabled: false}}}\n")

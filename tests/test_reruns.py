@@ -38,8 +38,8 @@ ROW = {
 }
 RULES = (  # in order; a job of those marked * for each sequence
     "check", "choose_sequences", "calibrate", "ingest*", "matte*", "detect_landmarks*",
-    "fit_face", "refine_face", "generate_prior", "align_prior", "train_sdf", "train_splat",
-    "evaluate", "metrics", "report",
+    "fit_face", "refine_face", "floors", "generate_prior", "align_prior", "train_sdf",
+    "train_splat", "evaluate", "metrics", "report",
 )  # fmt: skip
 TABLES = (
     "measure_speed",
@@ -160,8 +160,11 @@ CASES = {
     "sdf": Case(by_command_line(sdf={"width": 9}), jobs("train_sdf")),
     "sdf.run": Case(by_command_line(sdf={"run": {"checkpoint_every": 9}}), {}),
     "splat": Case(by_command_line(splat={"width": 9}), jobs("train_splat")),
+    "splat.image_size": Case(
+        by_command_line(splat={"image_size": 96}), jobs("train_splat", "floors")
+    ),
     "tables.evaluate": Case(
-        by_command_line(tables={"evaluate": {"pictures": 9}}), jobs("evaluate")
+        by_command_line(tables={"evaluate": {"pictures": 9}}), jobs("evaluate", "floors")
     ),
     "variants": Case(
         by_command_line(variants={"wide": {"splat": {"width": 9}}}), jobs("train_splat")

@@ -14,11 +14,21 @@ from scipy.spatial.transform import Rotation
 
 from eavatar import io
 from eavatar.rendering.mesh_images import FRACTION_BITS, Byte, Colour
+from eavatar.tables.regions import LABELLED, Regions
 
 Array = NDArray[np.floating]
 
 FULL_ERROR = 0.25  # mean absolute difference of the channels that gets the last colour
 ERROR_COLOURS = np.array([[255, 255, 255], [255, 190, 90], [205, 50, 60], [50, 0, 60]])
+REGION_COLOURS: dict[str, Colour] = {
+    "eyes": (0, 190, 90),
+    "brows": (225, 30, 200),
+    "mouth": (225, 45, 40),
+    "face": (250, 205, 150),
+    "hair": (120, 85, 50),
+    "outline": (240, 215, 0),
+    "torso": (70, 110, 220),
+}
 
 
 def compare(truth: Array, render: Array) -> Byte:
@@ -57,6 +67,14 @@ def draw_contour(image: Byte, mask: Byte, colour: Colour) -> Byte:
     binary = (mask > 127).astype(np.uint8)
     contours, _ = cv2.findContours(binary, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(image.copy(), contours, -1, colour, 1, cv2.LINE_AA).astype(np.uint8)
+
+
+def draw_regions(image: Byte, regions: Regions) -> Byte:
+    """An RGB image (H, W, 3) tinted by the colours of its regions, the outline over the others."""
+    tints = np.array([(255, 255, 255), *(REGION_COLOURS[name] for name in LABELLED)])
+    tinted: Byte = ((image.astype(np.int32) + tints[regions.labels]) // 2).astype(np.uint8)
+    tinted[regions.outline] = REGION_COLOURS["outline"]
+    return tinted
 
 
 def draw_points(image: Byte, points: Array, colour: Colour) -> Byte:

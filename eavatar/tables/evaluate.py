@@ -8,29 +8,56 @@ expression adds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
-from eavatar.data.frames import FrameSet
+from eavatar.arrays import Float32
+from eavatar.cameras import Camera
+from eavatar.data.frames import FrameSet, Views
 from eavatar.data.methods import Method, ViewRequest
 from eavatar.device import choose_device
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_image
 from eavatar.tables.methods import open_method
-from eavatar.tables.metrics import psnr, ssim, whiten_padding
-from eavatar.tables.table import write_table
+from eavatar.tables.metrics import (
+    GAUSSIAN,
+    UNIFORM,
+    psnr,
+    similarity,
+    squared_error,
+    ssim,
+    whiten_padding,
+)
+from eavatar.tables.regions import PERSON, Head, Regions, find_regions, measure_regions
+from eavatar.tables.table import COLUMNS, KEYS, write_table
+from eavatar.threads import make_pool
 from eavatar.training.perceptual import Perceptual, load_perceptual
+from eavatar.weights import Net
 
 RECORDED = "self_reenactment"
-EXPRESSION_FACTORS = {RECORDED: 1.0, "neutral_expression": 0.0}
+NEUTRAL = "neutral_expression"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the images of a protocol are drawn.
+
+    Attributes:
+        method: what draws them.
+        expression: factor of the tracked expression; other than 1 only if the method is drivable.
+    """
+
+    method: Method
+    expression: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,17 +68,56 @@ class Truth:
         cameras: K indices into those of the frames.
         images: (K, H, W, 3) in [0, 1], on white, the padding white too.
         visible: (K, H, W) 1 inside the sensor, 0 in the padding of the crop.
+        masks: (K, H, W) in [0, 1].
+        regions: K of them.
     """
 
     cameras: list[int]
     images: Tensor
     visible: Tensor
+    masks: Tensor
+    regions: list[Regions]
 
     @classmethod
     def read(cls, frames: FrameSet, index: int) -> Truth:
         cameras = frames.usable_cameras(index)
         views = frames.views(index, cameras)
-        return cls(cameras, whiten_padding(views.images, views.visible), views.visible)
+        images = whiten_padding(views.images, views.visible)
+        regions = _find_regions(frames, index, cameras, views)
+        return cls(cameras, images, views.visible, views.masks, regions)
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """LPIPS with each backbone whose weights are there.
+
+    Attributes:
+        nets: None for a backbone without weights.
+        chosen: the backbone of the column ``lpips``.
+    """
+
+    nets: dict[Net, Perceptual | None]
+    chosen: Net
+
+    @classmethod
+    def load(cls, settings: EvaluateSettings, device: torch.device) -> Lpips:
+        """Raises `UserError` if the chosen one is required and cannot be had."""
+        chosen = settings.lpips_net
+        nets: dict[Net, Perceptual | None] = {
+            net: load_perceptual(net, device, settings.lpips_required and net == chosen)
+            for net in get_args(Net)
+        }
+        return cls(nets, chosen)
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, truths: Tensor) -> pd.DataFrame:
+        """Columns of distances of K images (K, H, W, 3); NaN without weights."""
+        distances = {
+            f"lpips_{net}": net_lpips(images, truths).cpu().numpy() if net_lpips else np.nan
+            for net, net_lpips in self.nets.items()
+        }
+        table = pd.DataFrame(distances, index=range(len(images)))
+        return table.assign(lpips=table[f"lpips_{self.chosen}"])
 
 
 def evaluate(
@@ -65,8 +131,9 @@ def evaluate(
 ) -> Path:
     """Measure a method on the test split: the whole head with shoulders, on white, all cameras.
 
-    Writes ``output/images.csv``, a row per protocol, timestep and camera in that order: protocol,
-    sequence, timestep, camera, psnr_db, ssim, lpips (empty without LPIPS' weights); and
+    Writes ``output/images.csv``, a row per protocol, timestep and camera in that order, with the
+    columns `eavatar.tables.table.KEYS` and `COLUMNS` (those of LPIPS are empty without its weights,
+    those of a region where it is not seen); and
     ``output/pictures/<sequence>_<timestep>_<camera>.png``: truth, render and error side by side.
     Images have the method's size. The render is never masked by the truth's mask, which would hide
     what is drawn outside it. Views whose mask has failed are left out.
@@ -86,62 +153,76 @@ def evaluate(
         UserError: the source or a contract file is missing or not of its form.
     """
     device = choose_device()
-    perceptual = load_perceptual(settings.lpips_net, device, settings.lpips_required)
+    lpips = Lpips.load(settings, device)
     drawing = open_method(method, source, capture, device)
     frames = FrameSet.read(capture, face, "test", drawing.image_size, held_out=held_out).to(device)
     shown = choose_views(frames, settings.pictures)
     folder = output / "pictures"
     for stale in folder.glob("*.png"):
         stale.unlink()
-    rows: dict[str, list[pd.DataFrame]] = {protocol: [] for protocol in EXPRESSION_FACTORS}
+    drawings = {RECORDED: Drawing(drawing)}
+    if drawing.drivable:
+        drawings[NEUTRAL] = Drawing(drawing, expression=0.0)
+    rows = []
     for index in tqdm(range(len(frames)), desc="evaluate", unit="timestep"):
         truth = Truth.read(frames, index)
-        for protocol, images in predict(drawing, frames, index, truth):
-            keys = {
-                "protocol": protocol,
-                "sequence": frames.sequences[index],
-                "timestep": frames.timesteps[index],
-                "camera": [frames.serials[camera] for camera in truth.cameras],
-            }
-            measured = measure(images, truth, perceptual)
-            rows[protocol].append(pd.DataFrame({**keys, **measured}))
-            if protocol == RECORDED:
-                _write_pictures(folder, frames, index, shown.get(index, []), truth, images)
-    table = pd.concat([part for parts in rows.values() for part in parts])
-    write_table(output / "images.csv", table)
+        images = draw(drawings, frames, index, truth)
+        rows.append(measure_timestep(images, frames, index, truth, lpips))
+        _write_pictures(folder, frames, index, shown.get(index, []), truth, images[RECORDED])
+    write_images(output / "images.csv", rows)
     return output
 
 
-def predict(
-    method: Method, frames: FrameSet, index: int, truth: Truth
-) -> Iterator[tuple[str, Tensor]]:
-    """What a method draws of a timestep in the cameras of the truth, the padding white.
+def draw(
+    drawings: Mapping[str, Drawing], frames: FrameSet, index: int, truth: Truth
+) -> dict[str, Tensor]:
+    """Images (K, H, W, 3) of a timestep by protocol, in the cameras of the truth, padding white."""
+    return {
+        protocol: whiten_padding(
+            drawing.method.render(_request(frames, index, truth.cameras, drawing.expression)),
+            truth.visible,
+        )
+        for protocol, drawing in drawings.items()
+    }
 
-    Yields:
-        protocol and images (K, H, W, 3); only self-reenactment if the method is not drivable.
-    """
-    for protocol, factor in EXPRESSION_FACTORS.items():
-        if protocol == RECORDED or method.drivable:
-            images = method.render(_request(frames, index, truth.cameras, factor))
-            yield protocol, whiten_padding(images, truth.visible)
+
+def measure_timestep(
+    images: Mapping[str, Tensor], frames: FrameSet, index: int, truth: Truth, lpips: Lpips
+) -> pd.DataFrame:
+    """The rows of ``images.csv`` of a timestep; arguments as of `draw` and what it returns."""
+    parts = [
+        measure(drawn, truth, lpips).assign(
+            protocol=protocol,
+            sequence=frames.sequences[index],
+            timestep=frames.timesteps[index],
+            camera=[frames.serials[camera] for camera in truth.cameras],
+        )
+        for protocol, drawn in images.items()
+    ]
+    return pd.concat(parts)[[*KEYS, *COLUMNS]]
 
 
-def measure(
-    images: Tensor, truth: Truth, perceptual: Perceptual | None
-) -> dict[str, NDArray[np.floating]]:
-    """The metrics of K images against the truth: psnr_db, ssim, lpips, each (K,).
+def measure(images: Tensor, truth: Truth, lpips: Lpips) -> pd.DataFrame:
+    """A column for each metric of K images against the truth.
 
     Args:
         images: (K, H, W, 3) in [0, 1], the padding white.
         truth: what the same cameras recorded.
-        perceptual: None makes LPIPS NaN.
+        lpips: the backbones to measure with.
     """
-    arrays = [tensor.cpu().numpy() for tensor in (images, truth.images, truth.visible)]
-    lpips = np.full(len(images), np.nan)
-    if perceptual:
-        with torch.no_grad():
-            lpips = perceptual(images, truth.images).cpu().numpy()
-    return {"psnr_db": psnr(*arrays), "ssim": ssim(*arrays), "lpips": lpips}
+    tensors = (images, truth.images, truth.visible, truth.masks)
+    with make_pool() as pool:
+        arrays = [tensor.cpu().numpy() for tensor in tensors]
+        rows = list(pool.map(_measure_image, *arrays, truth.regions))
+    return pd.DataFrame(rows).join(lpips.measure(images, truth.images))
+
+
+def write_images(path: Path, timesteps: Sequence[pd.DataFrame]) -> None:
+    """Write ``images.csv``, the rows of a protocol together."""
+    table = pd.concat(timesteps)
+    order = {name: number for number, name in enumerate(table["protocol"].unique())}
+    by_protocol = table.sort_values("protocol", key=lambda names: names.map(order), kind="stable")
+    write_table(path, by_protocol)
 
 
 def choose_views(frames: FrameSet, count: int) -> dict[int, list[int]]:
@@ -170,6 +251,43 @@ def choose_views(frames: FrameSet, count: int) -> dict[int, list[int]]:
         if camera not in chosen.setdefault(index, []):
             chosen[index].append(camera)
     return chosen
+
+
+def _measure_image(
+    render: Float32, truth: Float32, visible: Float32, mask: Float32, regions: Regions
+) -> dict[str, float]:
+    """The metrics of an image by column, without LPIPS."""
+    inside = visible > 0
+    person = inside & (mask >= PERSON)
+    error = squared_error(render, truth)
+    similarities = similarity(render, truth, GAUSSIAN)
+    found = {
+        "psnr_db": psnr(error, inside),
+        "ssim": ssim(similarities, inside),
+        "ssim_uniform": ssim(similarity(render, truth, UNIFORM), inside),
+        "psnr_masked": psnr(error, person),
+        "ssim_masked": ssim(similarities, person),
+    }
+    regional = measure_regions(error, regions)
+    return found | {f"psnr_{name}": value for name, value in regional.items()}
+
+
+def _find_regions(frames: FrameSet, index: int, cameras: list[int], views: Views) -> list[Regions]:
+    rotation = Rotation.from_rotvec(frames.rotation[index].cpu().numpy()).as_matrix()
+    head = Head(frames.landmarks[index].cpu().numpy().astype(np.float64), rotation)
+    masks, visible = (views.masks >= PERSON).cpu().numpy(), (views.visible > 0).cpu().numpy()
+
+    intrinsics, extrinsics = (
+        matrices[cameras].cpu().numpy().astype(np.float64)
+        for matrices in (frames.intrinsics, frames.world_to_camera)
+    )
+
+    def find(place: int) -> Regions:
+        camera = Camera(intrinsics[place], extrinsics[place], frames.width, frames.height)
+        return find_regions(head, camera, masks[place], visible[place])
+
+    with make_pool() as pool:
+        return list(pool.map(find, range(len(cameras))))
 
 
 def _request(frames: FrameSet, index: int, cameras: list[int], factor: float) -> ViewRequest:

@@ -1,30 +1,61 @@
-"""Image metrics: PSNR and SSIM (LPIPS is `eavatar.training.perceptual`).
+"""Image metrics: PSNR and SSIM (LPIPS is `eavatar.training.perceptual`); docs/metrics.md has all.
 
-All compare K images (K, H, W, 3) in [0, 1] on white with their truth. The padding of the crop
-(``visible`` = 0) is to be made white in both by `whiten_padding`, and is left out of the means of
-PSNR and SSIM.
+All compare an image (H, W, 3) in [0, 1] on white with its truth. The padding of the crop
+(``visible`` = 0) is to be made white in both by `whiten_padding`, and does not count.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
+from numba import njit
 from torch import Tensor
 
-from eavatar.threads import make_pool
-
-Float = NDArray[np.float32]
+from eavatar.arrays import Bool, Float32, Float64
 
 DEFINITION = (
     "Whole images on white, RGB in [0, 1], at the method's size; the render is not masked by the "
     "truth's mask; the padding of the crop is left out. PSNR: of an image's mean squared error. "
-    "SSIM: 11×11 Gaussian window, σ 1.5. A metric is the unweighted mean over all images "
-    "(cameras × timesteps)."
+    "SSIM: 11×11 Gaussian window, σ 1.5; beside it the uniform 7×7. LPIPS 0.1: alex and vgg. "
+    "Masked: over the pixels of the truth's mask. A metric is the unweighted mean over all images "
+    "(cameras × timesteps). See docs/metrics.md."
 )
 """What a table of these metrics prints above itself."""
 
-WINDOW_RADIUS = 5  # of the 11×11 Gaussian window, σ = 1.5, that the 3DGS family uses
+
+@dataclass(frozen=True)
+class Window:
+    """What SSIM weighs the neighbours of a pixel with, in rows and columns alike.
+
+    Attributes:
+        weights: (radius + 1,) of the centre and outwards.
+        covariance: factor of variances and covariance: 1 for those of the population, n / (n - 1)
+            for those of a sample of n pixels.
+    """
+
+    weights: Float64
+    covariance: float
+
+    @property
+    def radius(self) -> int:
+        return len(self.weights) - 1
+
+
+def _gaussian_window(sigma: float, radius: int) -> Window:
+    """Population covariance, as Wang et al. and the 3DGS family."""
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 / sigma**2 * offsets**2)  # in SciPy's order of operations
+    return Window((weights / weights.sum())[radius:], 1.0)
+
+
+def _uniform_window(side: int) -> Window:
+    """Sample covariance, as scikit-image does if not told otherwise."""
+    return Window(np.full(side // 2 + 1, 1 / side), side**2 / (side**2 - 1))
+
+
+GAUSSIAN = _gaussian_window(1.5, 5)
+UNIFORM = _uniform_window(7)
 
 
 def whiten_padding(images: Tensor, visible: Tensor) -> Tensor:
@@ -32,37 +63,148 @@ def whiten_padding(images: Tensor, visible: Tensor) -> Tensor:
     return images * visible[..., None] + (1 - visible[..., None])
 
 
-def psnr(renders: Float, truths: Float, visible: Float) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio over the visible pixels, dB, (K,); infinite for equal images."""
-    squared = ((renders.astype(np.float64) - truths) ** 2).mean(axis=-1)
-    inside = visible > 0
-    error = (squared * inside).sum(axis=(1, 2)) / inside.sum(axis=(1, 2))
-    with np.errstate(divide="ignore"):
-        decibels: NDArray[np.float64] = -10 * np.log10(error)
-        return decibels
+def squared_error(render: Float32, truth: Float32) -> Float64:
+    """The squared difference of two images, mean over their channels, (H, W)."""
+    error: Float64 = ((render.astype(np.float64) - truth) ** 2).mean(axis=-1)
+    return error
 
 
-def ssim(renders: Float, truths: Float, visible: Float) -> NDArray[np.float64]:
-    """Mean structural similarity over the visible pixels, (K,); images in parallel threads.
+def psnr(error: Float64, inside: Bool) -> float:
+    """Peak signal-to-noise ratio over some pixels, dB.
 
-    scikit-image's `structural_similarity` with the 11×11 Gaussian window (σ = 1.5, population
-    covariance, data range 1), mean over the channels. Pixels nearer than 5 to the border of the
-    image are left out as scikit-image does, so that without padding the two agree.
+    Args:
+        error: (H, W) of `squared_error`.
+        inside: (H, W) the pixels that count.
+    Returns:
+        Infinite for equal images, NaN where no pixel counts.
     """
+    return to_decibels((error * inside).sum(), inside.sum())
 
-    def similarity(index: int) -> float:
-        _, full = structural_similarity(
-            renders[index],
-            truths[index],
-            channel_axis=-1,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            full=True,
-        )
-        inner = (slice(WINDOW_RADIUS, -WINDOW_RADIUS),) * 2
-        return float(full.mean(axis=-1)[inner][visible[index][inner] > 0].mean())
 
-    with make_pool() as pool:
-        return np.array(list(pool.map(similarity, range(len(renders)))))
+def to_decibels(total: float, count: float) -> float:
+    """PSNR of a sum of squared errors over some pixels, as of `psnr`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(-10 * np.log10(np.float64(total) / count))
+
+
+def ssim(similarities: Float32, inside: Bool) -> float:
+    """Mean structural similarity over some pixels.
+
+    Args:
+        similarities: of `similarity`; the border that they lack does not count.
+        inside: (H, W) the pixels that count.
+    Returns:
+        NaN where no pixel counts.
+    """
+    border = (inside.shape[0] - similarities.shape[0]) // 2
+    counted = similarities[inside[border:-border, border:-border]]
+    return float(counted.mean()) if counted.size else np.nan
+
+
+def similarity(render: Float32, truth: Float32, window: Window) -> Float32:
+    """Structural similarity (Wang et al. 2004) around each pixel, data range 1, mean over channels.
+
+    The values are those of scikit-image's `structural_similarity` of float32 images, rounding
+    included.
+
+    Returns:
+        (H - 2 r, W - 2 r) without a border as wide as the window's radius r, as there.
+    """
+    height, width, channels = render.shape
+    first, second = (np.ascontiguousarray(image) for image in (render, truth))
+    shape = (height - 2 * window.radius, width - 2 * window.radius, channels)
+    found = np.empty(shape, np.float32)
+    covariance = np.float32(window.covariance)
+    _fill_similarity(
+        first.reshape(height, -1),
+        second.reshape(height, -1),
+        channels,
+        window.weights,
+        covariance,
+        found.reshape(shape[0], -1),
+    )
+    means: Float32 = found.mean(axis=-1)
+    return means
+
+
+@njit(cache=True, nogil=True)
+def _fill_similarity(
+    render: Float32,
+    truth: Float32,
+    channels: int,
+    weights: Float64,
+    covariance: np.float32,
+    found: Float32,
+) -> None:
+    """Row by row: what the window weighs in columns, then in rows, then Eq. 13 of Wang et al.
+
+    Sums are float64, and float32 what is kept of them, in SciPy's order.
+
+    Args:
+        render: (H, W · channels).
+        truth: likewise.
+        channels: of a pixel, neighbours in a row.
+        weights: of the window.
+        covariance: of the window.
+        found: (H - 2 r, (W - 2 r) · channels), written to.
+    """
+    radius = len(weights) - 1
+    sums = np.empty((5, render.shape[1]), np.float64)
+    columns = np.empty((5, render.shape[1]), np.float32)
+    for row in range(found.shape[0]):
+        _sum_columns(render, truth, row + radius, weights, sums)
+        columns[:] = sums
+        _sum_rows(columns, channels, weights, sums)
+        _compare(sums.astype(np.float32), radius * channels, covariance, found[row])
+
+
+@njit(cache=True, nogil=True)
+def _sum_columns(
+    render: Float32, truth: Float32, row: int, weights: Float64, sums: Float64
+) -> None:
+    """Of x, y, x², y² and x y around a row, to sums (5, N)."""
+    for i in range(sums.shape[1]):
+        x, y = render[row, i], truth[row, i]
+        sums[0, i] = x * weights[0]
+        sums[1, i] = y * weights[0]
+        sums[2, i] = (x * x) * weights[0]
+        sums[3, i] = (y * y) * weights[0]
+        sums[4, i] = (x * y) * weights[0]
+    for distance in range(len(weights) - 1, 0, -1):
+        weight = weights[distance]
+        for i in range(sums.shape[1]):
+            x, y = render[row - distance, i], truth[row - distance, i]
+            u, v = render[row + distance, i], truth[row + distance, i]
+            sums[0, i] += (np.float64(x) + np.float64(u)) * weight
+            sums[1, i] += (np.float64(y) + np.float64(v)) * weight
+            sums[2, i] += (np.float64(x * x) + np.float64(u * u)) * weight
+            sums[3, i] += (np.float64(y * y) + np.float64(v * v)) * weight
+            sums[4, i] += (np.float64(x * y) + np.float64(u * v)) * weight
+
+
+@njit(cache=True, nogil=True)
+def _sum_rows(columns: Float32, channels: int, weights: Float64, sums: Float64) -> None:
+    """Of columns (5, N) to sums (5, N), but for the border."""
+    border = (len(weights) - 1) * channels
+    for kind in range(len(columns)):
+        for i in range(border, columns.shape[1] - border):
+            sums[kind, i] = columns[kind, i] * weights[0]
+        for distance in range(len(weights) - 1, 0, -1):
+            step, weight = distance * channels, weights[distance]
+            for i in range(border, columns.shape[1] - border):
+                pair = np.float64(columns[kind, i - step]) + np.float64(columns[kind, i + step])
+                sums[kind, i] += pair * weight
+
+
+@njit(cache=True, nogil=True)
+def _compare(means: Float32, border: int, covariance: np.float32, found: Float32) -> None:
+    """The similarity of a row's pixels from means (5, N) of x, y, x², y² and x y."""
+    two, c1, c2 = np.float32(2), np.float32(0.01**2), np.float32(0.03**2)
+    for i in range(len(found)):
+        place = i + border
+        x, y = means[0, place], means[1, place]
+        of_x = covariance * (means[2, place] - x * x)
+        of_y = covariance * (means[3, place] - y * y)
+        of_both = covariance * (means[4, place] - x * y)
+        above = (two * x * y + c1) * (two * of_both + c2)
+        found[i] = above / ((x * x + y * y + c1) * (of_x + of_y + c2))

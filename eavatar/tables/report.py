@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from eavatar.cameras import Camera
@@ -31,6 +32,7 @@ from eavatar.tables.drawing import (
     FULL_ERROR,
     draw_contour,
     draw_points,
+    draw_regions,
     order_along_arc,
     shrink,
 )
@@ -46,7 +48,8 @@ from eavatar.tables.page import (
     table,
     tiles,
 )
-from eavatar.tables.table import METRICS, format_value
+from eavatar.tables.regions import PERSON, Head, find_regions
+from eavatar.tables.table import MAIN, METRICS, REGIONAL, format_columns, format_value
 
 STAGES = (
     ("capture", ("check", "choose_sequences", "calibrate", "ingest", "matte")),
@@ -54,7 +57,7 @@ STAGES = (
     ("prior", ("prepare_prior", "run_generator", "generate_prior", "align_prior")),
     ("sdf", ("train_sdf",)),
     ("splat", ("train_splat",)),
-    ("tables", ("evaluate", "metrics", "report")),
+    ("tables", ("evaluate", "floors", "metrics", "report")),
 )
 SHORTCUTS = (
     ("capture", "sdf"),
@@ -116,6 +119,7 @@ def report(
     sections = [
         lambda: _head(subject, variant, means),
         lambda: _comparisons(results / "tables" / variant / "pictures"),
+        lambda: _regions(results, cameras, tracks),
         _pipeline,
         lambda: _frames(capture, cameras, tracks),
         lambda: _face(capture, cameras, tracks),
@@ -134,21 +138,18 @@ def report(
 
 def _head(subject: str, variant: str, means: pd.DataFrame) -> str:
     rows = means[means["variant"] == variant].set_index("protocol")
-    shown = means[["variant", "protocol", "cameras", "images"]].copy()
-    for metric in METRICS:
-        arrow = "↑" if metric.higher_is_better else "↓"
-        values = [format_value(value, metric.digits) for value in means[metric.column]]
-        shown[f"{metric.label} {arrow}"] = values
+    shown = format_columns(means, ["variant", "protocol", "cameras", "images"], METRICS)
     held_out = rows.loc["self_reenactment"]
     gain = held_out["psnr_db"] - rows.loc["neutral_expression", "psnr_db"]
-    large = [(format_value(held_out[m.column], m.digits), m.label) for m in METRICS]
+    large = [(format_value(held_out[m.column], m.digits), m.label) for m in MAIN]
     text = (
         "The avatar is driven by expressions and poses that it has not seen in training "
         "(self_reenactment) and compared with the recorded images: the whole head with shoulders, "
         "on white, all cameras; means over images. The padding of the crop is left out. For "
         "neutral_expression the same poses are rendered with the expression frozen at neutral: the "
-        "difference is what the expression adds. SSIM uses an 11×11 Gaussian window (σ 1.5). A "
-        "dash: not measured, because the weights of LPIPS were not at hand."
+        "difference is what the expression adds. The floors show a camera's training frames: their "
+        "mean, and the one of the nearest expression and pose. SSIM uses an 11×11 Gaussian window "
+        "(σ 1.5). A dash: not measured, because the weights of LPIPS were not at hand."
     )
     return (
         f'<h1>{escape(subject)}</h1><p class="soft">EAvatar, variant “{escape(variant)}”</p>'
@@ -171,6 +172,39 @@ def _comparisons(folder: Path) -> str:
         f"of the colours: white is none, dark violet is {FULL_ERROR:.0%} of the range or more."
     )
     return section("Truth, render, error", text, grid(figures))
+
+
+def _regions(results: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:
+    capture, path = results / "capture", require(results / "regions.csv", "the table of regions")
+    means = pd.read_csv(path, dtype={"variant": str})
+    shown = _strongest(tracks, read_sequences(capture / "sequences.json").test[0])
+    order = _along_arc(cameras, shown)
+    chosen = (order[len(order) // 6], order[len(order) // 2], order[-1])
+    drawn = [_draw_regions(capture, shown, serial, cameras[serial]) for serial in chosen]
+    text = (
+        "PSNR of parts of the head, means over the images in which a part is seen: that of the "
+        "whole image hardly moves with the expression. The parts come from the tracked landmarks "
+        "and the mask."
+    )
+    caption = (
+        "Eyes green, brows magenta, mouth red, rest of the face pale, hair brown, neck and torso "
+        "blue, and across them the outline, yellow."
+    )
+    return section(
+        "Regions",
+        text,
+        table(format_columns(means, ["variant", "protocol"], REGIONAL)),
+        figure(inline_image(contact_sheet(drawn, len(drawn)), "regions"), caption),
+    )
+
+
+def _draw_regions(capture: Path, shown: ShownTimestep, serial: str, camera: Camera) -> Byte:
+    mask = _read_mask(capture, shown, serial)
+    visible = read_grey(capture / "visible" / f"{serial}.png", "calibrate")
+    rotation = Rotation.from_rotvec(shown.pose[0]).as_matrix()
+    head = Head(shown.landmarks.astype(np.float64), rotation)
+    regions = find_regions(head, camera, mask >= 255 * PERSON, visible >= 255)
+    return shrink(draw_regions(_read_frame(capture, shown, serial), regions), FACE_HEIGHT)
 
 
 def _pipeline() -> str:

@@ -1,9 +1,9 @@
-"""``metrics.csv``: the means of ``images.csv`` by variant and protocol; names and formats."""
+"""``metrics.csv`` and ``regions.csv``: means of images by variant and protocol; names, formats."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pandas as pd
 
 from eavatar.errors import UserError
 from eavatar.io import atomic, require
+from eavatar.tables.metrics import DEFINITION
+from eavatar.tables.regions import REGIONS
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,36 @@ class Metric:
     digits: int
 
 
-METRICS = (
+MAIN = (
     Metric("psnr_db", "PSNR (dB)", True, 2),
     Metric("ssim", "SSIM", True, 4),
     Metric("lpips", "LPIPS", False, 4),
 )
+METRICS = (
+    *MAIN,
+    Metric("ssim_uniform", "SSIM 7×7", True, 4),
+    Metric("lpips_alex", "LPIPS alex", False, 4),
+    Metric("lpips_vgg", "LPIPS vgg", False, 4),
+    Metric("psnr_masked", "PSNR masked (dB)", True, 2),
+    Metric("ssim_masked", "SSIM masked", True, 4),
+)
+REGIONAL = tuple(Metric(f"psnr_{name}", f"{name} (dB)", True, 2) for name in REGIONS)
 
-COLUMNS = [metric.column for metric in METRICS]
+KEYS = ["protocol", "sequence", "timestep", "camera"]
+GROUP = ["subject", "variant", "protocol", "cameras", "images"]
+COLUMNS = [metric.column for metric in (*METRICS, *REGIONAL)]
 
 
 def metrics(subject: str, images: Mapping[str, Path], output: Path) -> Path:
-    """Write ``metrics.csv`` of a subject, and print it.
+    """Write ``metrics.csv`` of a subject and beside it ``regions.csv``, and print them.
 
-    A metric is the unweighted mean over all images of a protocol (cameras × timesteps at once).
-    Columns: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips (empty where LPIPS'
-    weights could not be had).
+    A metric is the unweighted mean over all images of a protocol (cameras × timesteps at once);
+    that of a region over those in which it is seen. Columns: subject, variant, protocol, cameras,
+    images and then `METRICS` (LPIPS is empty where its weights could not be had) or `REGIONAL`.
 
     Args:
         subject: its name.
-        images: ``images.csv`` by variant, in the order of the rows.
+        images: tables of images by variant, in the order of the rows.
         output: ``metrics.csv``.
     Raises:
         UserError: a table is missing, lacks a column or holds no row.
@@ -54,8 +67,10 @@ def metrics(subject: str, images: Mapping[str, Path], output: Path) -> Path:
             for row in _average(path)
         ]
     )
-    write_table(output, means)
-    print(format_metrics(means))
+    print(DEFINITION)
+    for path, chosen in ((output, METRICS), (output.with_name("regions.csv"), REGIONAL)):
+        write_table(path, means[[*GROUP, *(metric.column for metric in chosen)]])
+        print(format_metrics(means, chosen))
     return output
 
 
@@ -83,14 +98,26 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, float_format="%.6f")
 
 
-def format_metrics(means: pd.DataFrame) -> str:
-    """The rows of ``metrics.csv`` as aligned text, each metric with its own precision."""
-    shown = means.copy()
-    for metric in METRICS:
-        shown[metric.column] = [format_value(x, metric.digits) for x in means[metric.column]]
-    labels = {metric.column: metric.label for metric in METRICS}
-    text: str = shown.rename(columns=labels).to_string(index=False)
+def format_metrics(means: pd.DataFrame, chosen: Sequence[Metric] = METRICS) -> str:
+    """Rows of ``metrics.csv`` or ``regions.csv`` as aligned text, each metric with its precision.
+
+    A metric that has no value in any row is left out, unless it is one of `MAIN`.
+    """
+    text: str = format_columns(means, GROUP, chosen).to_string(index=False)
     return text
+
+
+def format_columns(
+    means: pd.DataFrame, keys: Sequence[str], chosen: Sequence[Metric]
+) -> pd.DataFrame:
+    """Some columns as they are, and metrics as text under their labels, as of `format_metrics`."""
+    shown = means[list(keys)].copy()
+    for metric in chosen:
+        if metric in MAIN or means[metric.column].notna().any():
+            arrow = "↑" if metric.higher_is_better else "↓"
+            values = [format_value(value, metric.digits) for value in means[metric.column]]
+            shown[f"{metric.label} {arrow}"] = values
+    return shown
 
 
 def format_value(value: float, digits: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 from eavatar.errors import UserError
 from eavatar.tables.drawing import compare, order_along_arc
 from eavatar.tables.evaluate import _radical_inverse
+from eavatar.tables.regions import REGIONS
 from eavatar.tables.table import format_metrics, metrics
 from tests.scenes.ball import SIZE, Subject
 
@@ -22,7 +23,10 @@ def tables(subject: Subject) -> Path:
 def test_every_held_out_image_is_measured_once(tables: Path) -> None:
     rows = pd.read_csv(tables / "images.csv", dtype={"camera": str})
     names = ["protocol", "sequence", "timestep", "camera", "psnr_db", "ssim", "lpips"]
-    assert list(rows.columns) == names
+    assert list(rows.columns)[:7] == names
+    assert list(rows.columns)[7:12] == ["ssim_uniform", "lpips_alex", "lpips_vgg", "psnr_masked",
+                                        "ssim_masked"]  # fmt: skip
+    assert list(rows.columns)[12:] == [f"psnr_{name}" for name in REGIONS]
     assert len(rows) == 2 * (3 * 4 - 1)
     assert rows[(rows["timestep"] == 0) & (rows["camera"] == "222200031")].empty  # its mask failed
     assert not rows.duplicated(names[:4]).any()
@@ -55,6 +59,23 @@ def test_table_averages_over_images(tables: Path, subject: Subject) -> None:
     expected = images[images["protocol"] == "self_reenactment"]["ssim"].mean()
     assert rows["ssim"][0] == pytest.approx(expected, abs=1e-6)  # written with six digits
     assert "–" in format_metrics(rows)
+
+
+def test_a_region_is_averaged_over_the_images_that_show_it(tmp_path: Path, tables: Path) -> None:
+    images = pd.read_csv(tables / "images.csv", dtype={"camera": str})
+    images["psnr_eyes"] = [20.0, np.nan] * (len(images) // 2)
+    images.to_csv(tmp_path / "images.csv", index=False)
+    metrics("ball", {"full": tmp_path / "images.csv"}, tmp_path / "metrics.csv")
+    rows = pd.read_csv(tmp_path / "regions.csv")
+    assert list(rows.columns[:5]) == ["subject", "variant", "protocol", "cameras", "images"]
+    assert list(rows.columns[5:]) == [f"psnr_{name}" for name in REGIONS]
+    assert rows["psnr_eyes"].tolist() == [20.0, 20.0]
+
+
+def test_what_is_drawn_outside_the_mask_counts_in_the_whole_image_alone(tables: Path) -> None:
+    """The ball's renders lie within its mask, on white: all errors are inside."""
+    images = pd.read_csv(tables / "images.csv")
+    assert (images["psnr_masked"] < images["psnr_db"]).all()
 
 
 def test_table_of_another_form_is_refused(tmp_path: Path) -> None:

@@ -3,41 +3,77 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from eavatar.tables.metrics import psnr, ssim, whiten_padding
+from eavatar.tables.metrics import (
+    GAUSSIAN,
+    UNIFORM,
+    psnr,
+    similarity,
+    squared_error,
+    ssim,
+    whiten_padding,
+)
+
+SCIKIT_IMAGE = {  # what its function is told for each window
+    "gaussian": (
+        GAUSSIAN,
+        {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False},
+    ),
+    "uniform": (UNIFORM, {}),
+}
 
 
-def images(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).random((2, 24, 20, 3), dtype=np.float32)
+def image(seed: int, height: int = 24, width: int = 20) -> np.ndarray:
+    return np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)
+
+
+def everywhere(pixels: np.ndarray) -> np.ndarray:
+    return np.ones(pixels.shape[:2], bool)
 
 
 def test_psnr_of_a_constant_difference() -> None:
-    truth = np.full((1, 8, 8, 3), 0.5, np.float32)
-    visible = np.ones((1, 8, 8), np.float32)
+    truth = np.full((8, 8, 3), 0.5, np.float32)
+    inside = everywhere(truth)
     # 20 log10(1 / 0.1) = 20 dB.
-    assert psnr(truth + np.float32(0.1), truth, visible) == pytest.approx([20.0], abs=1e-5)
-    assert np.isposinf(psnr(truth, truth, visible)).all()
+    error = squared_error(truth + np.float32(0.1), truth)
+    assert psnr(error, inside) == pytest.approx(20.0, abs=1e-5)
+    assert np.isposinf(psnr(squared_error(truth, truth), inside))
 
 
-def test_ssim_without_padding_is_scikit_images() -> None:
-    first, second = images(0), images(1)
-    own = ssim(first, second, np.ones(first.shape[:3], np.float32))
-    for index in range(2):
-        expected = structural_similarity(
-            first[index],
-            second[index],
-            channel_axis=-1,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        assert own[index] == pytest.approx(expected, abs=1e-6)  # one is summed in float32
+def test_psnr_is_scikit_images() -> None:
+    render, truth = image(0), image(1)
+    expected = peak_signal_noise_ratio(truth, render, data_range=1.0)
+    assert psnr(squared_error(render, truth), everywhere(truth)) == pytest.approx(
+        expected,
+        abs=1e-6,  # dB; both sum in float64
+    )
+
+
+@pytest.mark.parametrize("name", SCIKIT_IMAGE)
+@pytest.mark.parametrize("size", [(24, 20), (120, 97)])
+def test_ssim_is_scikit_images(name: str, size: tuple[int, int]) -> None:
+    window, words = SCIKIT_IMAGE[name]
+    render, truth = image(0, *size), image(1, *size)
+    render[:, : size[1] // 2] = (render + 9 * truth)[:, : size[1] // 2] / 10  # near to it
+    render[: size[0] // 2], truth[: size[0] // 2] = 1, 1  # white, as most of a frame is
+    expected = structural_similarity(render, truth, channel_axis=-1, data_range=1.0, **words)
+    own = ssim(similarity(render, truth, window), everywhere(truth))
+    assert own == pytest.approx(expected, abs=1e-6)  # a mean of float32
+
+
+def test_ssim_around_each_pixel_is_scikit_images_to_the_last_bit() -> None:
+    render, truth = image(0, 60, 50), image(1, 60, 50)
+    _, words = SCIKIT_IMAGE["gaussian"]
+    _, full = structural_similarity(
+        render, truth, channel_axis=-1, data_range=1.0, full=True, **words
+    )
+    expected = full.mean(axis=-1)[5:-5, 5:-5]
+    np.testing.assert_array_equal(similarity(render, truth, GAUSSIAN), expected)
 
 
 def test_ssim_against_a_slow_loop() -> None:
-    first, second = images(0), images(1)
+    first, second = image(0), image(1)
     offsets = np.arange(-5, 6)
     kernel = np.exp(-(offsets**2) / (2 * 1.5**2))
     window = np.outer(kernel, kernel) / kernel.sum() ** 2
@@ -45,7 +81,7 @@ def test_ssim_against_a_slow_loop() -> None:
     for row in range(5, 19):
         for column in range(5, 15):
             for channel in range(3):
-                patch = np.s_[0, row - 5 : row + 6, column - 5 : column + 6, channel]
+                patch = np.s_[row - 5 : row + 6, column - 5 : column + 6, channel]
                 x, y = first[patch].astype(float), second[patch].astype(float)
                 mean_x, mean_y = (window * x).sum(), (window * y).sum()
                 variances = (window * x * x).sum() - mean_x**2 + (window * y * y).sum() - mean_y**2
@@ -55,21 +91,33 @@ def test_ssim_against_a_slow_loop() -> None:
                     * (2 * covariance + 0.03**2)
                     / ((mean_x**2 + mean_y**2 + 0.01**2) * (variances + 0.03**2))
                 )
-    own = ssim(first, second, np.ones(first.shape[:3], np.float32))[0]
-    assert own == pytest.approx(np.mean(values), abs=1e-5)  # float32 in scikit-image
+    own = ssim(similarity(first, second, GAUSSIAN), everywhere(first))
+    assert own == pytest.approx(np.mean(values), abs=1e-5)  # float32
 
 
 def test_padding_does_not_count() -> None:
-    truth, render = images(0), images(1)
-    visible = np.ones(truth.shape[:3], np.float32)
-    visible[:, :, :7] = 0
+    truth, render = image(0), image(1)
+    visible = np.ones(truth.shape[:2], np.float32)
+    visible[:, :7] = 0
     changed = render.copy()
-    changed[:, :, :7] = 0
+    changed[:, :7] = 0
     whitened = [
-        whiten_padding(torch.from_numpy(image), torch.from_numpy(visible)).numpy()
-        for image in (render, changed, truth)
+        whiten_padding(torch.from_numpy(pixels[None]), torch.from_numpy(visible[None]))[0].numpy()
+        for pixels in (render, changed, truth)
     ]
-    assert (whitened[0][:, :, :7] == 1).all()
-    for metric in (psnr, ssim):
-        first, second = (metric(image, whitened[2], visible) for image in whitened[:2])
-        np.testing.assert_array_equal(first, second)
+    assert (whitened[0][:, :7] == 1).all()
+    measured = [
+        (
+            psnr(squared_error(pixels, whitened[2]), visible > 0),
+            ssim(similarity(pixels, whitened[2], GAUSSIAN), visible > 0),
+        )
+        for pixels in whitened[:2]
+    ]
+    assert measured[0] == measured[1]
+
+
+def test_no_pixel_no_metric() -> None:
+    render, truth = image(0), image(1)
+    nowhere = ~everywhere(truth)
+    assert np.isnan(psnr(squared_error(render, truth), nowhere))
+    assert np.isnan(ssim(similarity(render, truth, GAUSSIAN), nowhere))

@@ -79,6 +79,7 @@ def test_page_shows_every_stage(page: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
         "Truth, render, error",
+        "Regions",
         "Pipeline",
         "Capture",
         "Face",
@@ -88,7 +89,7 @@ def test_page_shows_every_stage(page: str) -> None:
         "Stage II: training",
         "Run",
     ]
-    assert page.count("<img") == 4 + 2 + 2 + 5  # strips, sheets, a sequence each, shapes
+    assert page.count("<img") == 4 + 1 + 2 + 2 + 5  # strips, regions, sheets, sequences, shapes
     assert "Confidence 0.90, accepted; prior and face are 2.0 mm apart" in page
     assert "gaussians: 12 at the end" in page
     assert "dB</b>gain from expression" in page

@@ -84,10 +84,10 @@ def test_gradient_reaches_the_image_and_not_the_weights(cache):
     assert not any(parameter.requires_grad for parameter in perceptual.parameters())
 
 
-def random_model() -> lpips.LPIPS:
-    """The package's metric on an AlexNet of random weights."""
+def random_model(net: str = "alex") -> lpips.LPIPS:
+    """The package's metric on a backbone of random weights."""
     torch.manual_seed(0)
-    return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
 
 
 def value_and_gradient(distance, prediction, target) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,6 +109,19 @@ def test_values_and_gradients_are_those_of_the_package():
     for a, b in zip(ours, theirs, strict=True):
         # float32 convolutions in another memory layout
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_distances_are_those_of_the_package_to_a_millionth(net):
+    model = random_model(net)
+    truths = torch.rand(3, 64, 72, 3)
+    images = torch.stack([truths[0], (truths[1] + 0.1).clamp(max=1), torch.rand(64, 72, 3)])
+    with torch.no_grad():
+        pair = [batch.permute(0, 3, 1, 2) for batch in (images, truths)]
+        expected = model(*pair, normalize=True).flatten()
+        distances = Perceptual(model)(images, truths)
+    assert expected[0] == 0 and expected[1:].min() > 1e-3  # a thousand times the tolerance
+    torch.testing.assert_close(distances, expected, rtol=0, atol=1e-6)
 
 
 def test_no_gradient_is_infinite_where_all_features_are_zero():

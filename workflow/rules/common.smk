@@ -18,7 +18,7 @@ from eavatar.errors import UserError
 from eavatar.preflight.editions import digest_files, find_editions, list_parts
 from eavatar.preflight.reenactments import read_pairs
 from eavatar.preflight.subjects import check_requested, make_plans
-from eavatar.settings import merge, read_yaml, required_backbones, variant_of
+from eavatar.settings import FLOORS, merge, read_yaml, required_backbones, variant_of
 from eavatar.tables.layout import read_layouts
 
 SHEET = Path(config["subjects"])
@@ -449,18 +449,21 @@ def layout(wildcards):
 
 
 def measured(wildcards):
-    """What a paper's table shows: of all subjects that have its variants, with all their seeds."""
+    """What a paper's table shows: of all subjects that have its variants, with all their seeds, and
+    the subjects' floors."""
     chosen = LAYOUTS.tables[wildcards.table]
     pattern = (
         rules.measure_speed.output[0] if chosen.speed else rules.evaluate.output.images
     )
-    return [
+    found = [
         path
         for subject, plan in PLANS.items()
         for name in (avatars(subject) if chosen.speed else plan.variants)
         if variant_of(name) in chosen.variants
         for path in expand(pattern, subject=subject, variant=name)
     ]
+    shown = FLOORS in chosen.variants
+    return found + expand(rules.floors.output, subject=PLANS if shown else [])
 
 
 def measured_words(wildcards, input):

@@ -2,7 +2,10 @@
 
 in   capture/, face/, splat/<variant>/ or images that another code rendered
 out  tables/<variant>/images.csv, pictures/, speed.json
-     metrics.csv   of all variants: subject, variant, protocol, cameras, images, psnr_db, ssim, lpips
+     tables/floors.csv   as images.csv, of mean images and nearest training frames
+     metrics.csv   of all variants and the floors: subject, variant, protocol, cameras, images,
+                   psnr_db, ssim, lpips and more, see docs/metrics.md
+     regions.csv   likewise: PSNR of eyes, brows, mouth, …
      report.html   one self-contained page, pictures of the first avatar
      ../tables/<table>.csv, .md, .tex   the paper's tables, over all subjects
      ../figures/<figure>_<subject>.png
@@ -49,11 +52,46 @@ rule evaluate:
         " --output {params.folder:q} 2>&1 | tee {log:q}"
 
 
+rule floors:
+    input:
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
+        identity=rules.refine_face.output.identity,
+        tracking=rules.refine_face.output.tracking,
+    output:
+        "results/{subject}/tables/floors.csv",
+    log:
+        "results/{subject}/logs/floors.log",
+    benchmark:
+        "results/{subject}/benchmarks/floors.tsv"
+    conda:
+        "../../envs/tables.yaml"
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=120,
+        gpu=1,
+    params:
+        settings=block("tables.evaluate"),
+        image_size=block("splat.image_size"),
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+    shell:
+        "python -m eavatar floors --settings {params.settings:q}"
+        " --image-size {params.image_size}"
+        " --capture {params.capture:q} --face {params.face:q}"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
 rule metrics:
     input:
         images=every_variant(rules.evaluate.output.images),
+        floors=rules.floors.output[0],
     output:
-        "results/{subject}/metrics.csv",
+        table="results/{subject}/metrics.csv",
+        regions="results/{subject}/regions.csv",
     log:
         "results/{subject}/logs/metrics.log",
     conda:
@@ -65,12 +103,14 @@ rule metrics:
         variants=variants,
     shell:
         "python -m eavatar metrics --subject {wildcards.subject:q} --variant {params.variants:q}"
-        " --images {input.images:q} --output {output:q} 2>&1 | tee {log:q}"
+        " floors --images {input.images:q} {input.floors:q}"
+        " --output {output.table:q} 2>&1 | tee {log:q}"
 
 
 rule report:
     input:
-        metrics=rules.metrics.output[0],
+        metrics=rules.metrics.output.table,
+        regions=rules.metrics.output.regions,
         pictures=of_reported(rules.evaluate.output.pictures),
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),

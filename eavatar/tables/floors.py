@@ -1,0 +1,145 @@
+"""Floors: what shows the training frames themselves, measured on the same images as the avatars.
+
+A method that is no better than these has not learned to draw what it was asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eavatar.arrays import Float32
+from eavatar.data.frames import FrameSet
+from eavatar.data.methods import ViewRequest
+from eavatar.device import choose_device
+from eavatar.settings import EvaluateSettings
+from eavatar.tables.evaluate import Drawing, Lpips, Truth, draw, measure_timestep, write_images
+from eavatar.transforms import axis_angle_to_matrix
+
+TINY = 1e-12  # in place of no variance
+
+
+@dataclass(frozen=True)
+class MeanImage:
+    """`Method` that shows each camera's mean over its usable training frames.
+
+    Attributes:
+        images: (H, W, 3) in [0, 1] by serial number; white for a camera without such a frame.
+        image_size: side, pixels.
+    """
+
+    images: dict[str, Float32]
+    image_size: int
+    drivable = False
+
+    @classmethod
+    def of(cls, training: FrameSet) -> MeanImage:
+        side, cameras = training.width, len(training.serials)
+        sums = np.zeros((cameras, side, side, 3), np.uint32)
+        for index in tqdm(range(len(training)), desc="mean image", unit="timestep"):
+            usable = training.usable_cameras(index)
+            for camera, image in zip(usable, training.store.read(index, usable), strict=True):
+                sums[camera] += image[..., :3]
+        counts = training.usable.sum(axis=0)
+        sums[counts == 0] = 255
+        images = (
+            (total / np.float32(255 * max(count, 1))).astype(np.float32)
+            for total, count in zip(sums, counts, strict=True)
+        )
+        return cls(dict(zip(training.serials, images, strict=True)), side)
+
+    def render(self, request: ViewRequest) -> Tensor:
+        images = np.stack([self.images[serial] for serial in request.serials])
+        return torch.from_numpy(images).to(request.intrinsics.device)
+
+
+@dataclass(frozen=True)
+class NearestFrame:
+    """`Method` that shows each camera's usable training frame of the nearest expression and pose.
+
+    Near is the sum of the squared distances of expression coefficients, rotation matrices and
+    translations, each divided by its variance over the training frames, so that each counts alike.
+
+    Attributes:
+        training: the frames.
+        states: (T, E + 12) expression, rotation and translation of each timestep, side by side.
+        deviations: (E + 12,) what each of their columns is divided by.
+    """
+
+    training: FrameSet
+    states: Float32
+    deviations: Float32
+    drivable = False
+
+    @classmethod
+    def of(cls, training: FrameSet) -> NearestFrame:
+        states = _states(training.expression, training.rotation, training.translation)
+        variances = states.var(axis=0)
+        parts = np.split(variances, [len(variances) - 12, len(variances) - 3])
+        # Of a part that never changes, all frames are equally far.
+        deviations = [np.full(len(part), max(part.sum(), TINY) ** 0.5) for part in parts]
+        return cls(training, states, np.concatenate(deviations).astype(np.float32))
+
+    @property
+    def image_size(self) -> int:
+        return self.training.width
+
+    def render(self, request: ViewRequest) -> Tensor:
+        given = (request.expression, request.rotation, request.translation)
+        wanted = _states(*(values[None].cpu() for values in given))
+        distances = (((self.states - wanted) / self.deviations) ** 2).sum(axis=1)
+        cameras = [self.training.serials.index(serial) for serial in request.serials]
+        nearest = np.where(self.training.usable[:, cameras], distances[:, None], np.inf).argmin(0)
+        views = zip(nearest.tolist(), cameras, strict=True)
+        images = torch.cat(
+            [self.training.views(timestep, [camera]).images for timestep, camera in views]
+        )
+        return images.to(request.intrinsics.device)
+
+
+def _states(expression: Tensor, rotation: Tensor, translation: Tensor) -> Float32:
+    """(T, E + 12) of (T, E), axis-angle (T, 3) and (T, 3): matrices have no jump at half a turn."""
+    matrices = axis_angle_to_matrix(rotation).flatten(1)
+    states: Float32 = torch.cat([expression, matrices, translation], dim=1).numpy()
+    return states
+
+
+def floors(
+    settings: EvaluateSettings, image_size: int, capture: Path, face: Path, output: Path
+) -> Path:
+    """Measure both floors on the test split, in all cameras.
+
+    Writes a table as ``images.csv`` of `evaluate`, with the protocols ``mean_image`` and
+    ``nearest_training_frame``.
+
+    Args:
+        settings: of `evaluate`.
+        image_size: side of the images, pixels.
+        capture: ``results/<subject>/capture``.
+        face: ``results/<subject>/face``.
+        output: ``results/<subject>/tables/floors.csv``.
+    Returns:
+        ``output``.
+    Raises:
+        UserError: a contract file is missing or malformed, or a split has no usable frame.
+    """
+    device = choose_device()
+    lpips = Lpips.load(settings, device)
+    training = FrameSet.read(capture, face, "train", image_size)
+    frames = FrameSet.read(capture, face, "test", image_size).to(device)
+    drawings = {
+        "mean_image": Drawing(MeanImage.of(training)),
+        "nearest_training_frame": Drawing(NearestFrame.of(training)),
+    }
+    rows = []
+    for index in tqdm(range(len(frames)), desc="floors", unit="timestep"):
+        truth = Truth.read(frames, index)
+        images = draw(drawings, frames, index, truth)
+        rows.append(measure_timestep(images, frames, index, truth, lpips))
+    write_images(output, rows)
+    return output

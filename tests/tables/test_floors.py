@@ -1,0 +1,89 @@
+"""Floors of the ball, and of frames that are made for the purpose."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from eavatar.__main__ import main
+from eavatar.data.frames import FrameSet
+from eavatar.io import Sequences, write_sequences
+from eavatar.settings import EvaluateSettings
+from eavatar.tables.evaluate import _request
+from eavatar.tables.floors import MeanImage, NearestFrame, floors
+from tests.scenes.ball import SIZE, Subject
+
+SETTINGS = EvaluateSettings(lpips_net="alex", lpips_required=False, pictures=2)
+
+
+@pytest.fixture(autouse=True)
+def no_lpips_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def read(subject: Subject, split: str) -> FrameSet:
+    return FrameSet.read(subject.results / "capture", subject.results / "face", split, SIZE)
+
+
+def test_both_floors_are_measured_on_the_images_of_the_avatar(subject, tmp_path):
+    words = ["floors", "--settings", SETTINGS.model_dump_json(), "--image-size", str(SIZE)]
+    words += [
+        "--capture",
+        str(subject.results / "capture"),
+        "--face",
+        str(subject.results / "face"),
+    ]
+    assert main([*words, "--output", str(tmp_path / "floors.csv")]) == 0
+    found = pd.read_csv(tmp_path / "floors.csv")
+    ours = pd.read_csv(subject.results / "tables" / "full" / "images.csv")
+    assert list(found.columns) == list(ours.columns)
+    assert found["protocol"].unique().tolist() == ["mean_image", "nearest_training_frame"]
+    views = ["sequence", "timestep", "camera"]
+    for _, rows in found.groupby("protocol"):
+        wanted = ours[ours["protocol"] == "self_reenactment"][views]
+        assert rows[views].to_numpy().tolist() == wanted.to_numpy().tolist()
+    best = found["psnr_db"].max()
+    assert best < ours[ours["protocol"] == "self_reenactment"]["psnr_db"].min()
+
+
+def test_the_mean_is_that_of_a_cameras_usable_training_frames(subject):
+    training = read(subject, "train")
+    mean = MeanImage.of(training)
+    camera = training.serials.index("222200032")  # its mask failed at timestep 1
+    expected = training.views(0, [camera]).images[0].numpy()
+    np.testing.assert_allclose(mean.images["222200032"], expected, atol=1e-6)  # float32
+    camera = training.serials.index("222200030")
+    both = [training.views(index, [camera]).images[0].numpy() for index in range(2)]
+    np.testing.assert_allclose(mean.images["222200030"], np.mean(both, axis=0), atol=1e-6)
+
+
+def test_the_nearest_frame_of_a_training_frame_is_itself(subject):
+    training = read(subject, "train")
+    nearest = NearestFrame.of(training)
+    for index in range(len(training)):
+        cameras = training.usable_cameras(index)
+        drawn = nearest.render(_request(training, index, cameras, 1.0))
+        assert torch.equal(drawn, training.views(index, cameras).images)
+
+
+def test_a_camera_whose_nearest_frame_failed_shows_its_next(subject):
+    training = read(subject, "train")
+    camera = training.serials.index("222200032")
+    drawn = NearestFrame.of(training).render(_request(training, 1, [camera], 1.0))
+    assert torch.equal(drawn, training.views(0, [camera]).images)
+
+
+def test_held_out_frames_that_were_trained_on_are_found_again(subject, tmp_path):
+    """With the training sequence as the held-out one, the nearest frame is the truth."""
+    capture = tmp_path / "capture"
+    shutil.copytree(subject.results / "capture", capture)
+    write_sequences(capture / "sequences.json", Sequences(("EXP-1-head",), ("EXP-1-head",)))
+    path = floors(SETTINGS, SIZE, capture, subject.results / "face", tmp_path / "floors.csv")
+    means = pd.read_csv(path).groupby("protocol")["psnr_db"].min()
+    assert np.isposinf(means["nearest_training_frame"])
+    assert np.isfinite(means["mean_image"])

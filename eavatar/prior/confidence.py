@@ -23,8 +23,8 @@ from eavatar.arrays import Float64
 from eavatar.prior.registration import Candidate, Target
 
 # At the first limit the value is 0, at the second 1.
-RESIDUAL = 0.08, 0.045  # dm
-MARGIN = 0.0, 0.2  # of the best residual
+RESIDUAL = 0.065, 0.03  # dm
+MARGIN = 0.0, 0.12  # of the best residual
 COVERAGE = 0.2, 0.5  # of the face's area
 TOLERANCE = 0.1  # within which a point of the face is covered, dm
 

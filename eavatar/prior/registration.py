@@ -9,6 +9,7 @@ neck and shoulders contribute next to nothing, and the head still holds what a h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,8 @@ CONVERGED = 5e-4  # mean motion of an iteration, dm
 DISTINCT = 15.0  # degrees between two candidates
 MAX_DISTANCE = 0.2  # at which distances are clipped in the residuals
 FACE_REACH = 0.3  # of the prior belongs to the face what is this close to it
+DEPTH = 0.1  # what is more than this behind the face is hidden
+KEPT = 0.8  # fraction of the prior near the face, its nearest part, that is compared
 BACK_WEIGHT = 6.0  # of the distances from the prior to the face: holes lengthen the others
 
 
@@ -268,6 +271,9 @@ def head_residual(cloud: Cloud, target: Target, transform: Similarity) -> float:
 def face_residual(cloud: Cloud, target: Target, transform: Similarity) -> float:
     """Weighted mean of two mean clipped distances: face to prior, prior near the face to it; dm.
 
+    What lies behind the face, such as teeth and the inside of a shell, does not count, nor do the
+    farthest of the second distances: eyeballs, of which the fitted face may have none, and lashes.
+
     Args:
         cloud: the prior in its own frame.
         target: what it is compared with.
@@ -276,9 +282,13 @@ def face_residual(cloud: Cloud, target: Target, transform: Similarity) -> float:
     moved = transform.apply(cloud.points)
     there = _clipped(Cloud(moved).tree, target.points[target.on_face]).mean()
     distance, nearest = target.tree.query(moved, distance_upper_bound=FACE_REACH)
-    near = np.isfinite(distance)
-    near[near] = target.on_face[nearest[near]]
-    back = distance[near].clip(max=MAX_DISTANCE).mean() if near.any() else MAX_DISTANCE
+    near = np.flatnonzero(np.isfinite(distance))
+    near = near[target.on_face[nearest[near]]]
+    offsets = moved[near] - target.points[nearest[near]]
+    height = (offsets * target.normals[nearest[near]]).sum(axis=1)
+    seen = np.sort(distance[near[height > -DEPTH]])
+    seen = seen[: math.ceil(KEPT * len(seen))]
+    back = seen.clip(max=MAX_DISTANCE).mean() if len(seen) else MAX_DISTANCE
     return float((there + BACK_WEIGHT * back) / (1 + BACK_WEIGHT))
 
 

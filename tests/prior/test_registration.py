@@ -71,8 +71,9 @@ def test_the_residual_of_heads_punishes_shrinking() -> None:
 def test_the_residual_of_the_face_by_hand() -> None:
     points = np.array([[0, 0, 0], [1, 0, 0], [5.0, 0, 0]])
     goal = target(points, np.tile([0, 0, 1.0], (3, 1)), np.array([True, True, False]))
-    prior = np.array([[0, 0, 0.05], [1, 0, 0.25], [5, 0, 0.1], [9, 0, 0]])
-    # Of the face 0.05 and, clipped, 0.2; of the prior the same two: others are not near the face.
+    prior = np.array([[0, 0, 0.05], [1, 0, 0.25], [1, 0, -0.28], [5, 0, 0.1], [9, 0, 0]])
+    # Of the face 0.05 and, clipped, 0.2. Of the prior the same two, of which neither is left out:
+    # the third is behind the face, and the others are not near it.
     there = back = (0.05 + MAX_DISTANCE) / 2
     expected = (there + BACK_WEIGHT * back) / (1 + BACK_WEIGHT)
     assert face_residual(Cloud(prior), goal, UNMOVED) == pytest.approx(expected)

@@ -26,6 +26,7 @@ UPPER = (1.6, 1.8, 1.4)
 
 HIDDEN_LAYERS = 5  # of the geometry network, as GHA's
 OFFSET_LIMIT = 0.25  # cells; the shorter edges have 0.87, so that no tetrahedron turns over
+SIDES = 0.6  # cells from the box' sides to where it is closed: the grid's rim is within 0.5
 CHUNK = 2**16  # points evaluated at once where no gradient is needed
 
 
@@ -71,10 +72,15 @@ class DrivenSurface:
 class HeadField(nn.Module):
     """Signed distance and feature network (Eq. 14) with its drivers (Eq. 2 and 3).
 
+    The surface is closed: where a body leaves the canonical box, it ends in a flat side.
+
     Args:
         settings: sizes of the networks and of the grid.
         expression_size: E.
     """
+
+    lower: Tensor
+    upper: Tensor
 
     def __init__(self, settings: SdfSettings, expression_size: int):
         super().__init__()
@@ -88,7 +94,11 @@ class HeadField(nn.Module):
         self.torso = Torso()
         self.neutral_landmarks = nn.Parameter(torch.zeros(LANDMARKS, 3))
         longest = max(upper - lower for lower, upper in zip(LOWER, UPPER, strict=True))
-        self.offset_limit = OFFSET_LIMIT * longest / settings.grid_resolution
+        cell = longest / settings.grid_resolution
+        self.offset_limit = OFFSET_LIMIT * cell
+        inset = SIDES * cell
+        self.register_buffer("lower", torch.tensor(LOWER) + inset, persistent=False)
+        self.register_buffer("upper", torch.tensor(UPPER) - inset, persistent=False)
 
     def grid(self) -> Grid:
         """The grid over the canonical box, on the field's device."""
@@ -101,7 +111,8 @@ class HeadField(nn.Module):
         """The field at canonical points (N, 3) (Eq. 14); the distance alone is not squashed."""
         values = self.geometry(encode_position(points))
         squashed = torch.tanh(values[:, 1:])
-        return Samples(values[:, 0], self.offset_limit * squashed[:, :3], squashed[:, 3:])
+        sdf = self._close(points, values[:, 0])
+        return Samples(sdf, self.offset_limit * squashed[:, :3], squashed[:, 3:])
 
     @torch.no_grad()
     def distances(self, points: Tensor) -> Tensor:
@@ -112,8 +123,12 @@ class HeadField(nn.Module):
     @torch.no_grad()
     def distances_encoded(self, encoded: Tensor) -> Tensor:
         """The same for points that `encode_position` has encoded, all at once."""
-        distances: Tensor = self.geometry(encoded)[:, 0]
-        return distances
+        return self._close(encoded[:, :3], self.geometry(encoded)[:, 0])
+
+    def _close(self, points: Tensor, sdf: Tensor) -> Tensor:
+        """Distances (N,) at points (N, 3) to the part within the box, whose sides close it."""
+        beyond = torch.maximum(self.lower - points, points - self.upper).amax(dim=1)
+        return torch.maximum(sdf, beyond)
 
     def surface(self, grid: Grid, distances: Tensor) -> Surface:
         """The neutral surface in a grid (Eq. 15) whose vertices have the distances (V,)."""

@@ -349,3 +349,18 @@ def test_captured_steps_are_the_steps(subject: Path) -> None:
         assert task.graph.captured == captures
     # gsplat adds in any order, and Adam amplifies it from step to step.
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-2, atol=0)
+
+
+def test_a_body_that_leaves_the_box_is_closed_at_its_sides() -> None:
+    """As shoulders do: a field that is inside everywhere gives the box, without a border."""
+    field = HeadField(settings(), 2)
+    with torch.no_grad():
+        field.geometry.layers[-1].bias[0] -= 100
+    grid = field.grid()
+    surface = field.surface(grid, field.distances(grid.vertices))
+    edges = surface.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).sort(dim=1).values
+    assert (edges.unique(dim=0, return_counts=True)[1] == 2).all()
+    sides = field.upper - field.lower
+    # The offsets move what is cut by up to a quarter of a cell.
+    spans = surface.vertices.detach().amax(dim=0) - surface.vertices.detach().amin(dim=0)
+    torch.testing.assert_close(spans, sides, rtol=0, atol=2 * field.offset_limit)

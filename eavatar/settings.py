@@ -270,7 +270,8 @@ class AlignSettings(Settings):
 
 
 class SdfLossWeights(Settings):
-    """Weights of Eq. 18, and of GHA's landmark motion term that Eq. 18 does not list."""
+    """Weights of Eq. 18, and of two terms that it does not list: the distance to the prior, and
+    GHA's landmark motion."""
 
     rgb: float = Field(ge=0)
     silhouette: float = Field(ge=0)
@@ -278,14 +279,24 @@ class SdfLossWeights(Settings):
     landmark: float = Field(ge=0)
     laplacian: float = Field(ge=0)
     mesh: float = Field(ge=0)
+    prior_distance: float = Field(ge=0)
     deformation: float = Field(ge=0)
 
 
 class SdfPriorSettings(Settings):
     """What stage I makes of the aligned prior, beside Eq. 17."""
 
+    start: bool = Field(description="the first surface is the prior's; false: a sphere, as in GHA")
     realign: bool = Field(
         description="align the prior with the present surface over and over, as the paper's ICP"
+    )
+    face: float = Field(
+        ge=0,
+        le=1,
+        description="weight of the prior's distance on the face; 1 where no camera looks",
+    )
+    tolerance: float = Field(
+        gt=0, description="distance from which the prior gives way to the images, canonical units"
     )
 
 

@@ -22,8 +22,9 @@ from eavatar.io import Mesh, read_alignment, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
 from eavatar.sdf.cut_finder import CutFinder
 from eavatar.sdf.field import HeadField
+from eavatar.sdf.prior_distance import PriorDistance, tabulate_prior
 from eavatar.sdf.shape import Shape
-from eavatar.sdf.sphere import start_as_sphere
+from eavatar.sdf.start import start_as_prior, start_as_sphere
 from eavatar.sdf.tetrahedra import Cut, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import losses
@@ -34,6 +35,7 @@ from eavatar.transforms import axis_angle_to_matrix
 
 logger = logging.getLogger(__name__)
 
+PRIOR_POINTS = 2048  # of a step
 REFRESH_EVERY = 20  # steps after which the whole grid is evaluated again
 
 Values = dict[str, Tensor]
@@ -100,9 +102,9 @@ def prepare(
     device: torch.device,
     held_out: Sequence[str] = (),
 ) -> SdfTraining:
-    """The task before its first step, the surface a sphere; arguments as of `train_sdf`.
+    """The task before its first step, its surface the first one; arguments as of `train_sdf`.
 
-    Without a prior there is no term of Eq. 17.
+    Without a prior it starts from a sphere, and no term compares with one.
 
     Raises:
         UserError: as `train_sdf`.
@@ -111,13 +113,37 @@ def prepare(
     frames = FrameSet.read(
         capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
-    floor = float(frames.neutral_landmarks[CHIN, 1])
-    shape = Shape.of(read_mesh(prior), floor, device, seed) if prior else None
     field = HeadField(settings, frames.expression.shape[1]).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
-    start_as_sphere(field)
-    return SdfTraining(settings, seed, frames, field, shape)
+    known = _read_prior(prior, frames, field, seed) if prior else None
+    if known and settings.prior.start:
+        start_as_prior(field, known.distance)
+    else:
+        start_as_sphere(field)
+    return SdfTraining(settings, seed, frames, field, known)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The aligned prior.
+
+    Attributes:
+        shape: as Eq. 17 sees it.
+        distance: to it, which counts where no camera looks, and on the face as the settings have
+            it: that is what the prior was aligned with.
+    """
+
+    shape: Shape
+    distance: PriorDistance
+
+
+@torch.no_grad()
+def _read_prior(path: Path, frames: FrameSet, field: HeadField, seed: int) -> Prior:
+    mesh, floor = read_mesh(path), float(frames.neutral_landmarks[CHIN, 1])
+    table = tabulate_prior(mesh, CanonicalFrames(frames).camera_centres(), seed)
+    on_face = field.settings.prior.face * field.weights(table.points)
+    return Prior(Shape.of(mesh, floor, frames.device, seed), table.counting(on_face))
 
 
 @contextmanager
@@ -161,10 +187,14 @@ class SurfaceCapacity(Capacity):
         return points, crossings.padded(self.vertices, self.faces)
 
 
-def gather_inputs(points: Tensor, crossings: Cut, batch: Batch) -> list[Tensor]:
-    """What `SdfTraining.update` takes: grid vertices (U, 3), their cut, and a step's pixels."""
+def gather_inputs(
+    points: Tensor, crossings: Cut, batch: Batch, prior: PriorDistance | None
+) -> list[Tensor]:
+    """What `SdfTraining.update` takes: grid vertices (U, 3), their cut, a step's pixels and points
+    of the prior."""
     parts = [points, crossings.edges, crossings.faces, crossings.present]
-    return [*parts, batch.timesteps, batch.cameras, batch.pixels]
+    parts += [batch.timesteps, batch.cameras, batch.pixels]
+    return parts + ([prior.points, prior.distances, prior.weights] if prior else [])
 
 
 def make_optimiser(settings: SdfSettings, field: HeadField) -> torch.optim.Adam:
@@ -203,6 +233,12 @@ class CanonicalFrames:
         self.to_world = torch.eye(4, device=rotations.device).repeat(len(frames), 1, 1)
         self.to_world[:, :3, :3], self.to_world[:, :3, 3] = rotations, frames.translation
 
+    def camera_centres(self) -> Tensor:
+        """(V, 3) of all cameras at all timesteps."""
+        rigid = self.world_to_camera.double() @ self.to_world[:, None].double()
+        centres = -(rigid[..., :3, :3].mT @ rigid[..., :3, 3:])[..., 0] / self.scale
+        return centres.flatten(0, 1).float()
+
     def to_camera(self, batch: Batch) -> Tensor:
         """(B, K, 4, 4) rigid transforms from canonical space to cameras, in canonical units.
 
@@ -231,9 +267,9 @@ class SdfTraining(Trainable):
         seed: int,
         frames: FrameSet,
         field: HeadField,
-        shape: Shape | None,
+        prior: Prior | None,
     ):
-        self.settings, self.frames, self.field, self.shape = settings, frames, field, shape
+        self.settings, self.frames, self.field, self.prior = settings, frames, field, prior
         self.loader = Loader(frames, seed, settings.timesteps_per_step, settings.views_per_timestep)
         renderer = RENDERERS[settings.renderer]
         self.render = renderer.run(frames.device)
@@ -250,13 +286,14 @@ class SdfTraining(Trainable):
         batch = self.loader.batch(step)
         refresh = step % REFRESH_EVERY == 0
         points, crossings = self.cuts.find(refresh)
-        if refresh and self.shape and self.settings.prior.realign:
-            self._realign(self.shape, points, crossings)
+        if refresh and self.prior and self.settings.prior.realign:
+            self._realign(self.prior.shape, points, crossings)
         if self.graph.captures and self.reach is not None:
             sizes = len(points), len(crossings.edges), len(crossings.faces)
             needed = SurfaceCapacity(*sizes, *self.reach.tolist())
             points, crossings = self.graph.fit(needed).fill(points, crossings)
-        return self.graph(*gather_inputs(points, crossings, batch))
+        drawn = self.prior.distance.draw(step, PRIOR_POINTS) if self.prior else None
+        return self.graph(*gather_inputs(points, crossings, batch, drawn))
 
     def update(
         self,
@@ -268,6 +305,7 @@ class SdfTraining(Trainable):
         timesteps: Tensor,
         cameras: Tensor,
         pixels: Tensor,
+        *prior: Tensor,
     ) -> Values:
         """Forward, backward and optimiser; with capacities no shape here depends on a value.
 
@@ -280,11 +318,12 @@ class SdfTraining(Trainable):
             timesteps: of a `Batch`, as are the next two.
             cameras: likewise.
             pixels: likewise.
+            prior: points, distances and weights of a `PriorDistance`; nothing without a prior.
         """
         surface = self.field.surface_through(points, Cut(edges, faces, present))
         batch = Batch(timesteps, cameras, pixels)
         parts = {
-            **self._neutral_terms(surface),
+            **self._neutral_terms(surface, PriorDistance(*prior) if prior else None),
             **self._timestep_terms(surface, batch, capacity),
         }
         weights = self.settings.weights.model_dump()
@@ -295,19 +334,31 @@ class SdfTraining(Trainable):
         parts = {name: term.detach() for name, term in parts.items()}
         return {"loss": total.detach(), **parts, "vertices": present.sum()}
 
-    def _neutral_terms(self, surface: Surface) -> Values:
+    def _neutral_terms(self, surface: Surface, prior: PriorDistance | None) -> Values:
         """The terms that no timestep enters."""
         at_landmarks = self.field.sample(self.field.neutral_landmarks)
         terms = {"landmark": losses.landmark_loss(at_landmarks.sdf)}
-        if self.shape:
-            measured = self.shape.region.measure(surface.vertices, surface.faces)
-            terms["mesh"] = losses.alignment_loss(*measured, self.shape.centre, self.shape.size)
+        if self.prior and prior:
+            shape = self.prior.shape
+            measured = shape.region.measure(surface.vertices, surface.faces)
+            terms["mesh"] = losses.alignment_loss(*measured, shape.centre, shape.size)
+            terms["prior_distance"] = self._prior_term(prior)
         return terms
 
     @torch.no_grad()
     def _realign(self, shape: Shape, points: Tensor, crossings: Cut) -> None:
         """Align the prior with the surface through grid vertices (U, 3)."""
         shape.realign(self.field.surface_through(points, crossings).vertices)
+
+    def _prior_term(self, prior: PriorDistance) -> Tensor:
+        """The surface is where the prior's is, as far as that counts.
+
+        The grid's vertices stay there too: by their offsets the surface moves at equal distances.
+        """
+        samples = self.field.sample(prior.points)
+        errors = torch.cat([(samples.sdf - prior.distances)[:, None], samples.offsets], dim=1)
+        tolerance = self.settings.prior.tolerance
+        return losses.prior_distance_loss(errors, prior.weights, tolerance)
 
     def _timestep_terms(
         self, surface: Surface, batch: Batch, capacity: SurfaceCapacity | None
@@ -369,7 +420,7 @@ class SdfTraining(Trainable):
 
     def _movable(self) -> list[Tensor]:
         """What a realigned prior changes."""
-        return [self.shape.centre, self.shape.size] if self.shape else []
+        return [self.prior.shape.centre, self.prior.shape.size] if self.prior else []
 
     def restore(self, state: dict[str, Any]) -> None:
         self.field.load_state_dict(state["field"])

@@ -85,6 +85,21 @@ def laplacian_loss(vertices: Tensor, faces: Tensor) -> Tensor:
     return (squared * used).sum() / used.sum().clamp(min=1)
 
 
+def prior_distance_loss(errors: Tensor, weights: Tensor, tolerance: float) -> Tensor:
+    """Weighted mean of squared errors, robust, canonical units squared, a scalar.
+
+    Geman and McClure's function: the square of small errors, and never more than the square of
+    the tolerance, so that where the images insist on another surface the prior gives way.
+
+    Args:
+        errors: (N, D) of the field at points about the prior, canonical units.
+        weights: (N,).
+        tolerance: error from which the pull decreases, canonical units.
+    """
+    squared = errors.square().sum(dim=1)
+    return (weights * squared / (1 + squared / tolerance**2)).mean()
+
+
 def centroids_and_areas(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Centroids (M, 3) and areas (M,) of the faces (M, 3) of a mesh with vertices (V, 3)."""
     corners = vertices.index_select(0, faces.flatten()).view(-1, 3, 3)

@@ -40,6 +40,7 @@ def test_from_the_cut_to_the_splats(fake_cuda):
         *region.measure(surface.vertices, faces)[1:],
         losses.laplacian_loss(driven.vertices, faces),
         losses.offset_loss(driven.raw_expression, driven.expressed),
+        losses.prior_distance_loss(field.sample(torch.rand(7, 3)).offsets, torch.rand(7), 0.05),
         losses.landmark_loss(field.sample(field.neutral_landmarks).sdf),
     ):
         assert value.shape == ()

@@ -36,6 +36,7 @@ from eavatar.io import (
 from eavatar.sdf.field import HeadField
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
 from eavatar.sdf.train import (
+    PRIOR_POINTS,
     REFRESH_EVERY,
     SdfTraining,
     SurfaceCapacity,
@@ -60,6 +61,8 @@ def settings(**changes: object) -> SdfSettings:
         "run": RunSettings(image_memory_gb=1, checkpoint_every=1000),
     }  # fmt: skip
     base = read_config(ROOT / "config/config.yaml", ROOT / "config/demo.yaml").sdf
+    # A sphere unless a test asks otherwise: what it has to learn is then farther away.
+    small["prior"] = base.prior.model_copy(update={"start": False})
     return base.model_copy(update={**small, **changes})
 
 
@@ -163,6 +166,20 @@ def test_training_finds_the_ball(subject: Path) -> None:
     stage = read_stage_one(output)
     assert torch.equal(stage.vertices, tensors["surface.positions"])
     HeadField(settings(), 2).geometry.load_state_dict(stage.geometry)
+
+
+def test_where_no_camera_looks_the_surface_stays_on_the_prior(subject: Path) -> None:
+    """The prior is a ball a tenth larger than that of the images, which show its front alone."""
+    surface = ball()
+    larger = CENTRE + 1.1 * (surface.vertices - CENTRE)
+    write_mesh(subject / "prior.ply", Mesh(larger.numpy(), surface.faces.numpy()))
+    prior = settings().prior.model_copy(update={"start": True, "face": 0.0})
+    output = run(subject, subject / "sdf", settings(prior=prior))
+    offsets = read_mesh(output / "neutral.ply").vertices - CENTRE.numpy()
+    radii = np.linalg.norm(offsets, axis=1)
+    behind, ahead = offsets[:, 2] < -0.5 * radii, offsets[:, 2] > 0.5 * radii
+    assert abs(radii[behind].mean() - 1.1 * RADIUS) < 0.02
+    assert radii[ahead].mean() < 1.05 * RADIUS
 
 
 @pytest.fixture
@@ -293,13 +310,14 @@ def test_a_step_with_capacity_to_spare_is_the_same_step(subject: Path) -> None:
     with exact, roomy:
         for step in range(6):
             batch = exact.loader.batch(step)
+            drawn = exact.prior.distance.draw(step, PRIOR_POINTS)
             exact_cut = exact.cuts.find(refresh=step == 0)
-            expected = exact.update(None, *gather_inputs(*exact_cut, batch))
+            expected = exact.update(None, *gather_inputs(*exact_cut, batch, drawn))
             points, crossings = roomy.cuts.find(refresh=step == 0)
             sizes = len(points), len(crossings.edges), len(crossings.faces)
             capacity = SurfaceCapacity(*sizes, *exact.reach.tolist()).with_spare()
             filled = capacity.fill(points, crossings)
-            values = roomy.update(capacity, *gather_inputs(*filled, batch))
+            values = roomy.update(capacity, *gather_inputs(*filled, batch, drawn))
             assert roomy.reach[:2].tolist() == exact.reach[:2].tolist()
             for name, value in expected.items():
                 # Sums over other numbers of zeros round differently, and Adam amplifies it.

@@ -87,6 +87,14 @@ def test_alignment_of_moved_and_scaled_shapes() -> None:
     assert loss.item() == pytest.approx(0.25 + (0.5 * size.item()) ** 2, rel=1e-5)
 
 
+def test_distance_to_the_prior_by_hand_and_where_it_gives_way() -> None:
+    errors = torch.tensor([[0.003, 0.004], [0.0, 100.0], [5.0, 5.0]])
+    weights = torch.tensor([1.0, 1.0, 0.0])
+    loss = losses.prior_distance_loss(errors, weights, 0.05)
+    # A small error squared, and of a large one no more than the tolerance squared.
+    assert loss.item() == pytest.approx((0.005**2 / 1.01 + 0.05**2) / 3, rel=1e-4)
+
+
 def test_faces_without_area_do_not_count() -> None:
     vertices, faces = tetrahedron()
     centroids, areas = losses.centroids_and_areas(vertices, faces)

@@ -351,6 +351,9 @@ class SdfSettings(Settings):
     prior: SdfPriorSettings
     learning_rate: float = Field(gt=0, description="of all networks")
     landmark_learning_rate: float = Field(gt=0, description="of the neutral landmarks")
+    averaging: float = Field(
+        ge=0, lt=1, description="fraction of the steps so far over which the saved head is a mean"
+    )
     weights: SdfLossWeights
     run: RunSettings
 

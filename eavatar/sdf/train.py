@@ -31,6 +31,7 @@ from eavatar.training import losses
 from eavatar.training.definition import define
 from eavatar.training.graphs import Capacity, GrowingGraph
 from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
+from eavatar.training.optimiser import AveragingAdam
 from eavatar.transforms import axis_angle_to_matrix
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def train_sdf(
     run = Run("sdf", settings.steps, settings.run.checkpoint_every, definition)
     with task:
         train(task, run, output)
-        path = save(task, output)
+        with task.optimiser.averaged():
+            path = save(task, output)
     finish(output, run)
     return path
 
@@ -197,19 +199,19 @@ def gather_inputs(
     return parts + ([prior.points, prior.distances, prior.weights] if prior else [])
 
 
-def make_optimiser(settings: SdfSettings, field: HeadField) -> torch.optim.Adam:
+def make_optimiser(settings: SdfSettings, field: HeadField) -> AveragingAdam:
     """The optimiser of stage I."""
     networks = [
         *field.geometry.parameters(),
         *field.drivers.parameters(),
         *field.torso.parameters(),
     ]
-    return torch.optim.Adam(
+    return AveragingAdam(
         [
             {"params": networks, "lr": settings.learning_rate},
             {"params": [field.neutral_landmarks], "lr": settings.landmark_learning_rate},
         ],
-        fused=True,
+        settings.averaging,
         capturable=field.neutral_landmarks.is_cuda,
     )
 
@@ -283,6 +285,7 @@ class SdfTraining(Trainable):
     @products_in_tf32()
     def step(self, step: int) -> Values:
         """One step of Adam on the weighted sum of Eq. 18."""
+        self.optimiser.set_step(step)
         batch = self.loader.batch(step)
         refresh = step % REFRESH_EVERY == 0
         points, crossings = self.cuts.find(refresh)

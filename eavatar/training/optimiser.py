@@ -1,4 +1,4 @@
-"""Adam with weight averaging, which is what stage II saves, and falling learning rates.
+"""Adam with weight averaging, which is what both stages save, and falling learning rates.
 
 At high learning rates the iterates oscillate around the optimum; their mean over many steps is near
 it long before they are (Polyak and Juditsky 1992). It is an EMA whose window grows with the

@@ -8,10 +8,17 @@ import torch
 import trimesh
 
 from eavatar.io import Mesh
-from eavatar.sdf.prior_distance import POINTS, PriorDistance, tabulate_prior
+from eavatar.sdf import prior_distance
+from eavatar.sdf.prior_distance import PriorDistance, tabulate_prior
 
 RADIUS, CENTRE = 0.9, np.array([0.1, 0.1, -0.3])
 FRONT = torch.tensor([[0.0, 0.1, 10.0], [3.0, 0.1, 9.5]])
+
+
+@pytest.fixture(autouse=True)
+def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as good as among many."""
+    monkeypatch.setattr(prior_distance, "POINTS", 8000)
 
 
 def ball(faces: slice | np.ndarray = slice(None), inverted: bool = False) -> Mesh:
@@ -63,4 +70,4 @@ def test_draws_depend_on_the_step_alone() -> None:
     assert not torch.equal(prior.draw(0, 4).distances, prior.draw(1, 4).distances)
     one, other = (tabulate_prior(ball(), FRONT, seed=3) for _ in range(2))
     assert torch.equal(one.points, other.points) and torch.equal(one.distances, other.distances)
-    assert len(one.points) == POINTS
+    assert len(one.points) == 8000

@@ -33,6 +33,7 @@ from eavatar.io import (
     write_mesh,
     write_sequences,
 )
+from eavatar.sdf import prior_distance
 from eavatar.sdf.field import HeadField
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
 from eavatar.sdf.train import (
@@ -64,6 +65,12 @@ def settings(**changes: object) -> SdfSettings:
     # A sphere unless a test asks otherwise: what it has to learn is then farther away.
     small["prior"] = base.prior.model_copy(update={"start": False})
     return base.model_copy(update={**small, **changes})
+
+
+@pytest.fixture(autouse=True)
+def few_points_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a ball."""
+    monkeypatch.setattr(prior_distance, "POINTS", 8000)
 
 
 def ball() -> Surface:

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,34 +135,46 @@ def _run(generator: Generator, request_path: Path, mesh_path: Path, record_path:
     images: dict[str, Image.Image] = {
         view["name"]: Image.open(request_path.parent / view["image"]) for view in request["views"]
     }
-    start = time.perf_counter()
+    times = [time.perf_counter()]
     try:
         model = generator.load(request, device)
     except Exception as error:
         raise _explain_loading(generator, request, error) from error
-    loaded = time.perf_counter()
+    times.append(time.perf_counter())
     try:
         surface = generator.make(model, request, images)
     except Exception as error:
         raise _explain_run(generator, request, error) from error
-    made = time.perf_counter()
+    times.append(time.perf_counter())
     check_surface(generator, request, surface)
-    peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
     record = {
         "format": FORMAT,
         "asked": request,
         "mesh": describe_surface(surface),
-        "run": {
-            **describe_machine(),
-            "peak_gpu_memory_gib": peak and round(peak, 2),
-            "seconds_loading": round(loaded - start, 1),
-            "seconds": round(made - loaded, 1),
-        },
+        "run": describe_run(times),
     }
     _write(mesh_path, encode_ply(surface))
     _write(record_path, (json.dumps(record, indent=2) + "\n").encode())
     counts = f"{len(surface.vertices)} vertices, {len(surface.faces)} faces"
-    print(f"{generator.name}: {counts} in {made - loaded:.0f} s", file=sys.stderr)
+    print(f"{generator.name}: {counts} in {record['run']['seconds']:.0f} s", file=sys.stderr)
+
+
+def describe_run(times: Sequence[float]) -> dict[str, Any]:
+    """On what it ran, how long, and in how much GPU memory.
+
+    Args:
+        times: at the start, when the model was loaded, and when the mesh was made; seconds.
+    """
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
+    loading, making = (round(end - start, 1) for start, end in pairwise(times))
+    return {
+        **describe_machine(),
+        "peak_gpu_memory_gib": peak and round(peak, 2),
+        "seconds_loading": loading,
+        "seconds": making,
+    }
 
 
 # --- what goes wrong ----------------------------------------------------------------------------

@@ -32,6 +32,9 @@ class Layout(Settings):
     metrics: tuple[str, ...] = Field(description="columns of images.csv, or of speed.json")
     rows: tuple[TableRow, ...]
     floors: tuple[TableRow, ...] = Field((), description="rows below a line")
+    reference: str | None = Field(
+        None, description="label of a row that all are compared with, seed by seed"
+    )
     note: str = Field("", description="what the reader must know of its rows")
 
     @model_validator(mode="after")
@@ -40,6 +43,8 @@ class Layout(Settings):
         twice = {label for label in labels if labels.count(label) > 1}
         if twice:
             raise ValueError(f"two rows have the label '{min(twice)}'")
+        if self.reference not in (None, *labels):
+            raise ValueError(f"no row has the label '{self.reference}' of the reference")
         return self
 
     @property

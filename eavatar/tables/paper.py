@@ -14,19 +14,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from eavatar.arrays import Float64
 from eavatar.errors import UserError
 from eavatar.io import require
 from eavatar.settings import variant_of
-from eavatar.tables.layout import AVERAGE, RECORDED, Layout
+from eavatar.tables.layout import AVERAGE, RECORDED, Layout, TableRow
 from eavatar.tables.table import METRICS, write_table
 from eavatar.tables.typeset import BY_COLUMN, write_documents
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 COLUMNS = [
     "row", "variant", "protocol", "subject", "metric", "measured", "deviation", "seeds",
-    "subjects", "published", "difference",
+    "subjects", "published", "difference", "gain", "gain_deviation", "published_gain",
 ]  # fmt: skip
 KEYS = ["subject", "variant", "seed", "protocol"]
+NONE: Float64 = np.zeros(0)
+
+Seeds = dict[str, Float64]  # values of each seed, by subject
 
 
 def paper_table(name: str, layout: Layout, measured: Sequence[Path], output: Path) -> Path:
@@ -35,7 +39,9 @@ def paper_table(name: str, layout: Layout, measured: Sequence[Path], output: Pat
     The ``.csv`` has a row for each row of the table, subject (and `AVERAGE`) and metric: mean and
     standard deviation over the seeds, how many these are, the published value, and ours less the
     published one. An average is the mean over subjects of each seed; the deviation is that of these
-    means. Published cases, whose subjects are unknown, are rows of their own.
+    means. Where the layout has a reference, the gain over it is the mean and deviation of what each
+    seed gains, as seeds differ by more than rows do. Published cases, whose subjects are unknown,
+    are rows of their own.
 
     Args:
         name: ``table1`` to ``table5``, as in ``published.csv``.
@@ -109,45 +115,86 @@ def join(layout: Layout, means: pd.DataFrame, published: pd.DataFrame) -> pd.Dat
         means: a row for each subject, variant, seed and protocol.
         published: of `read_published`.
     """
+    reference = next((row for row in layout.rows if row.label == layout.reference), None)
     lines = []
     for row in (*layout.rows, *layout.floors):
-        mine = means[(means["variant"] == row.variant) & (means["protocol"] == row.protocol)]
-        theirs = published[published["row"] == row.label]
         for metric in layout.metrics:
-            cases = theirs[theirs["metric"] == metric].set_index("case")["value"].to_dict()
-            average = cases.pop(AVERAGE, np.nan)
+            cases = _cases(published, row.label, metric)
+            known = {"published": cases.pop(AVERAGE, np.nan)}
+            if reference:
+                base = _cases(published, reference.label, metric).get(AVERAGE, np.nan)
+                known["published_gain"] = known["published"] - base
             keys = {"row": row.label, "variant": row.variant, "protocol": row.protocol}
-            for line in summarise(mine, metric):
-                known = average if line["subject"] == AVERAGE else np.nan
-                lines.append({**keys, "metric": metric, **line, "published": known})
+            keys["metric"] = metric
+            of_reference = _values(means, reference, metric) if reference else {}
+            for line in summarise(_values(means, row, metric), of_reference):
+                lines.append({**keys, **line, **(known if line["subject"] == AVERAGE else {})})
             lines += [
-                {**keys, "metric": metric, "subject": f"case {case}", "published": value}
+                {**keys, "subject": f"case {case}", "published": value}
                 for case, value in cases.items()
             ]
     table = pd.DataFrame(lines, columns=COLUMNS)
     return table.assign(difference=table["measured"] - table["published"])
 
 
-def summarise(means: pd.DataFrame, metric: str) -> list[dict[str, object]]:
+def summarise(values: Seeds, of_reference: Seeds) -> list[dict[str, object]]:
     """Mean and deviation over seeds, of each subject and of the average over subjects.
 
-    Seeds are matched between subjects by their order; only those that all subjects have enter the
-    average.
+    Seeds are matched between subjects, and with the reference, by their order; only those that all
+    have are used for it.
+
+    Args:
+        values: of each seed, by subject.
+        of_reference: likewise, of the row that is compared with.
     """
-    values = {
-        subject: group[metric].to_numpy(dtype=np.float64)
-        for subject, group in means.groupby("subject", sort=False)
-        if metric in group
+    gains = {
+        subject: of_seeds[: len(of_reference[subject])] - of_reference[subject][: len(of_seeds)]
+        for subject, of_seeds in values.items()
+        if subject in of_reference
     }
-    shared = min(map(len, values.values()), default=0)
-    average = np.mean([of_seeds[:shared] for of_seeds in values.values()] or [[]], axis=0)
+    averages, gains = (_with_average(by_subject) for by_subject in (values, gains))
     return [
         {
             "subject": subject,
-            "measured": of_seeds.mean() if len(of_seeds) else np.nan,
-            "deviation": of_seeds.std(ddof=1) if len(of_seeds) > 1 else np.nan,
+            "measured": _mean(of_seeds),
+            "deviation": _deviation(of_seeds),
+            "gain": _mean(gains.get(subject, NONE)),
+            "gain_deviation": _deviation(gains.get(subject, NONE)),
             "seeds": len(of_seeds),
             "subjects": len(values) if subject == AVERAGE else 1,
         }
-        for subject, of_seeds in {**values, AVERAGE: average}.items()
+        for subject, of_seeds in averages.items()
     ]
+
+
+def _cases(published: pd.DataFrame, label: str, metric: str) -> dict[str, float]:
+    """A row's published values of a metric by case, the average among them."""
+    rows = published[(published["row"] == label) & (published["metric"] == metric)]
+    cases: dict[str, float] = rows.set_index("case")["value"].to_dict()
+    return cases
+
+
+def _values(means: pd.DataFrame, row: TableRow, metric: str) -> Seeds:
+    """A row's measured values of each seed, by subject."""
+    mine = means[(means["variant"] == row.variant) & (means["protocol"] == row.protocol)]
+    return {
+        str(subject): group[metric].to_numpy(dtype=np.float64)
+        for subject, group in mine.groupby("subject", sort=False)
+        if metric in group
+    }
+
+
+def _with_average(values: Seeds) -> Seeds:
+    """Values of each seed by subject, and their average over the subjects."""
+    shared = min(map(len, values.values()), default=0)
+    cut = [of_seeds[:shared] for of_seeds in values.values()]
+    return {**values, AVERAGE: np.mean(cut, axis=0) if cut else NONE}
+
+
+def _mean(values: Float64) -> float:
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _deviation(values: Float64) -> float:
+    """Of a sample, with n - 1; of one value there is none."""
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan

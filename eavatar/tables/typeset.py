@@ -27,6 +27,7 @@ SPEEDS = (
     Metric(SPEED[1], "frames per second", True, 1),
 )
 DELTA = "difference"
+DEVIATIONS = {"measured": "deviation", "gain": "gain_deviation"}
 NOTHING = format_value(float("nan"), 0)
 BY_COLUMN = {metric.column: metric for metric in (*METRICS, *SPEEDS)}
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
@@ -86,6 +87,9 @@ def make_grids(layout: Layout, table: pd.DataFrame) -> list[Grid]:
     grids = [
         _make_grid("Average over subjects", layout, table, [AVERAGE], (measured, published, DELTA))
     ]
+    if layout.reference:
+        caption = f"Gain over {layout.reference}, seed by seed"
+        grids.append(_make_grid(caption, layout, table, [AVERAGE], ("gain", "published_gain")))
     for column, caption in {measured: "By subject", published: "Published, by case"}.items():
         some = [name for name in names if table[table["subject"] == name][column].notna().any()]
         if len(some) > 1:
@@ -111,7 +115,7 @@ def _make_grid(
     header = [
         (metric.label if subject == AVERAGE else f"{subject} {metric.label}")
         if column == columns[0]
-        else column
+        else column.partition("_")[0]
         for subject, metric, column in places
     ]
     rows, above = [], 0
@@ -121,7 +125,7 @@ def _make_grid(
             _format(cells.loc[key], column, metric) if key in cells.index else NOTHING
             for key, (_, metric, column) in zip(keys, places, strict=True)
         ]
-        if len(columns) > 1 or set(texts) != {NOTHING}:
+        if DELTA in columns or set(texts) != {NOTHING}:
             rows.append([row.label, *texts])
             above += number < len(layout.rows)
     return Grid(caption, ["", *header], rows, above)
@@ -163,11 +167,12 @@ def to_tex(grid: Grid) -> str:
 
 
 def _format(values: pd.Series, column: str, metric: Metric) -> str:
-    """A value; a measured one with its deviation, a difference with its sign."""
+    """A value, with its deviation if it has one; a difference or gain with its sign."""
     text = format_value(values[column], metric.digits)
-    if column == "measured" and not pd.isna(values["deviation"]):
-        return f"{text} ± {format_value(values['deviation'], metric.digits)}"
-    return f"+{text}" if column == DELTA and values[column] > 0 else text
+    if column not in ("measured", "published") and values[column] > 0:
+        text = f"+{text}"
+    deviation = values.get(DEVIATIONS.get(column, ""), float("nan"))
+    return text if pd.isna(deviation) else f"{text} ± {format_value(deviation, metric.digits)}"
 
 
 def _describe(layout: Layout, table: pd.DataFrame, hardware: Sequence[str]) -> list[str]:

@@ -85,6 +85,28 @@ def test_means_and_deviations_are_those_over_seeds(tmp_path, measured):
     assert pd.isna(baseline["deviation"])
 
 
+def test_gains_are_taken_seed_by_seed(tmp_path, measured):
+    """The seeds' common part is not in a gain's deviation."""
+    for path in list(measured):
+        if path.parent.name in SEEDS and path.parent.name != "full":
+            own = 0.2 * SEEDS[path.parent.name] + SUBJECTS[path.parts[-4]] + 23
+            mean = own + SEEDS[path.parent.name]
+            twin = path.parents[1] / path.parent.name.replace("full", "baseline") / path.name
+            measured.append(write_images(twin, self_reenactment=mean))
+    layout = validate(Layout, {**CONTENT, "reference": "GHA"}, "here")
+    output = paper_table("table1", layout, measured, tmp_path)
+    gain = read(output).loc["EAvatar", "average", "psnr_db"]
+    # 1 dB over the baseline, less a fifth of the seed's own: 0, 0.1 and -0.04
+    assert gain["gain"] == pytest.approx(1 - 0.02, abs=1e-6)
+    assert gain["gain_deviation"] == pytest.approx(gain["deviation"] / 5, abs=1e-6)
+    assert gain["published_gain"] == pytest.approx(25.07 - 24.56)
+    text = (output / "table1.md").read_text()
+    assert "Gain over GHA, seed by seed:" in text
+    assert "| EAvatar | +0.98 ± 0.07 | +0.51 |" in text
+    with pytest.raises(UserError, match="no row has the label 'XY'"):
+        validate(Layout, {**CONTENT, "reference": "XY"}, "here")
+
+
 def test_the_published_value_and_the_difference_stand_beside_the_average(tmp_path, measured):
     table = read(paper_table("table1", LAYOUT, measured, tmp_path))
     average = table.loc["EAvatar", "average", "psnr_db"]

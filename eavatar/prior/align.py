@@ -1,8 +1,8 @@
 """The prior mesh into canonical space, from an unknown orientation, position and scale.
 
 It is registered to the fitted face and, around it, to the generic head fitted to the subject
-(`eavatar.prior.registration`). No landmarks are sought on it: the search failed only where most of
-the face was missing, and landmarks with it (docs/method.md).
+(`eavatar.prior.registration`). No landmarks are sought on it: the search failed only where half of
+the face or more was missing, and landmarks with it (docs/method.md).
 """
 
 from __future__ import annotations

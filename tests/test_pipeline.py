@@ -38,7 +38,7 @@ def project(tmp_path_factory) -> Path:
 def kill_training(project: Path, process: subprocess.Popen[str]) -> None:
     """Kill the stage II process as soon as it has a checkpoint."""
     checkpoints = project / "results/demo/splat/full/checkpoints"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not list(checkpoints.glob("0*.pt")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "stage II made no checkpoint"

@@ -1,4 +1,4 @@
-"""The image of an alignment: the prior over the fitted face, its distance in colour."""
+"""The image of an alignment: the prior beside the fitted face, its distance in colour."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ VIEWS = (0, 90)  # degrees: front, left side
 SIDE = 400  # of a view, pixels
 MARGIN = 1.3  # of the view, beside the extent of the subject's head
 SKIN: Colour = (222, 170, 140)  # RGB, of the fitted face
+BETWEEN = 0.1  # samples of the target are at most about this far from all of its surface, dm
 DISTANCES = (0.0, 0.05, 0.1)  # dm
 COLOURS = np.array([[60, 160, 90], [240, 210, 60], [200, 40, 40]])  # RGB, at the distances
-OVERLAP = 2.0  # area of all facets, of that of the mesh
+OVERLAP = 3.0  # area of all facets, of that of the mesh
 
 
 def draw_alignment(
     path: Path, aligned: Mesh, face: Mesh, target: Target, samples: int, seed: int
 ) -> Path:
-    """Write front and left side of an aligned prior over the fitted face (skin).
+    """Write front and left side of an aligned prior, each beside the fitted face (skin).
 
     The prior is drawn as facets at samples of its surface, so that an image of millions of faces
     takes no longer. Their colour is the distance to the subject's head: green where there is none,
@@ -40,11 +41,24 @@ def draw_alignment(
     """
     facets = _facets(aligned, samples, seed)
     centres = facets.vertices.reshape(-1, 3, 3).mean(axis=1)
-    distance, _ = target.tree.query(centres)
+    distance = _distances(centres, target)
     colours = np.stack([np.interp(distance, DISTANCES, each) for each in COLOURS.T], axis=1)
     reach = MARGIN * float(np.abs(target.points).max())
-    views = [draw_meshes([(face, SKIN), (facets, colours)], angle, SIDE, reach) for angle in VIEWS]
-    return write_image(path, contact_sheet(views, len(VIEWS))[..., ::-1])
+    views = [
+        draw_meshes([drawn], angle, SIDE, reach)
+        for angle in VIEWS
+        for drawn in ((face, SKIN), (facets, colours))
+    ]
+    return write_image(path, contact_sheet(views, len(views))[..., ::-1])
+
+
+def _distances(points: Float64, target: Target) -> Float64:
+    """Distances (N,) of points (N, 3) to the surface that a target's samples lie on, dm."""
+    length, nearest = target.tree.query(points)
+    offsets = points - target.points[nearest]
+    height = np.abs((offsets * target.normals[nearest]).sum(axis=1))
+    distances: Float64 = np.maximum(height, length - BETWEEN)
+    return distances
 
 
 def _facets(mesh: Mesh, count: int, seed: int) -> Mesh:

@@ -389,8 +389,8 @@ def _alignment(prior: Path) -> str:
     image = read_rgb(require(prior / "alignment.png", "the image of the alignment"), "align_prior")
     verdict = "accepted" if alignment.accepted else "rejected: stage I did without it"
     caption = (
-        "The aligned prior from the front and from the head's left, coloured by its distance to "
-        "the fitted head: green is none, yellow 5 mm, red 1 cm or more; the fit in skin. "
+        "The fitted face, and the aligned prior in the colour of its distance to the fitted head: "
+        "green is none, yellow 5 mm, red 1 cm or more; from the front and from the head's left. "
         f"Confidence {alignment.confidence:.2f}, {verdict}; prior and face are "
         f"{100 * alignment.residual:.1f} mm apart on average."
     )

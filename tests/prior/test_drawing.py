@@ -20,7 +20,8 @@ def test_what_is_apart_is_red_and_what_fits_is_green(tmp_path: Path) -> None:
     prior = replace(head.mesh, vertices=(head.mesh.vertices + bump).astype(np.float32))
     path = draw_alignment(tmp_path / "a.png", prior, head.mesh, target, 8000, 0)
     image = cv2.imread(str(path))[..., ::-1].astype(int)
-    assert image.shape == (SIDE, 2 * SIDE + 4, 3)
+    assert image.shape == (SIDE, 4 * SIDE + 12, 3)
+    image = image[:, SIDE + 4 : 2 * SIDE + 4]  # the prior from the front
     reddish = image[..., 0] > image[..., 1] + 60
     drawn = (image < 250).any(axis=2)
     top = np.flatnonzero(drawn.any(axis=1))[0]

@@ -43,7 +43,8 @@ def to_bgr(frame: av.VideoFrame, codec: str, part: Part | None = None) -> Image:
     """
     rows, columns = part or (slice(0, frame.height), slice(0, frame.width))
     planar = frame.format.name in ("yuv420p", "yuvj420p") and codec not in _CENTRED
-    if not planar or frame.colorspace not in _WEIGHTS:
+    upright = all(plane.line_size > 0 for plane in frame.planes)  # some files hold frames bottom up
+    if not (planar and upright) or frame.colorspace not in _WEIGHTS:
         # One thread: cameras are worked on side by side.
         return frame.to_ndarray(format="bgr24", interpolation=_ACCURATE, threads=1)[rows, columns]
     full = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from fractions import Fraction
+from itertools import pairwise, product
 from pathlib import Path
 
 import av
@@ -197,3 +198,23 @@ def test_chroma_between_two_columns_is_taken_from_there(tmp_path: Path) -> None:
     expected = exact_bgr(coded, UNSPECIFIED, full=True, shift=0.5)[..., ::-1]
     # Rounding; half a column is up to 10 levels here.
     assert np.abs(decode(path) - expected).max() < 1
+
+
+def test_a_frame_that_is_stored_bottom_up_is_shown_upright() -> None:
+    y, x = np.mgrid[:48, :64]
+    planes = [(50 + 2 * y + x).astype(np.uint8)]  # smooth: swscale repeats chroma down a column
+    planes += [(90 + y[::2, ::2] + x[::2, ::2]).astype(np.uint8), np.full((24, 32), 140, np.uint8)]
+    frame = frame_of(planes)
+    frame.time_base = Fraction(1, 25)
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=64, height=48, format="yuv420p", time_base=frame.time_base)
+    nodes = [source, graph.add("vflip"), graph.add("buffersink")]
+    for one, other in pairwise(nodes):
+        one.link_to(other)
+    graph.configure()
+    graph.push(frame)
+    flipped = graph.pull()
+    flipped.colorspace = BT_709
+    assert flipped.planes[0].line_size < 0
+    difference = to_bgr(frame, "h264")[::-1].astype(int) - to_bgr(flipped, "rawvideo")
+    assert np.abs(difference).max() <= 3  # half a step of chroma between rows, times 1.86

@@ -284,8 +284,11 @@ class SdfLossWeights(Settings):
 
 
 class SdfPriorSettings(Settings):
-    """What stage I makes of the aligned prior, beside Eq. 17."""
+    """What stage I makes of the aligned prior."""
 
+    enabled: bool = Field(
+        description="false: no term compares with it, Eq. 17 included, and a sphere is the start"
+    )
     start: bool = Field(description="the first surface is the prior's; false: a sphere, as in GHA")
     realign: bool = Field(
         description="align the prior with the present surface over and over, as the paper's ICP"

@@ -24,7 +24,7 @@ from eavatar.sdf.cut_finder import CutFinder
 from eavatar.sdf.field import HeadField
 from eavatar.sdf.prior_distance import PriorDistance, tabulate_prior
 from eavatar.sdf.shape import Shape
-from eavatar.sdf.start import start_as_prior, start_as_sphere
+from eavatar.sdf.start import PRIOR_POINTS, start_as_prior, start_as_sphere
 from eavatar.sdf.tetrahedra import Cut, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import losses
@@ -36,7 +36,6 @@ from eavatar.transforms import axis_angle_to_matrix
 
 logger = logging.getLogger(__name__)
 
-PRIOR_POINTS = 2048  # of a step
 REFRESH_EVERY = 20  # steps after which the whole grid is evaluated again
 
 Values = dict[str, Tensor]
@@ -74,10 +73,10 @@ def train_sdf(
     """
     seed_everything(seed)
     device = choose_device()
-    accepted = read_alignment(alignment).accepted
-    task = prepare(settings, seed, capture, face, prior if accepted else None, device, held_out)
+    used = settings.prior.enabled and read_alignment(alignment).accepted
+    task = prepare(settings, seed, capture, face, prior if used else None, device, held_out)
     frames = task.frames
-    if not accepted:
+    if settings.prior.enabled and not used:
         logger.warning("stage I does without a prior: %s says that it was not accepted", alignment)
     logger.info(
         "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "

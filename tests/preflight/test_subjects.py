@@ -260,7 +260,7 @@ def test_the_papers_variants_are_valid_on_each_profile(tmp_path, profile):
         name: (
             config.splat.control.enabled,
             config.splat.split.enabled,
-            config.sdf.weights.mesh > 0,
+            config.sdf.prior.enabled,
         )
         for name, config in configs.items()
     }

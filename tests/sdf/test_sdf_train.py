@@ -35,9 +35,9 @@ from eavatar.io import (
 )
 from eavatar.sdf import prior_distance
 from eavatar.sdf.field import HeadField
+from eavatar.sdf.start import PRIOR_POINTS
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
 from eavatar.sdf.train import (
-    PRIOR_POINTS,
     REFRESH_EVERY,
     SdfTraining,
     SurfaceCapacity,
@@ -147,13 +147,17 @@ def run(subject: Path, output: Path, chosen: SdfSettings) -> Path:
     return output
 
 
-def test_a_prior_that_was_not_accepted_is_not_used(subject: Path) -> None:
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_prior_that_was_not_accepted_or_is_not_wanted_is_not_used(
+    subject: Path, accepted: bool
+) -> None:
     path = subject / "alignment.json"
-    write_alignment(path, replace(read_alignment(path), accepted=False))
+    write_alignment(path, replace(read_alignment(path), accepted=accepted))
     write_mesh(subject / "prior.ply", Mesh(np.full((3, 3), 1e6, np.float32), np.arange(3)[None]))
-    output = run(subject, subject / "sdf", settings(steps=1))
+    wanted = settings().prior.model_copy(update={"enabled": not accepted, "start": True})
+    output = run(subject, subject / "sdf", settings(steps=1, prior=wanted))
     columns = (output / "log.csv").read_text().split("\n")[0].split(",")
-    assert "landmark" in columns and "mesh" not in columns
+    assert "landmark" in columns and not {"mesh", "prior_distance"} & set(columns)
 
 
 def test_training_finds_the_ball(subject: Path) -> None:

@@ -38,8 +38,8 @@ def write_video(
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = pixel_format
-        # The macroblock tree's SIMD code reads memory that nobody wrote: the same images would give
-        # other files, and other pixels, from one run to the next.
+        # With x264's macroblock tree the same images give other files, and other pixels, from one
+        # run to the next, depending on what was in its memory.
         stream.options = {"crf": quality, "preset": "veryfast", "mbtree": "0"}
         stream.thread_count = threads or count_threads()
         # What the conversion does; players guess by the size of the image else.

@@ -22,11 +22,8 @@ from eavatar.threads import count_threads
 POINTS = 50_000
 SAMPLES = 100_000  # of the surface, 1.5 mm apart on a head with shoulders
 CLOSE = 0.6  # fraction of the points that are drawn close to the surface, where shape is decided
-SPREAD = (
-    0.02,
-    0.08,
-    0.25,
-)  # of these, deviations in equal parts, dm: the shape, under a cell, the way there
+# Their deviations from it, a third of them each, dm: the shape, less than a cell, the way there.
+SPREAD = (0.02, 0.08, 0.25)
 WINDING_SAMPLES = 5000
 NORMAL_REACH = 0.15  # dm; closer to the surface its normal tells the side, farther the winding
 GRAZING = 0.3  # cosine of normal and ray above which a camera counts as seeing the surface

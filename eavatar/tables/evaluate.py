@@ -27,6 +27,7 @@ from eavatar.data.methods import Method, ViewRequest
 from eavatar.device import choose_device
 from eavatar.settings import EvaluateSettings
 from eavatar.tables.drawing import compare, order_along_arc, write_image
+from eavatar.tables.layout import RECORDED
 from eavatar.tables.methods import open_method
 from eavatar.tables.metrics import (
     GAUSSIAN,
@@ -43,7 +44,6 @@ from eavatar.threads import make_pool
 from eavatar.training.perceptual import Perceptual, load_perceptual
 from eavatar.weights import Net
 
-RECORDED = "self_reenactment"
 NEUTRAL = "neutral_expression"
 
 

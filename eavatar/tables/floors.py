@@ -39,6 +39,7 @@ class MeanImage:
 
     @classmethod
     def of(cls, training: FrameSet) -> MeanImage:
+        """The means of a training split, summed in integers: no order of sums matters."""
         side, cameras = training.width, len(training.serials)
         sums = np.zeros((cameras, side, side, 3), np.uint32)
         for index in tqdm(range(len(training)), desc="mean image", unit="timestep"):
@@ -54,6 +55,7 @@ class MeanImage:
         return cls(dict(zip(training.serials, images, strict=True)), side)
 
     def render(self, request: ViewRequest) -> Tensor:
+        """Images (K, H, W, 3) in [0, 1] of the cameras, whatever else is asked for."""
         images = np.stack([self.images[serial] for serial in request.serials])
         return torch.from_numpy(images).to(request.intrinsics.device)
 
@@ -78,6 +80,7 @@ class NearestFrame:
 
     @classmethod
     def of(cls, training: FrameSet) -> NearestFrame:
+        """Of a training split."""
         states = _states(training.expression, training.rotation, training.translation)
         variances = states.var(axis=0)
         parts = np.split(variances, [len(variances) - 12, len(variances) - 3])
@@ -90,6 +93,7 @@ class NearestFrame:
         return self.training.width
 
     def render(self, request: ViewRequest) -> Tensor:
+        """Images (K, H, W, 3) in [0, 1]: for each camera its own nearest frame."""
         given = (request.expression, request.rotation, request.translation)
         wanted = _states(*(values[None].cpu() for values in given))
         distances = (((self.states - wanted) / self.deviations) ** 2).sum(axis=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import statistics
 import time
@@ -14,7 +13,7 @@ import torch
 
 from eavatar.avatar.files import load_avatar
 from eavatar.avatar.model import CameraBatch
-from eavatar.io import atomic, read_cameras
+from eavatar.io import read_cameras, write_json
 from eavatar.threads import count_threads
 from eavatar.view.player import WARM_UP, Player, most_frontal, read_drive
 
@@ -50,9 +49,7 @@ def measure_speed(
         "image_size": model.settings.image_size,
         "hardware": describe_device(model.device),
     }
-    with atomic(output) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return output
+    return write_json(output, content)
 
 
 def time_frames(player: Player, tracking: Path, cameras: Path) -> list[float]:

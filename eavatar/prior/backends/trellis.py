@@ -59,7 +59,8 @@ def weights(settings: TrellisSettings) -> tuple[WeightFile, ...]:
     index = WeightFile(folder / "pipeline.json", MODEL, "MIT", note=note, open=_read_index)
     try:
         named = _read_index(index.path)
-    except Exception:  # missing or damaged, which a look at the file says
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Missing or damaged, which a look at the file says.
         return (index,)
     parts = [
         WeightFile(folder / f"{place}{suffix}", MODEL, "MIT", note=note, open=reader)

@@ -15,29 +15,18 @@ from skimage.measure import marching_cubes
 
 from eavatar.errors import UserError
 from eavatar.io import (
-    Identity,
     Mesh,
     read_alignment,
     read_mesh,
-    write_arrays,
     write_mesh,
 )
 from eavatar.prior.align import align_prior
 from eavatar.prior.generate import generate_prior
-from eavatar.prior.template import TemplateHead
 from eavatar.settings import AlignSettings, GenerateSettings
 from eavatar.transforms import Similarity
-from tests.scenes.heads import cut, random_head
+from tests.scenes.heads import cut, random_head, write_face
 
 SETTINGS = AlignSettings(samples=8000, min_confidence=0.5, on_low_confidence="stop")
-
-
-def write_face(folder: Path, subject: TemplateHead, radius: float) -> tuple[Path, Path]:
-    """What `fit_face` leaves: identity, and the neutral mesh within ``radius`` of the landmarks."""
-    near = cKDTree(subject.landmarks).query(subject.mesh.vertices)[0] < radius
-    write_mesh(folder / "neutral.ply", cut(subject.mesh, near))
-    identity = Identity(np.zeros(4), np.float32(0.1), subject.landmarks)
-    return write_arrays(folder / "identity.npz", identity), folder / "neutral.ply"
 
 
 def random_similarity(seed: int) -> Similarity:

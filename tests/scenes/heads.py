@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-from eavatar.io import Mesh
+from eavatar.io import Identity, Mesh, write_arrays, write_mesh
 from eavatar.prior.template import TemplateHead, generic_head
 from eavatar.prior.template_fit import warp
 
@@ -27,3 +29,11 @@ def cut(mesh: Mesh, keep: np.ndarray) -> Mesh:
     faces = mesh.faces[keep[mesh.faces].all(axis=1)]
     used, faces = np.unique(faces, return_inverse=True)
     return Mesh(mesh.vertices[used], faces.reshape(-1, 3))
+
+
+def write_face(folder: Path, subject: TemplateHead, radius: float) -> tuple[Path, Path]:
+    """What `fit_face` leaves: identity, and the neutral mesh within ``radius`` of the landmarks."""
+    near = cKDTree(subject.landmarks).query(subject.mesh.vertices)[0] < radius
+    write_mesh(folder / "neutral.ply", cut(subject.mesh, near))
+    identity = Identity(np.zeros(4), np.float32(0.1), subject.landmarks)
+    return write_arrays(folder / "identity.npz", identity), folder / "neutral.ply"

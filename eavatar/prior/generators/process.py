@@ -32,7 +32,16 @@ from PIL import Image
 
 FORMAT = 1
 GIB = 2**30
-PACKAGES = ("torch", "xformers", "spconv-cu118", "spconv", "kaolin", "hy3dgen", "numpy")
+PACKAGES = (
+    "torch",
+    "xformers",
+    "spconv-cu118",
+    "spconv",
+    "spconv-triton",
+    "kaolin",
+    "hy3dgen",
+    "numpy",
+)
 INSTEAD = "or set prior.generate.source to template"
 
 

@@ -15,6 +15,9 @@ os.environ.setdefault("ATTN_BACKEND", "xformers")
 os.environ.setdefault("SPCONV_ALGO", "native")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# TRELLIS imports the attention, and kaolin, with the networks alone.
+PARTS = ("pipelines", "models.structured_latent_flow", "models.structured_latent_vae")
+
 
 def load(request: dict[str, Any], device: Any) -> Any:
     """The pipeline of a weight folder, on the device."""
@@ -56,7 +59,7 @@ def sampler(settings: dict[str, Any]) -> dict[str, Any]:
 GENERATOR = Generator(
     name="TRELLIS",
     environment="envs/trellis.yaml",
-    modules=("trellis.pipelines", "spconv.pytorch"),
+    modules=(*(f"trellis.{name}" for name in PARTS), "spconv.pytorch"),
     memory=16,
     load=load,
     make=make,

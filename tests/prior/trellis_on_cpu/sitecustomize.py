@@ -2,7 +2,8 @@
 
 The interpreter of the tests has this folder on its path, so that Python imports this file when it
 starts, and finds stand-ins for packages of which a mesh from images needs nothing: `utils3d`,
-`transformers`, `open3d` and `kaolin`.
+`transformers`, `open3d`, `rembg` and `kaolin`. On a GPU nothing differs, but that `spconv_triton`,
+if it is there, is found by the name of `spconv`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -66,7 +68,8 @@ ON_CPU: dict[str, Callable[[Any], None]] = {
     "trellis.representations.mesh.cube2mesh": extract_on_cpu,
     "trellis.pipelines.base": convolve_on_cpu,
 }
-PATCHES = {} if os.environ.get("EAVATAR_TRELLIS_ON_GPU") else ON_CPU
+ON_GPU = "EAVATAR_TRELLIS_ON_GPU" in os.environ
+PATCHES = {} if ON_GPU else ON_CPU
 
 
 class Patcher(MetaPathFinder):
@@ -90,3 +93,5 @@ class Patcher(MetaPathFinder):
 
 
 sys.meta_path.insert(0, Patcher())
+if ON_GPU and PathFinder.find_spec("spconv_triton"):
+    sys.path.insert(0, str(Path(__file__).parent / "spconv_by_triton"))

@@ -238,8 +238,7 @@ def choose_views(frames: FrameSet, count: int) -> dict[int, list[int]]:
     """
     centres = np.linalg.inv(frames.world_to_camera.cpu().numpy())[:, :3, 3]
     strength = frames.expression.norm(dim=1).cpu().numpy()
-    runs = np.array_split(np.arange(len(frames)), min(count, len(frames)))
-    strongest = [int(run[strength[run].argmax()]) for run in runs]
+    strongest = strongest_of_runs(strength, count)
     strongest.sort(key=lambda index: -strength[index])
     chosen: dict[int, list[int]] = {}
     for number in range(count):
@@ -251,6 +250,12 @@ def choose_views(frames: FrameSet, count: int) -> dict[int, list[int]]:
         if camera not in chosen.setdefault(index, []):
             chosen[index].append(camera)
     return chosen
+
+
+def strongest_of_runs(strength: Float32, count: int) -> list[int]:
+    """The index of the largest of T values in each of some runs of equal length, at most T."""
+    runs = np.array_split(np.arange(len(strength)), min(count, len(strength)))
+    return [int(run[strength[run].argmax()]) for run in runs]
 
 
 def _measure_image(

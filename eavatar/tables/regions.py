@@ -12,20 +12,25 @@ import numpy as np
 
 from eavatar.arrays import Bool, Float64, Uint8
 from eavatar.cameras import Camera
-from eavatar.landmark_indices import CHIN, JAW_ENDS
+from eavatar.landmark_indices import (
+    BROWS,
+    CHIN,
+    FACE,
+    JAW_CORNERS,
+    JAW_ENDS,
+    LEFT_BROW,
+    LEFT_EYE,
+    LIPS,
+    NOSE_BASE,
+    RIGHT_BROW,
+    RIGHT_EYE,
+)
 from eavatar.tables.metrics import psnr, to_decibels
 
 LABELLED = ("face", "hair", "torso", "eyes", "brows", "mouth")  # labels 1, 2, …; 0 is no region
 REGIONS = ("eyes", "brows", "mouth", "face", "hair", "outline", "torso")
 PERSON = 0.5  # of a mask, from which on a pixel belongs to the person
 MIN_PIXELS = 16  # a region of fewer is not measured: 4×4, less than an eye at 128²
-
-# Rings of landmarks, clockwise in an image of the front: their area is negative from behind.
-RIGHT_EYE, LEFT_EYE = list(range(36, 42)), list(range(42, 48))
-RIGHT_BROW, LEFT_BROW = list(range(17, 22)), list(range(22, 27))
-LIPS = list(range(48, 60))
-FACE = [*range(17, 27), *range(16, -1, -1)]
-JAW_CORNERS, NOSE_BASE, BROWS = (4, 12), 33, slice(17, 27)
 
 # Margins around the landmarks and width of the outline, in widths of the face (landmarks 0 to 16).
 EYE_MARGIN = 0.04  # lids and lashes: landmarks lie on the rims of the lids

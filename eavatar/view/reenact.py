@@ -28,6 +28,7 @@ from eavatar.io import (
 )
 from eavatar.results import Results
 from eavatar.tables.drawing import write_image
+from eavatar.tables.evaluate import strongest_of_runs
 from eavatar.tables.figures import assemble, to_tile
 from eavatar.view.player import QUALITY, RATE, Player, draw_tracking, most_frontal, read_drive
 
@@ -145,7 +146,7 @@ def reenact(
     tracking = read_drive(people[1].tracking(sequence), len(rests[0].expression), neutral=False)
     moved = retarget(tracking, rests[1], rests[0], smoothing)
     strips = _draw_strips(people, list(variants.values()), sequence, tracking, moved)
-    shown = choose_timesteps(tracking.expression, SHEET_COLUMNS)
+    shown = strongest_of_runs(np.linalg.norm(tracking.expression, axis=1), SHEET_COLUMNS)
     kept: dict[int, list[Image]] = {}
 
     def keep() -> Iterator[Image]:
@@ -159,13 +160,6 @@ def reenact(
     rows = list(zip(*(kept[timestep] for timestep in shown), strict=True))
     write_image(output.with_suffix(".jpg"), assemble(labels, rows))
     return output
-
-
-def choose_timesteps(expression: Float32, count: int) -> list[int]:
-    """The timestep of strongest expression (norm of (T, E) coefficients) in each of equal runs."""
-    strength = np.linalg.norm(expression, axis=1)
-    runs = np.array_split(np.arange(len(strength)), min(count, len(strength)))
-    return [int(run[strength[run].argmax()]) for run in runs]
 
 
 def _draw_strips(

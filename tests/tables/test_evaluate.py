@@ -9,7 +9,7 @@ import pytest
 
 from eavatar.errors import UserError
 from eavatar.tables.drawing import compare, order_along_arc
-from eavatar.tables.evaluate import _radical_inverse
+from eavatar.tables.evaluate import _radical_inverse, strongest_of_runs
 from eavatar.tables.regions import REGIONS
 from eavatar.tables.table import format_metrics, metrics
 from tests.scenes.ball import SIZE, Subject
@@ -105,3 +105,9 @@ def test_arc_goes_from_the_heads_right_to_its_left() -> None:
 
 def test_radical_inverse_fills_the_interval() -> None:
     assert [_radical_inverse(i) for i in range(1, 5)] == [0.5, 0.25, 0.75, 0.125]
+
+
+def test_the_strongest_of_each_run_is_shown() -> None:
+    strength = np.array([0, 3, 1, 2, 5, 0, 0, 1], np.float32)
+    assert strongest_of_runs(strength, 2) == [1, 4]
+    assert strongest_of_runs(strength[:2], 6) == [0, 1]

@@ -16,7 +16,7 @@ from eavatar.avatar.files import write_avatar
 from eavatar.io import Identity, Sequences, Tracking, write_arrays, write_image, write_sequences
 from eavatar.settings import Settings
 from eavatar.tables.figures import GAP, HEADER, TILE
-from eavatar.view.reenact import Rest, choose_timesteps, low_pass, retarget
+from eavatar.view.reenact import Rest, low_pass, retarget
 from tests.scenes.small_avatar import EXPRESSIONS, make_avatar
 from tests.scenes.small_results import TIMESTEPS, make_tracking, write_results
 
@@ -80,12 +80,6 @@ def test_smoothing_mixes_with_what_was_before():
     step = np.array([[0.0], [1], [1], [1]])
     assert low_pass(step, 0.5)[:, 0].tolist() == [0, 0.5, 0.75, 0.875]
     assert np.array_equal(low_pass(step, 0), step)
-
-
-def test_the_strongest_of_each_part_is_shown():
-    strength = np.array([0, 3, 1, 2, 5, 0, 0, 1])
-    assert choose_timesteps(strength[:, None].astype(np.float32), 2) == [1, 4]
-    assert choose_timesteps(strength[:2, None].astype(np.float32), 6) == [0, 1]
 
 
 def write_person(root: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from eavatar import __version__, settings, threads
+from eavatar import __version__, device, settings, threads
 from eavatar.errors import UserError, explain_refusal
 
 Arguments = argparse.Namespace
@@ -75,6 +75,8 @@ def matte(a: Arguments) -> None:
 
     block = settings.parse_block(settings.MatteSettings, a.settings)
     crop = settings.parse_block(settings.IngestSettings, a.ingest_settings)
+    if block.chosen.gpu != "unused":
+        device.claim_gpu()
     run(block, crop, a.capture, a.sequence, a.mattes, a.output)
 
 
@@ -84,6 +86,8 @@ def detect_landmarks(a: Arguments) -> None:
 
     block = settings.parse_block(settings.LandmarkSettings, a.settings)
     crop = settings.parse_block(settings.IngestSettings, a.ingest_settings)
+    if block.chosen.gpu != "unused":
+        device.claim_gpu()
     run(block, crop, a.capture, a.sequence, a.landmarks, a.output)
 
 
@@ -300,6 +304,8 @@ def block(name: str, path: str) -> Flag:
 
 # Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side.
 ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face}
+# Verbs that use a GPU, whatever their settings.
+ON_GPU: set[Verb] = {train_sdf, train_splat, evaluate, floors, measure_speed, reenact, render}
 
 PEOPLE: dict[Verb, list[Flag]] = {
     doctor: [
@@ -553,6 +559,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Before the verb imports what makes threads.
         threads.set_environment(one_for_blas=parsed.function in ONE_BLAS_THREAD)
+        if parsed.function in ON_GPU:
+            device.claim_gpu()
         parsed.function(parsed)
     except (UserError, OSError) as error:
         sentence = error if isinstance(error, UserError) else explain_refusal(error)

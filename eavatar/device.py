@@ -1,11 +1,34 @@
-"""Where tensors are computed on, chosen in one place."""
+"""Where tensors are computed on: the CPU, or one GPU of those that this process may use.
+
+A job uses one GPU. On a host with several, each verb that needs one claims the GPU that the fewest
+others of this user hold, so that jobs side by side spread over all of them:
+
+    snakemake --cores 32 --resources gpu=2      # on two GPUs: a job on each
+    snakemake --cores 32 --resources gpu=4      # two jobs on each
+
+A claim is a locked file in the temporary folder; it ends with its process, however that ends. What
+``CUDA_VISIBLE_DEVICES`` lists is all there is, so that a scheduler of a cluster that assigns one
+GPU has its way. For programs that know nothing of this:
+
+    python -m eavatar.device <program> <argument> …
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def choose_device() -> torch.device:
@@ -13,3 +36,63 @@ def choose_device() -> torch.device:
     import torch  # late: some stages load it for one of their backends only
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def claim_gpu() -> None:
+    """Keep one of several GPUs for this process, and what it starts; before CUDA is first used."""
+    gpus = visible_gpus()
+    if len(gpus) > 1:
+        os.environ[VISIBLE] = _claim(gpus, _claims_folder())
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    given = os.environ.get(VISIBLE)
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    nodes = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    return [str(number) for number in range(len(nodes))]
+
+
+def _claim(gpus: Sequence[str], folder: Path) -> str:
+    """The GPU that the fewest processes hold, held by this process from now on."""
+    with _one_at_a_time(folder):
+        held = {gpu: sum(map(_is_held, folder.glob(f"{_stem(gpu)}.*"))) for gpu in gpus}
+        chosen = min(gpus, key=held.__getitem__)
+        claim, _ = tempfile.mkstemp(prefix=f"{_stem(chosen)}.", dir=folder)
+        os.set_inheritable(claim, True)  # so that a program in place of this one holds it too
+        fcntl.flock(claim, fcntl.LOCK_EX)
+    return chosen
+
+
+def _stem(gpu: str) -> str:
+    return gpu.replace("/", "_")
+
+
+def _is_held(path: Path) -> bool:
+    """Whether the process of a claim still runs; removes the claim if it does not."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    path.unlink()
+    return False
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _claims_folder() -> Path:
+    folder = Path(tempfile.gettempdir(), f"eavatar-gpus-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    claim_gpu()
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -71,7 +71,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "demo/render": "demo/test_demo.py",
     "demo/rig": "demo/test_demo.py",
     "demo/sculpt": "demo/test_demo.py",
-    "device": "splat/test_splat_train.py",  # one line, of both trainings
     "face/backends/face_alignment": "face/test_landmarks.py",
     "face/backends/provided": "face/test_landmarks.py",
     "face/photometric": "face/test_refine.py",

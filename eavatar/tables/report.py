@@ -400,7 +400,7 @@ def _alignment(prior: Path) -> str:
 def _curves(title: str, path: Path) -> str:
     log = pd.read_csv(require(path, "the training log"))
     figures = []
-    for name in log.columns.drop("step"):
+    for name in log.columns.drop(["step", "seconds"], errors="ignore"):
         logged = log[["step", name]].dropna()
         if not logged.empty:
             figures.append(

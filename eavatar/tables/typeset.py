@@ -19,12 +19,14 @@ SOURCE = (
 )
 SPEED_DEFINITION = (
     "Training: both stages, by Snakemake's benchmarks; of a training that was resumed, since then. "
+    "Steps per second: of stage II, median over its log, without its start. "
     "Frames per second: from expression, pose and camera to the finished image on the device, "
     "median, without copying and encoding it."
 )
 SPEEDS = (
     Metric(SPEED[0], "training (h)", False, 2),
-    Metric(SPEED[1], "frames per second", True, 1),
+    Metric(SPEED[1], "steps per second", True, 1),
+    Metric(SPEED[2], "frames per second", True, 1),
 )
 DELTA = "difference"
 DEVIATIONS = {"measured": "deviation", "gain": "gain_deviation"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import random
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
@@ -76,9 +77,9 @@ def seed_everything(seed: int) -> None:
 def train(task: Trainable, run: Run, output: Path) -> None:
     """Run a task to its last step, from its newest checkpoint if there is one that fits.
 
-    Writes ``output/log.csv`` (a row every few steps: step and the named values) and resume points,
-    see `eavatar.training.checkpoints`, with which `finish` deals once the stage has saved its
-    model.
+    Writes ``output/log.csv`` (a row every few steps: step, seconds of training up to it in all its
+    runs, and the named values) and resume points, see `eavatar.training.checkpoints`, with which
+    `finish` deals once the stage has saved its model.
 
     Args:
         task: the stage.
@@ -92,6 +93,7 @@ def train(task: Trainable, run: Run, output: Path) -> None:
     if first < run.steps:  # the log of an unbroken training has no row for a last step in between
         rows = [row for row in rows if row["step"] % LOG_EVERY == 0]
     recent: list[Tensor] = []
+    started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     with tqdm(total=run.steps, initial=first, desc=run.name, unit="step", mininterval=1) as bar:
         for step in range(first, run.steps):
             values = task.step(step)
@@ -104,7 +106,8 @@ def train(task: Trainable, run: Run, output: Path) -> None:
                 bar.update(len(recent))
                 recent.clear()
             if logged:
-                rows.append({"step": step, **newest})
+                seconds = round(time.perf_counter() - started, 3)
+                rows.append({"step": step, "seconds": seconds, **newest})
                 bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in newest.items()))
             if saved:
                 state = task.state()

@@ -1,4 +1,4 @@
-"""How long an avatar trained and how fast it is drawn: ``speed.json`` (Table 5)."""
+"""How long and fast an avatar trained, and how fast it is drawn: ``speed.json`` (Table 5)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 
 from eavatar.avatar.files import load_avatar
 from eavatar.avatar.model import CameraBatch
-from eavatar.io import read_cameras, write_json
+from eavatar.io import read_cameras, require, write_json
 from eavatar.threads import count_threads
 from eavatar.view.player import WARM_UP, Player, most_frontal, read_drive
 
@@ -21,16 +23,18 @@ MIN_FRAMES, MIN_SECONDS = 30, 2.0  # measured, so that the median is steady
 
 
 def measure_speed(
-    avatar: Path, tracking: Path, cameras: Path, benchmarks: Sequence[Path], output: Path
+    avatar: Path, log: Path, tracking: Path, cameras: Path, benchmarks: Sequence[Path], output: Path
 ) -> Path:
     """Draw a tracked sequence from its most frontal camera and write ``speed.json``.
 
     Its keys: ``frames_per_second`` (of the median frame, from numbers on the device to the finished
     image there), ``frames`` measured, ``training_hours`` (null if a benchmark is missing),
-    ``gaussians``, ``image_size``, ``hardware``.
+    ``steps_per_second`` of stage II (null if its log has no times), ``gaussians``, ``image_size``,
+    ``hardware``.
 
     Args:
         avatar: ``splat/<variant>``.
+        log: ``splat/<variant>/log.csv``.
         tracking: ``face/tracking/<sequence>.npz``.
         cameras: ``capture/cameras.json``.
         benchmarks: Snakemake's of both stages.
@@ -45,11 +49,21 @@ def measure_speed(
         "frames_per_second": 1e3 / statistics.median(milliseconds),
         "frames": len(milliseconds),
         "training_hours": sum(hours) if all(hours) else None,
+        "steps_per_second": read_rate(log),
         "gaussians": len(model.neutral),
         "image_size": model.settings.image_size,
         "hardware": describe_device(model.device),
     }
     return write_json(output, content)
+
+
+def read_rate(log: Path) -> float | None:
+    """Training steps per second: the median between rows of a log, which neither compilation at the
+    start nor a checkpoint in between moves; None of a log of one row, or without times."""
+    table = pd.read_csv(require(log, "the training log"))
+    if len(table) < 2 or "seconds" not in table:
+        return None
+    return float(np.median(np.diff(table["step"]) / np.diff(table["seconds"])))
 
 
 def time_frames(player: Player, tracking: Path, cameras: Path) -> list[float]:

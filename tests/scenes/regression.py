@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -60,3 +61,8 @@ def run(task: Regression, folder: Path, given: Run | None = None) -> Regression:
 def interrupted(folder: Path, given: Run | None = None) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Regression(killed_at=13), folder, given)
+
+
+def read_log(folder: Path) -> pd.DataFrame:
+    """The log without its times, which differ from run to run."""
+    return pd.read_csv(folder / "log.csv").drop(columns="seconds")

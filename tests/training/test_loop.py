@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from eavatar.errors import UserError
 from eavatar.training.loop import seed_everything
-from tests.scenes.regression import Regression, interrupted, run, run_of
+from tests.scenes.regression import Regression, interrupted, read_log, run, run_of
 
 
 def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
@@ -21,10 +22,20 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     resumed = run(Regression(), tmp_path / "parts")
     assert resumed.steps == list(range(10, 25))  # the newest resume point is at step 10
     torch.testing.assert_close(resumed.model.weight, whole.model.weight, rtol=0, atol=0)
-    logs = [(tmp_path / part / "log.csv").read_text() for part in ("whole", "parts")]
-    assert logs[0] == logs[1]
-    rows = list(csv.DictReader(logs[0].splitlines()))
-    assert [int(row["step"]) for row in rows] == [0, 10, 20, 24]
+    logs = [read_log(tmp_path / part) for part in ("whole", "parts")]
+    assert logs[0].equals(logs[1])
+    assert logs[0]["step"].tolist() == [0, 10, 20, 24]
+
+
+def test_the_log_counts_the_seconds_of_all_runs(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    interrupted(tmp_path, run_of(steps=40))
+    first = time.perf_counter() - started
+    run(Regression(), tmp_path, run_of(steps=40))
+    seconds = pd.read_csv(tmp_path / "log.csv")["seconds"]
+    assert seconds.is_monotonic_increasing and seconds.iloc[0] > 0
+    assert seconds.iloc[1] <= first + 1e-3  # rounded to milliseconds
+    assert seconds.iloc[-1] <= time.perf_counter() - started + 1e-3
 
 
 def test_another_checkpoint_interval_changes_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 in   capture/, face/, sdf/<variant>/ of the first variant with the same settings of stage I
 out  splat/<variant>/model.safetensors, model.yaml
-     splat/<variant>/log.csv   losses and Gaussian count over steps
+     splat/<variant>/log.csv   losses, Gaussian count and seconds over steps
 A killed job goes on from splat/<variant>/checkpoints.
 """
 

@@ -176,7 +176,8 @@ def measure_speed(a: Arguments) -> None:
     """Measure how fast an avatar is drawn, beside the time that it trained."""
     from eavatar.view.speed import measure_speed as run
 
-    run(a.avatar, a.tracking, a.cameras, [Path(path) for path in a.benchmarks], a.output)
+    benchmarks = [Path(path) for path in a.benchmarks]
+    run(a.avatar, a.log, a.tracking, a.cameras, benchmarks, a.output)
 
 
 def paper_table(a: Arguments) -> None:
@@ -456,6 +457,7 @@ RULES: dict[Verb, list[Flag]] = {
     ],
     measure_speed: [
         ("--avatar", Path, "splat/<variant>", True),
+        ("--log", Path, "splat/<variant>/log.csv", True),
         ("--tracking", Path, "face/tracking/<sequence>.npz", True),
         ("--cameras", Path, "capture/cameras.json", True),
         ("--benchmarks", list, "Snakemake's of both stages", False),
@@ -469,7 +471,7 @@ RULES: dict[Verb, list[Flag]] = {
     ],
     paper_figure: [
         ("--layout", str, "what it shows: a figure of config/tables.yaml, as JSON or YAML", True),
-        ("--sources", list, "tables/<variant>/pictures or sdf/<variant>/neutral.ply", True),
+        ("--sources", list, "tables/<variant>/pictures or sdf/<variant>/surfaces", True),
         ("--cameras", Path, "capture/cameras.json", True),
         ("--tracking", Path, "face/tracking", True),
         output("results/figures/<figure>_<subject>.png"),

@@ -37,6 +37,7 @@ from eavatar.transforms import axis_angle_to_matrix
 logger = logging.getLogger(__name__)
 
 REFRESH_EVERY = 20  # steps after which the whole grid is evaluated again
+SHOWN_STEPS = (0, 30, 100, 300, 1000, 3000)  # whose surfaces are kept, for figures
 
 Values = dict[str, Tensor]
 
@@ -54,7 +55,8 @@ def train_sdf(
     """Fit the neutral surface and its drivers to a subject's training frames.
 
     Writes ``model.safetensors`` and ``model.yaml`` (see `write_stage_one`), ``neutral.ply``
-    (canonical, coloured as at the calmest timestep) and ``log.csv`` to ``output``.
+    (canonical, coloured as at the calmest timestep), ``surfaces/<step>.ply`` (canonical, as it was
+    before some steps and after the last) and ``log.csv`` to ``output``.
 
     Args:
         settings: stage I's block.
@@ -260,6 +262,7 @@ class SdfTraining(Trainable):
     Attributes:
         reach: (3,) what the last step needed that only it could tell: the fields near, far and
             pairs of `SurfaceCapacity`; None before the first step.
+        surfaces: vertices (S, 3) and faces (M, 3) before some steps, by step.
     """
 
     def __init__(
@@ -280,6 +283,7 @@ class SdfTraining(Trainable):
             self.update, captures=frames.device.type == "cuda" and renderer.capturable
         )
         self.reach: Tensor | None = None
+        self.surfaces: dict[int, tuple[Tensor, Tensor]] = {}
 
     @products_in_tf32()
     def step(self, step: int) -> Values:
@@ -288,6 +292,8 @@ class SdfTraining(Trainable):
         batch = self.loader.batch(step)
         refresh = step % REFRESH_EVERY == 0
         points, crossings = self.cuts.find(refresh)
+        if step in SHOWN_STEPS:
+            self._keep_surface(step, points, crossings)
         if refresh and self.prior and self.settings.prior.realign:
             self._realign(self.prior.shape, points, crossings)
         if self.graph.captures and self.reach is not None:
@@ -352,6 +358,11 @@ class SdfTraining(Trainable):
         """Align the prior with the surface through grid vertices (U, 3)."""
         shape.realign(self.field.surface_through(points, crossings).vertices)
 
+    @torch.no_grad()
+    def _keep_surface(self, step: int, points: Tensor, crossings: Cut) -> None:
+        surface = self.field.surface_through(points, crossings)
+        self.surfaces[step] = (surface.vertices, surface.faces)
+
     def _prior_term(self, prior: PriorDistance) -> Tensor:
         """The surface is where the prior's is, as far as that counts.
 
@@ -411,13 +422,14 @@ class SdfTraining(Trainable):
         self.loader.close()
 
     def state(self) -> dict[str, Any]:
-        """Also the sides of the grid's vertices, which decide where the field is evaluated, and
-        the prior's centre and size, which change if it is realigned."""
+        """Also the sides of the grid's vertices, which decide where the field is evaluated, the
+        prior's centre and size, which change if it is realigned, and the surfaces so far."""
         return {
             "field": self.field.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "inside": self.cuts.inside,
             "shape": self._movable(),
+            "surfaces": self.surfaces,
         }
 
     def _movable(self) -> list[Tensor]:
@@ -430,11 +442,13 @@ class SdfTraining(Trainable):
         for own, stored in zip(self._movable(), state["shape"], strict=True):
             own.copy_(stored)
         self.cuts.look_near(state["inside"].to(self.frames.device))
+        self.surfaces = state["surfaces"]
 
 
 @torch.no_grad()
 def save(task: SdfTraining, output: Path) -> Path:
-    """Write the model and the neutral mesh, coloured as at the timestep of least expression.
+    """Write the model, the neutral mesh, coloured as at the timestep of least expression, and the
+    surfaces on the way to it.
 
     Returns:
         The path of the model.
@@ -453,4 +467,17 @@ def save(task: SdfTraining, output: Path) -> Path:
         driven.colours[0].cpu().numpy(),
     )
     write_mesh(output / "neutral.ply", mesh)
+    _write_surfaces(task, output / "surfaces")
     return path
+
+
+@torch.no_grad()
+def _write_surfaces(task: SdfTraining, folder: Path) -> None:
+    """Write the surfaces that were kept, and the last one."""
+    grid = task.cuts.near_grid()
+    last = task.field.surface(grid, task.field.distances(grid.vertices))
+    surfaces = task.surfaces | {task.settings.steps: (last.vertices, last.faces)}
+    for stale in folder.glob("*.ply"):
+        stale.unlink()
+    for step, (vertices, faces) in surfaces.items():
+        write_mesh(folder / f"{step:05d}.ply", Mesh(vertices.cpu().numpy(), faces.cpu().numpy()))

@@ -16,6 +16,7 @@ from eavatar.arrays import Float64, Image
 from eavatar.data.images import read_rgb
 from eavatar.errors import UserError
 from eavatar.io import Tracking, read_cameras, read_mesh, read_tracking
+from eavatar.landmark_indices import BROWS, EYES, MOUTH
 from eavatar.rendering.mesh_images import draw_meshes
 from eavatar.tables.drawing import write_image
 from eavatar.tables.layout import FigureLayout
@@ -23,10 +24,11 @@ from eavatar.tables.layout import FigureLayout
 TILE = 320  # width of a column, pixels
 GAP = 4
 HEADER = 28  # height of the labels, pixels
-ANGLES = (0, 45, 90)  # degrees, of surfaces
+ANGLES = (0, 60)  # degrees, of surfaces
 SURFACE = (205, 200, 190)
 HALF_HEIGHT = 1.7  # canonical units: a head with neck
-REGIONS = {"mouth": slice(48, 68), "eyes": slice(36, 48), "brows": slice(17, 27)}
+HALF_WIDTH = 1.1
+REGIONS = {"mouth": MOUTH, "eyes": EYES, "brows": BROWS}
 MARGIN = 0.2  # around the landmarks, of their width
 MIN_ASPECT = 0.5  # height of a crop / its width: brows are flat
 
@@ -63,28 +65,44 @@ def paper_figure(
     Args:
         layout: of the figure.
         sources: of its variants, in their order: ``tables/<variant>/pictures`` or, of surfaces,
-            ``sdf/<variant>/neutral.ply``.
+            ``sdf/<variant>/surfaces``.
         cameras: ``capture/cameras.json``.
         tracking: ``face/tracking``.
         output: an image file.
     Returns:
         ``output``.
     Raises:
-        UserError: a file is missing or malformed, or the variants have no picture in common.
+        UserError: a file is missing or malformed, or the variants have no picture, or no step of a
+            surface, in common.
     """
     named = dict(zip(layout.variants, sources, strict=True))
     if layout.surfaces:
-        rows = [
-            [
-                draw_meshes([(read_mesh(named[name]), SURFACE)], angle, TILE, HALF_HEIGHT)
-                for name in layout.variants
-            ]
-            for angle in ANGLES
-        ]
+        rows = _surface_rows(list(named.values()))
     else:
         rows = _picture_rows(layout, named, cameras, tracking)
     write_image(output, assemble([column.label for column in layout.columns], rows))
     return output
+
+
+def _surface_rows(folders: Sequence[Path]) -> list[list[Image]]:
+    """A row for each step whose surface all have."""
+    common = set.intersection(*({path.name for path in f.glob("*.ply")} for f in folders))
+    if not common:
+        raise UserError(
+            f"{', '.join(map(str, folders))} have no step in common; run `train_sdf` again."
+        )
+    return [
+        [_draw_surface(folder / name, f"step {int(Path(name).stem)}") for folder in folders]
+        for name in sorted(common)
+    ]
+
+
+def _draw_surface(path: Path, label: str) -> Image:
+    """A surface from some sides, side by side, at the width of a column."""
+    mesh, half = read_mesh(path), round(TILE * HALF_WIDTH / HALF_HEIGHT / 2)
+    views = [draw_meshes([(mesh, SURFACE)], angle, TILE, HALF_HEIGHT) for angle in ANGLES]
+    tile = to_tile(np.hstack([view[:, TILE // 2 - half : TILE // 2 + half] for view in views]))
+    return write_label(tile, label, (GAP, HEADER - 9))
 
 
 def _picture_rows(
@@ -172,7 +190,7 @@ def assemble(labels: Sequence[str], rows: Sequence[Sequence[Image]]) -> Image:
     header = np.full((HEADER, width, 3), 255, np.uint8)
     for column, label in enumerate(labels):
         corner = (column * (TILE + GAP) + GAP, HEADER - 9)
-        cv2.putText(header, label, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+        write_label(header, label, corner)
     parts = [header]
     for row in rows:
         strip = np.full((row[0].shape[0] + GAP, width, 3), 255, np.uint8)
@@ -181,3 +199,9 @@ def assemble(labels: Sequence[str], rows: Sequence[Sequence[Image]]) -> Image:
             strip[: tile.shape[0], left : left + TILE] = tile
         parts.append(strip)
     return np.concatenate(parts)
+
+
+def write_label(image: Image, text: str, corner: tuple[int, int]) -> Image:
+    """Black text on an image, its lower left corner at (x, y) pixels."""
+    cv2.putText(image, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    return image

@@ -14,7 +14,11 @@ from eavatar.settings import Settings, read_yaml, validate
 
 AVERAGE = "average"  # in place of a subject
 RECORDED = "self_reenactment"
-SPEED = ("training_hours", "frames_per_second")  # of speed.json; all else is of images.csv
+SPEED = (
+    "training_hours",
+    "steps_per_second",
+    "frames_per_second",
+)  # of speed.json; all else is of images.csv
 
 
 class TableRow(Settings):
@@ -73,7 +77,7 @@ class FigureLayout(Settings):
     columns: tuple[Column, ...]
     crops: tuple[Literal["whole", "mouth", "eyes", "brows"], ...] = ("whole",)
     views: int = Field(3, ge=1, description="most pictures, those of strongest expression")
-    surfaces: bool = Field(False, description="stage I's neutral meshes in place of pictures")
+    surfaces: bool = Field(False, description="stage I over its steps in place of pictures")
 
     @property
     def variants(self) -> list[str]:

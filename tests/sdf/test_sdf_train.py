@@ -168,8 +168,13 @@ def test_training_finds_the_ball(subject: Path) -> None:
     assert np.abs(distance).mean() < 0.06
     colour = mesh.colours.mean(axis=0)
     assert colour[0] > colour[1] + 0.2
+    on_the_way = [read_mesh(path).vertices for path in sorted((output / "surfaces").iterdir())]
+    errors = [
+        np.abs(np.linalg.norm(v - CENTRE.numpy(), axis=1) - RADIUS).mean() for v in on_the_way
+    ]
+    assert len(errors) == 3 and errors[0] > 0.1 > errors[2]  # before steps 0 and 30, after 60
     assert {path.name for path in output.iterdir()} == {
-        "model.safetensors", "model.yaml", "neutral.ply", "log.csv", "checkpoints",
+        "model.safetensors", "model.yaml", "neutral.ply", "surfaces", "log.csv", "checkpoints",
     }  # fmt: skip
     tensors = load_file(output / "model.safetensors")
     assert tensors["surface.positions"].shape == (len(mesh.vertices), 3)
@@ -213,6 +218,12 @@ def test_more_steps_go_on_whatever_way_they_are_carried_out(
         assert "resuming from" in caplog.text
         model = load_file(output / "model.safetensors")
         assert all(torch.equal(model[name], value) for name, value in whole.items())
+        surfaces = [folder / "surfaces/00000.ply" for folder in (begun, output)]
+        assert sorted(path.name for path in surfaces[1].parent.iterdir()) == [
+            "00000.ply",
+            "00005.ply",
+        ]
+        assert surfaces[0].read_bytes() == surfaces[1].read_bytes()
 
 
 def test_field_at_cut_edges_gives_the_surface_of_the_field_everywhere() -> None:

@@ -96,14 +96,30 @@ def test_a_crop_holds_its_landmarks_and_stays_in_the_image(crop):
     assert find_window(points, "whole", 100) == (slice(0, 100), slice(0, 100))
 
 
-def test_surfaces_are_drawn_from_three_sides(place):
-    vertices = np.array([[-1, -1, 0], [1, -1, 0], [0, 1, 0]], np.float32)
-    mesh = Mesh(vertices, np.array([[0, 1, 2]]), None)
+def test_surfaces_of_the_steps_that_all_have_are_drawn_from_two_sides(place):
+    vertices = np.array([[-0.8, -1, 0], [0.8, -1, 0], [0, 1, 0]], np.float32)
     columns = [{"label": name, "variant": name} for name in "ab"]
-    sources = [write_mesh(place / f"{name}.ply", mesh) or place / f"{name}.ply" for name in "ab"]
+    for name, steps in {"a": (0, 30, 500), "b": (0, 30, 400)}.items():
+        for step in steps:
+            mesh = Mesh((1 - step / 60) * vertices, np.array([[0, 1, 2]]), None)
+            write_mesh(place / name / f"{step:05d}.ply", mesh)
     layout = make_layout(columns=columns, surfaces=True)
     words = (place / "cameras.json", place / "tracking", place / "figure.png")
-    image = cv2.imread(str(paper_figure(layout, sources, *words)))[..., 0]
-    assert image.shape == (HEADER + 3 * (TILE + GAP), 2 * (TILE + GAP) - GAP)
-    front, side = (image[HEADER + row * (TILE + GAP) :][:TILE, :TILE] for row in (0, 2))
-    assert (front < 250).sum() > 20 * (side < 250).sum()  # a triangle, seen edge on in the end
+
+    def draw() -> np.ndarray:
+        return cv2.imread(str(paper_figure(layout, [place / "a", place / "b"], *words)))[..., 0]
+
+    image = draw()
+    height = (image.shape[0] - HEADER) // 2 - GAP  # of a row, of steps 0 and 30
+    assert image.shape[1] == 2 * (TILE + GAP) - GAP and 0.5 * TILE < height < TILE
+    first, second = (image[HEADER + row * (height + GAP) :][HEADER:height] for row in range(2))
+    front, side = (
+        (half < 250).sum() for half in (first[:, : TILE // 2], first[:, TILE // 2 : TILE])
+    )
+    assert side / front == pytest.approx(0.5, abs=0.1)  # cos 60°; the rim of a triangle
+    assert (second < 250).sum() < 0.5 * (first < 250).sum()  # a quarter
+    assert (image[HEADER : 2 * HEADER, : TILE // 4] < 100).any()  # which step it is
+    for path in (place / "b").glob("*.ply"):
+        path.unlink()
+    with pytest.raises(UserError, match="no step in common"):
+        draw()

@@ -399,15 +399,17 @@ def method(wildcards):
     return PLANS[wildcards.subject].variant(wildcards.variant).method
 
 
-def drawn_from(wildcards):
-    """The model that draws a variant's images, of the first that is trained alike; none for images
-    of another code."""
-    if rendered_images(wildcards):
-        return []
-    first = first_alike(wildcards.subject, wildcards.variant, ("sdf", "splat"))
-    return expand(
-        rules.train_splat.output.model, subject=wildcards.subject, variant=first
-    )
+def of_trained(pattern):
+    """A function of wildcards: the pattern for the avatar that draws a variant's images, of the
+    first that is trained alike; none for images of another code."""
+
+    def path(wildcards):
+        if rendered_images(wildcards):
+            return []
+        first = first_alike(wildcards.subject, wildcards.variant, ("sdf", "splat"))
+        return expand(pattern, subject=wildcards.subject, variant=first)
+
+    return path
 
 
 def rendered_files(wildcards):
@@ -485,7 +487,7 @@ def figure_sources(wildcards):
         pattern = rules.evaluate.output.pictures
         return expand(pattern, subject=subject, variant=chosen.variants)
     trained = [first_alike(subject, name, ("sdf",)) for name in chosen.variants]
-    return expand(rules.train_sdf.output.neutral, subject=subject, variant=trained)
+    return expand(rules.train_sdf.output.surfaces, subject=subject, variant=trained)
 
 
 def figures(wildcards):

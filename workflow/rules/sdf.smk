@@ -3,7 +3,8 @@
 in   capture/, face/, prior/aligned.ply, prior/alignment.json
 out  sdf/<variant>/model.safetensors, model.yaml
      sdf/<variant>/neutral.ply   canonical
-     sdf/<variant>/log.csv       losses over steps
+     sdf/<variant>/surfaces/<step>.ply   likewise, on the way to it
+     sdf/<variant>/log.csv       losses and seconds over steps
 """
 
 
@@ -21,6 +22,7 @@ rule train_sdf:
         model="results/{subject}/sdf/{variant}/model.safetensors",
         settings="results/{subject}/sdf/{variant}/model.yaml",
         neutral="results/{subject}/sdf/{variant}/neutral.ply",
+        surfaces=directory("results/{subject}/sdf/{variant}/surfaces"),
         curves="results/{subject}/sdf/{variant}/log.csv",
     log:
         "results/{subject}/logs/train_sdf/{variant}.log",

@@ -21,7 +21,7 @@ rule evaluate:
         sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
-        source=drawn_from,
+        source=of_trained(rules.train_splat.output.model),
     output:
         images="results/{subject}/tables/{variant}/images.csv",
         pictures=directory("results/{subject}/tables/{variant}/pictures"),
@@ -151,7 +151,8 @@ rule measure_speed:
     input:
         tracking=rules.refine_face.output.tracking,
         cameras=rules.calibrate.output.cameras,
-        source=drawn_from,
+        source=of_trained(rules.train_splat.output.model),
+        curves=of_trained(rules.train_splat.output.curves),
     output:
         "results/{subject}/tables/{variant}/speed.json",
     log:
@@ -168,7 +169,7 @@ rule measure_speed:
         tracking=held_out_tracking,
         benchmarks=benchmarks,
     shell:
-        "python -m eavatar measure-speed --avatar {params.avatar:q}"
+        "python -m eavatar measure-speed --avatar {params.avatar:q} --log {input.curves:q}"
         " --tracking {params.tracking:q} --cameras {input.cameras:q}"
         " --benchmarks {params.benchmarks:q} --output {output:q} 2>&1 | tee {log:q}"
 

@@ -446,6 +446,15 @@ class SdfTraining(Trainable):
 
 
 @torch.no_grad()
+def neutral_surface(task: SdfTraining) -> Surface:
+    """The present surface, its cells halved as often as the settings have it."""
+    field, grid = task.field, task.cuts.near_grid()
+    for _ in range(field.settings.subdivisions):
+        grid = grid.subdivide()
+    return field.surface(grid, field.distances(grid.vertices))
+
+
+@torch.no_grad()
 def save(task: SdfTraining, output: Path) -> Path:
     """Write the model, the neutral mesh, coloured as at the timestep of least expression, and the
     surfaces on the way to it.
@@ -453,10 +462,7 @@ def save(task: SdfTraining, output: Path) -> Path:
     Returns:
         The path of the model.
     """
-    field, frames, grid = task.field, task.frames, task.cuts.near_grid()
-    for _ in range(field.settings.subdivisions):
-        grid = grid.subdivide()
-    surface = field.surface(grid, field.distances(grid.vertices))
+    field, frames, surface = task.field, task.frames, neutral_surface(task)
     calmest = int(frames.expression.norm(dim=1).argmin())
     still = torch.zeros_like(frames.expression[:1])
     driven = field.drive(surface, still, frames.poses[calmest, None])

@@ -109,6 +109,41 @@ class ScoredSequence:
     true_landmarks: Float64
 
 
+@dataclass(frozen=True)
+class TrueHead:
+    """The true head at rest, in its model's frame, and where canonical space lies in it.
+
+    Attributes:
+        mesh: metres.
+        landmarks: (68, 3) metres, at rest but for what all timesteps share.
+        to_model: canonical space to the model's frame, by the poses alone.
+    """
+
+    mesh: Mesh
+    landmarks: Float64
+    to_model: Similarity
+
+    @property
+    def size(self) -> float:
+        """Height from the chin to the highest vertex, metres."""
+        return float(self.mesh.vertices[:, 1].max() - self.landmarks[CHIN, 1])
+
+    def distances(self, points: Float64, surface: Mesh) -> Float64:
+        """Distance from points (N, 3) of the model's frame to a surface, (N,), % of the head size.
+
+        Args:
+            points: metres.
+            surface: canonical.
+        """
+        placed = self.to_model.apply(surface.vertices.astype(np.float64)).astype(np.float32)
+        return 100 * surface_distances(points, Mesh(placed, surface.faces)) / self.size
+
+
+def read_true_head(results: Path, truth: Path) -> TrueHead:
+    """The truth of a subject's surfaces; folders and errors as of `score`."""
+    return _find_true_head(results, truth, _read_sequences(results, truth))
+
+
 def score(folder: Path, truth: Path | None = None, variant: str | None = None) -> pd.DataFrame:
     """Compare a subject's results with ground truth and print the table.
 
@@ -376,16 +411,8 @@ def _mean_rotation(sequences: list[ScoredSequence]) -> Float64:
 def _surface_rows(
     results: Path, truth: Path, sequences: list[ScoredSequence], stage_one: Path
 ) -> list[ScoreRow]:
-    identity = read_arrays(Identity, results / "face" / "identity.npz")
-    to_model = _map_to_model(sequences, float(identity.scale))
-    head = read_mesh(truth / "neutral.ply")
-    in_model = [
-        np.einsum("tji,tlj->tli", s.true_rotation, s.true_landmarks - s.true_translation[:, None])
-        for s in sequences
-    ]
-    landmarks = np.median(np.concatenate(in_model), axis=0)
-    size = float(head.vertices[:, 1].max() - landmarks[CHIN, 1])
-    points = face_points(head, landmarks)
+    head = _find_true_head(results, truth, sequences)
+    points = face_points(head.mesh, head.landmarks)
     paths = {
         "fitted face": results / "face" / "neutral.ply",
         "aligned prior": results / "prior" / "aligned.ply",
@@ -393,10 +420,19 @@ def _surface_rows(
     }
     rows = []
     for name, path in paths.items():
-        mesh = read_mesh(path)
-        placed = Mesh(
-            to_model.apply(mesh.vertices.astype(np.float64)).astype(np.float32), mesh.faces
-        )
-        error = 100 * float(surface_distances(points, placed).mean()) / size
+        error = float(head.distances(points, read_mesh(path)).mean())
         rows.append(ScoreRow(name, "% of head size", np.nan, error))
     return rows
+
+
+def _find_true_head(results: Path, truth: Path, sequences: list[ScoredSequence]) -> TrueHead:
+    identity = read_arrays(Identity, results / "face" / "identity.npz")
+    in_model = [
+        np.einsum("tji,tlj->tli", s.true_rotation, s.true_landmarks - s.true_translation[:, None])
+        for s in sequences
+    ]
+    return TrueHead(
+        read_mesh(truth / "neutral.ply"),
+        np.median(np.concatenate(in_model), axis=0),
+        _map_to_model(sequences, float(identity.scale)),
+    )

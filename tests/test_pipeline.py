@@ -76,7 +76,7 @@ def test_variants_share_all_that_they_agree_on(compared):
     status, printed = run(compared, "-np", "results/demo/metrics.csv", "results/demo/report.html")
     assert status == 0, printed
     jobs = count_jobs(printed)
-    assert jobs["ingest"] == 6  # one for each sequence, whatever the variants
+    assert jobs["ingest"] == 3  # one for each sequence, whatever the variants
     assert (jobs["train_sdf"], jobs["train_splat"], jobs["evaluate"]) == (4, 5, 7)
     trained = r"--sdf results/demo/sdf/(\S+) (.*) --output results/demo/splat/(\S+)"
     half = "--held-out-cameras alternate"
@@ -163,7 +163,7 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     status, printed = run(project, "-n", *targets, config=other)
     assert status == 0
     assert count_jobs(printed)["demo_capture"] == 1
-    assert count_jobs(printed)["ingest"] == 6, "another recording: all of it"
+    assert count_jobs(printed)["ingest"] == 3, "another recording: all of it"
 
     overlay = project / "overlay.yaml"
     text = (ROOT / "tests/tiny.yaml").read_text().replace("pictures: 2", "pictures: 3")

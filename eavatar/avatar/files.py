@@ -175,6 +175,8 @@ def _read_description(folder: Path, block: str) -> Any:
     if block not in content:
         kinds = {"avatar": "avatar (splat/<variant>)", "head": "stage I model (sdf/<variant>)"}
         raise UserError(f"{path} describes no {kinds[block]}; name the folder of one.")
+    if block == "avatar":  # older avatars were trained with the output itself
+        content[block].get("control", {}).setdefault("from_neutral", False)
     return content[block]
 
 

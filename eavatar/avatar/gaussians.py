@@ -284,7 +284,7 @@ class Generator(nn.Module):
             pose: (6,) axis-angle and translation.
             scale: canonical units to metres.
         """
-        driven = self._drive(neutral, arrangement, expression, pose)
+        driven = self._drive(neutral, arrangement, control.from_neutral, expression, pose)
         controls = driven.displacements > control.threshold
         shifts = driven.shifts
         if control.enabled:
@@ -311,7 +311,12 @@ class Generator(nn.Module):
         return Generated(gaussians, driven.displacements, controls)
 
     def _drive(
-        self, neutral: NeutralGaussians, arrangement: Arrangement, expression: Tensor, pose: Tensor
+        self,
+        neutral: NeutralGaussians,
+        arrangement: Arrangement,
+        from_neutral: bool,
+        expression: Tensor,
+        pose: Tensor,
     ) -> Driven:
         """Run each driver on the Gaussians where it has a weight, all its networks in one blend."""
         features = torch.tanh(neutral.features)
@@ -336,7 +341,12 @@ class Generator(nn.Module):
                 nets.pose_deformation(posed_points, encoded),
                 self.pose_attributes(posed, encoded),
             ]
-        norms = torch.tanh(deformation.detach().float()).norm(dim=1)
+            with torch.no_grad():
+                moved = torch.tanh(deformation.float())
+                if from_neutral:
+                    rest = nets.expression_deformation(expressed_points, 0 * expression)
+                    moved = moved - torch.tanh(rest.float())
+        norms = moved.norm(dim=1)
         norms = norms * (arrangement.weights[:near] > 0)
         first = arrangement.weights[:near, None] * _join(*by_expression)
         second = (1 - arrangement.weights[far:, None]) * _join(*by_pose)

@@ -24,7 +24,13 @@ from eavatar.transforms import axis_angle_to_matrix, quaternion_to_matrix
 EXPRESSIONS, FEATURES, COLOURS = 3, 5, 4
 NEAR, FAR = 0.1, 0.25
 CONTROL = ControlSettings(
-    enabled=False, threshold=0.3, radius=0.05, sigma=0.025, neighbours=32, mode="blend"
+    enabled=False,
+    threshold=0.3,
+    from_neutral=False,
+    radius=0.05,
+    sigma=0.025,
+    neighbours=32,
+    mode="blend",
 )
 
 

@@ -367,7 +367,7 @@ class ControlSettings(Settings):
     enabled: bool
     threshold: float = Field(gt=0, description="τ, on the norm of the raw tanh output")
     from_neutral: bool = Field(
-        description="the output (of Eq. 9, here and for τ_split) less that of the neutral expression"
+        description="output (Eq. 9; of τ_split, too) less that of the neutral expression"
     )
     radius: float = Field(gt=0, description="r of Eq. 11, canonical units")
     sigma: float = Field(gt=0, description="σ of Eq. 13, canonical units")

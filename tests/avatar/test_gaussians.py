@@ -134,6 +134,19 @@ def test_every_parameter_gets_a_gradient(generator, neutral):
         assert parameter.grad is not None and (parameter.grad != 0).any(), name
 
 
+def test_from_the_neutral_expression_only_what_an_expression_moves_counts(generator, neutral):
+    control = CONTROL.model_copy(update={"from_neutral": True})
+    arrangement = arrange(neutral, control)
+    resting = generator(neutral, arrangement, CONTROL, 0 * EXPRESSION, POSE, SCALE)
+    still = generator(neutral, arrangement, control, 0 * EXPRESSION, POSE, SCALE)
+    assert resting.displacements.max() > 0  # at the neutral expression
+    assert not still.displacements.any()
+    moved = generator(neutral, arrangement, control, EXPRESSION, POSE, SCALE)
+    anyway = generator(neutral, arrangement, CONTROL, EXPRESSION, POSE, SCALE)
+    assert (moved.displacements > 0).any()
+    assert torch.equal(moved.gaussians.means, anyway.gaussians.means)  # it moves nothing itself
+
+
 def test_controls_move_their_neighbours_only(generator, neutral):
     off = arrange(neutral)
     raw = generator(neutral, off, CONTROL, EXPRESSION, POSE, SCALE)

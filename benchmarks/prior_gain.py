@@ -5,8 +5,8 @@ surface stage II for a fixed number of steps. The subject's results must go as f
 ``prior/aligned.ply``. The kinds:
 
 template      the subject's own prior, whatever its source
-good          the true head with other faces and noise, aligned by `align_prior`: stands for a
-              generator that works
+good          the true head's outside, with other faces and noise, aligned by `align_prior`:
+              stands for a generator that works
 equation_17   the good one, but Eq. 17 alone takes note of it, and a sphere is the start
 none          no prior: ``sdf.prior.enabled: false``
 
@@ -54,6 +54,7 @@ from eavatar.settings import Config, SdfSettings, merge, read_config, validate
 from eavatar.splat import train as stage_two
 from eavatar.training.loop import seed_everything
 from eavatar.view.score import TrueHead, face_points, read_true_head
+from tests.scenes.heads import cut
 
 CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
 CHANGES: dict[str, dict[str, Any]] = {  # of the block sdf, by the kind of prior
@@ -64,12 +65,13 @@ CHANGES: dict[str, dict[str, Any]] = {  # of the block sdf, by the kind of prior
 }
 # Where stage I looks at the whole grid anyway, so that looking at it here changes nothing.
 STEPS = (0, 20, 60, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 4000, 5000, 7000, 10000)
-GOOD_FACES = 20_000  # edges of 4 mm: in finer meshes noise of that size crumples the surface
+GOOD_FACES = 80_000  # edges of 2 mm; a generator's mesh has as many or more
 GOOD_NOISE = 0.01  # of the head size, at each vertex and axis
 GOOD_SEED = 0
 EYES_AND_LIPS = slice(36, 68)  # landmarks
 NEAR = 0.012  # metres around them
 BEHIND = 0.03  # metres behind the ends of the jaw line
+SHELL = 0.006  # metres from the outermost points, which are that far apart on steep parts
 ROWS = 60  # of cells of directions, twice as many columns: 5 mm on a head
 SAMPLES = 400_000
 
@@ -141,12 +143,18 @@ def outer_points(mesh: Mesh, floor: float) -> Float64:
     return outer[outer[:, 1] > floor]
 
 
+def outer_shell(mesh: Mesh, regions: Regions) -> Mesh:
+    """A head without teeth, mouth and the backs of the eyes, as generators have it."""
+    outermost = cKDTree(regions.points["whole"]).query(mesh.vertices)[0] < SHELL
+    return cut(mesh, outermost | (mesh.vertices[:, 1] < regions.head.landmarks[CHIN, 1]))
+
+
 def make_priors(options: argparse.Namespace, config: Config, regions: Regions) -> None:
     """Write the good prior and its alignment, and the errors of both priors themselves."""
     folder, head = options.output / "good", regions.head
     if (options.output / PRIORS).exists():
         return
-    mesh = tessellate(head.mesh, GOOD_FACES)
+    mesh = tessellate(outer_shell(head.mesh, regions), GOOD_FACES)
     random = np.random.default_rng(GOOD_SEED)
     noise = GOOD_NOISE * head.size * random.normal(size=mesh.vertices.shape)
     raw = folder / "raw.ply"

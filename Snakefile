@@ -15,6 +15,7 @@ include: "workflow/rules/face.smk"
 include: "workflow/rules/prior.smk"
 include: "workflow/rules/sdf.smk"
 include: "workflow/rules/splat.smk"
+include: "workflow/rules/baselines.smk"
 include: "workflow/rules/tables.smk"
 
 

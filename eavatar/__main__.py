@@ -147,6 +147,14 @@ def train_splat(a: Arguments) -> None:
     run(block, a.seed, a.capture, a.face, a.sdf, a.output, a.held_out_cameras)
 
 
+def train_nerface(a: Arguments) -> None:
+    """Train the baseline NeRFace."""
+    from eavatar.baselines.nerface import train_nerface as run
+
+    block = settings.parse_training(settings.NerfaceSettings, a.settings, a.run_settings)
+    run(block, a.seed, a.capture, a.face, a.output, a.held_out_cameras)
+
+
 def evaluate(a: Arguments) -> None:
     """Draw the held-out frames with a method and measure each image."""
     from eavatar.tables.evaluate import evaluate as run
@@ -433,13 +441,22 @@ RULES: dict[Verb, list[Flag]] = {
         ("--sdf", Path, "sdf/<variant>", True),
         output("splat/<variant>"),
     ],
+    train_nerface: [
+        SETTINGS,
+        RUN_SETTINGS,
+        SEED,
+        CAPTURE,
+        FACE,
+        HELD_OUT,
+        output("nerface/<variant>"),
+    ],
     evaluate: [
         SETTINGS,
         CAPTURE,
         FACE,
         HELD_OUT,
-        ("--method", str, "avatar, or images that another code rendered", True),
-        ("--source", Path, "splat/<variant> of an avatar, or the folder of images", True),
+        ("--method", str, "avatar, nerface, or images that another code rendered", True),
+        ("--source", Path, "<stage>/<variant> of the model, or the folder of images", True),
         output("tables/<variant>"),
     ],
     floors: [

@@ -451,6 +451,50 @@ class SplatSettings(Settings):
         return value
 
 
+class FieldRunSettings(RunSettings):
+    """Of a radiance field; the networks' precision moves its numbers by rounding only."""
+
+    mixed_precision: bool = Field(description="networks in bfloat16 where the device is CUDA")
+
+
+class NerfaceDrawing(Settings):
+    """What NeRFace needs to draw."""
+
+    image_size: int = Field(ge=16, description="side of the images, pixels")
+    width: int = Field(ge=8, description="units of a hidden layer; the colour branch has half")
+    latent_size: int = Field(ge=1, description="numbers of a timestep's code")
+    samples: int = Field(ge=4, description="of a ray in the first pass, the background among them")
+    fine_samples: int = Field(ge=1, description="that the second pass adds")
+    half_depth: float = Field(
+        gt=0, description="how far before and behind the head's origin rays are sampled, metres"
+    )
+    skip_empty: bool = Field(
+        description="sample rays only where the training's masks leave room for the person"
+    )
+    view_direction: Literal["published", "corrected"] = Field(
+        description="published: what the code passes, z of the direction and the two ends of a ray"
+    )
+
+
+class NerfaceSettings(NerfaceDrawing):
+    """`train_nerface`: the baseline NeRFace."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    images_per_step: int = Field(ge=1, description="each of a timestep and a camera of its own")
+    rays_per_image: int = Field(ge=1)
+    person_fraction: float = Field(
+        ge=0, le=1, description="of the rays, through the box around the person; others anywhere"
+    )
+    density_noise: float = Field(ge=0, description="deviation of what is added while training")
+    latent_weight: float = Field(ge=0, description="of the codes' length in the loss")
+    learning_rate: float = Field(gt=0)
+    decay_steps: int = Field(ge=1, description="steps in which the learning rate falls to a tenth")
+    averaging: float = Field(
+        ge=0, lt=1, description="fraction of the steps so far over which the saved model is a mean"
+    )
+    run: FieldRunSettings
+
+
 class EvaluateSettings(Settings):
     """`evaluate`: per-image metrics."""
 
@@ -500,7 +544,7 @@ Seeds = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_once_each)
 ]
 SEED_MARK = "@"  # between a variant's name and a seed that is not the first
-TRAINED = "avatar"  # the method that trains
+UNTRAINED = "images"  # the method that trains nothing
 FLOORS = "floors"  # in the place of a variant in metrics.csv
 
 
@@ -518,7 +562,9 @@ class Variant(Settings):
     Only here are defaults: what a variant does not name is as the subject has it.
     """
 
-    method: Literal["avatar", "images"] = Field("avatar", description="what draws the images")
+    method: Literal["avatar", "images", "nerface"] = Field(
+        "avatar", description="what draws the images"
+    )
     images: str | None = Field(
         None,
         validate_default=True,
@@ -528,6 +574,7 @@ class Variant(Settings):
     held_out_cameras: tuple[str, ...] | None = Field(None, description="in place of the setting")
     sdf: dict[str, Any] = Field({}, description="overlay on the block")
     splat: dict[str, Any] = Field({}, description="overlay on the block")
+    nerface: dict[str, Any] = Field({}, description="overlay on the block")
     tables: dict[str, Any] = Field({}, description="overlay on the block")
 
     @field_validator("images")
@@ -557,6 +604,7 @@ class Config(Settings):
     prior: PriorBlock
     sdf: SdfSettings
     splat: SplatSettings
+    nerface: NerfaceSettings
     tables: TablesBlock
     reenactment: ReenactmentSettings
     variants: dict[Annotated[str, AfterValidator(_plain_name)], Variant] = Field(
@@ -591,7 +639,13 @@ class Config(Settings):
 
 
 Block = TypeVar("Block", bound=Settings)
-VARIED = ("held_out_cameras", "sdf", "splat", "tables")  # what a variant may change, and seeds
+VARIED = (
+    "held_out_cameras",
+    "sdf",
+    "splat",
+    "nerface",
+    "tables",
+)  # what a variant may change, and seeds
 
 
 def select(names: Iterable[str], include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
@@ -655,7 +709,7 @@ def variant_contents(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             content, {key: variant[key] for key in VARIED if variant.get(key) is not None}
         )
         seeds = variant.get("seeds") or content["seeds"]
-        trained = variant.get("method", TRAINED) == TRAINED
+        trained = variant.get("method") != UNTRAINED
         for number, seed in enumerate(seeds if trained else seeds[:1]):
             full_name = f"{name}{SEED_MARK}{seed}" if number else name
             contents[full_name] = {**changed, "seeds": [seed]}

@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
     }
     | {"io", "backends", "weights", "settings", "results"},
     "data and drawing": {"data", "rendering"},
-    "training and model": {"training", "avatar"},
+    "training and model": {"training", "avatar", "baselines"},
     STAGES: {"capture", "face", "prior", "sdf", "splat", "tables"},
     TOOLS: {"preflight", "view", "interop", "demo"},
     "entry": {"__init__", "__main__"},
@@ -50,6 +50,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "avatar/model": "splat/test_splat_train.py",
     "avatar/upsamplers/gha": "avatar/test_upsample.py",
     "avatar/upsamplers/subpixel": "avatar/test_upsample.py",
+    "baselines/training": "baselines/test_nerface.py",
     "capture/backends/background_matting_v2": "capture/test_background_matting.py",
     "capture/backends/plate": "capture/test_matting.py",
     "capture/backends/provided": "capture/test_matting.py",

@@ -22,6 +22,7 @@ RUN_CHANGES = (
     'sdf={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7}}',
     'splat={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false,'
     ' "compile": false}}',
+    'nerface={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false}}',
 )
 
 
@@ -99,6 +100,24 @@ def test_images_of_another_code_need_no_training(compared):
     assert status == 0, printed
     assert "--method images --source rendered/demo" in printed
     assert not {"train_sdf", "train_splat"} & set(count_jobs(printed))
+
+
+@pytest.mark.parametrize("method", ["nerface"])
+def test_a_baseline_trains_where_a_variant_asks_for_it_and_nowhere_else(compared, method):
+    more = [f"variants={{{method}: {{method: {method}}}}}"]
+    rule = f"train_{method}"
+    status, printed = run(compared, "-n", "results/demo/metrics.csv")
+    assert status == 0, printed
+    assert rule not in count_jobs(printed)
+    status, printed = run(compared, "-n", "results/demo/tables/full/images.csv", config=more)
+    assert status == 0, printed
+    assert rule not in count_jobs(printed)
+    target = f"results/demo/tables/{method}/images.csv"
+    status, printed = run(compared, "-np", target, config=more)
+    assert status == 0, printed
+    assert count_jobs(printed)[rule] == 1
+    assert not {"train_sdf", "train_splat"} & set(count_jobs(printed))
+    assert f"--method {method} --source results/demo/{method}/{method} " in printed
 
 
 def test_a_faulty_or_unknown_variant_is_one_sentence(compared):

@@ -1,8 +1,9 @@
-"""The model files of both stages: tensors in ``model.safetensors``, the rest in ``model.yaml``.
+"""The model files of all trainings: tensors in ``model.safetensors``, the rest in ``model.yaml``.
 
     format    number of this layout
     avatar    stage II: `AvatarSettings`, what drawing needs
     head      stage I: `HeadSettings`, what stage II needs
+    nerface, havatar   of `eavatar.baselines`: likewise, what drawing needs
     training  the settings of the training: a record for people that no code reads
 
 A setting of the training may come and go. One that drawing needs and that is new must get its value
@@ -33,6 +34,12 @@ from eavatar.results import Results
 from eavatar.settings import Settings, read_yaml, validate
 
 FORMAT = 1
+KINDS = {  # of models, by the block that describes one
+    "avatar": "avatar (splat/<variant>)",
+    "head": "stage I model (sdf/<variant>)",
+    "nerface": "NeRFace model (nerface/<variant>)",
+    "havatar": "HAvatar model (havatar/<variant>)",
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def write_stage_one(folder: Path, stage: StageOne, training: Settings) -> Path:
         "surface.features": stage.features,
     }
     blocks = {"head": stage.head, "training": training}
-    return _write(folder, blocks, tensors, rates="sdf.learning_rate")
+    return write_model(folder, blocks, tensors, rates="sdf.learning_rate")
 
 
 def read_stage_one(folder: Path) -> StageOne:
@@ -83,11 +90,11 @@ def read_stage_one(folder: Path) -> StageOne:
     Raises:
         UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
     """
-    description = _read_description(folder, "head")
+    description = read_description(folder, "head")
     head = validate(HeadSettings, description, str(folder / "model.yaml"))
     drivers, torso = head.make_drivers(), Torso()
-    with _fitting(folder):
-        tensors = _read_tensors(folder)
+    with fitting(folder):
+        tensors = read_tensors(folder)
         drivers.load_state_dict(_below("drivers.", tensors))
         torso.load_state_dict(_below("torso.", tensors))
         return StageOne(
@@ -108,7 +115,7 @@ def write_avatar(folder: Path, avatar: Avatar, training: Settings) -> Path:
         UserError: a value is not finite; nothing is written then.
     """
     blocks = {"avatar": avatar.settings, "training": training}
-    return _write(folder, blocks, avatar.state_dict(), rates="splat.learning_rates")
+    return write_model(folder, blocks, avatar.state_dict(), rates="splat.learning_rates")
 
 
 def read_avatar(folder: Path) -> Avatar:
@@ -117,10 +124,10 @@ def read_avatar(folder: Path) -> Avatar:
     Raises:
         UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
     """
-    description = _read_description(folder, "avatar")
+    description = read_description(folder, "avatar")
     settings = validate(AvatarSettings, description, str(folder / "model.yaml"))
-    with _fitting(folder):
-        tensors = _read_tensors(folder)
+    with fitting(folder):
+        tensors = read_tensors(folder)
         avatar = Avatar.blank(settings, len(tensors["neutral.positions"]))
         avatar.load_state_dict(tensors)
     return avatar.eval()
@@ -146,9 +153,19 @@ def load_avatar(
     return read_avatar(folder).to(device or choose_device())
 
 
-def _write(
+def write_model(
     folder: Path, blocks: Mapping[str, Settings], tensors: Mapping[str, Tensor], rates: str
 ) -> Path:
+    """Write ``model.yaml`` of some blocks and then ``model.safetensors``; returns the latter.
+
+    Args:
+        folder: of both.
+        blocks: by name.
+        tensors: by name.
+        rates: the setting of the learning rates, for a sentence.
+    Raises:
+        UserError: a value is not finite; nothing is written then.
+    """
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise UserError(
@@ -165,16 +182,19 @@ def _write(
     return folder / "model.safetensors"
 
 
-def _read_description(folder: Path, block: str) -> Any:
-    """The part of ``model.yaml`` that code reads: the block ``avatar`` or ``head``."""
+def read_description(folder: Path, block: str) -> Any:
+    """The part of ``model.yaml`` that code reads: the block of a name in `KINDS`.
+
+    Raises:
+        UserError: the file is missing, of an unknown format, or has no such block.
+    """
     path = require(folder / "model.yaml", "the description of the model")
     content = read_yaml(path)
     if "format" not in content:
         content = _without_format(content)
     check_format(content, FORMAT, path)
     if block not in content:
-        kinds = {"avatar": "avatar (splat/<variant>)", "head": "stage I model (sdf/<variant>)"}
-        raise UserError(f"{path} describes no {kinds[block]}; name the folder of one.")
+        raise UserError(f"{path} describes no {KINDS[block]}; name the folder of one.")
     if block == "avatar":  # older avatars were trained with the output itself
         content[block].get("control", {}).setdefault("from_neutral", False)
     return content[block]
@@ -192,12 +212,13 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"avatar": kept | {"head": head, "scale": sizes["scale"]}}
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of ``model.safetensors`` by name."""
     return load_file(require(folder / "model.safetensors", "the model"))
 
 
 @contextmanager
-def _fitting(folder: Path) -> Iterator[None]:
+def fitting(folder: Path) -> Iterator[None]:
     """Turn what goes wrong where tensors do not fit the description into one sentence."""
     try:
         yield

@@ -41,4 +41,14 @@ def _open_images(source: Path, capture: Path, device: torch.device) -> Method:
     return ImageFolder.open(source, capture)
 
 
-METHODS: dict[str, OpenMethod] = {"avatar": _open_avatar, "images": _open_images}
+def _open_nerface(source: Path, capture: Path, device: torch.device) -> Method:
+    from eavatar.baselines.nerface import NeRFace
+
+    return NeRFace.read(source).to(device)
+
+
+METHODS: dict[str, OpenMethod] = {
+    "avatar": _open_avatar,
+    "images": _open_images,
+    "nerface": _open_nerface,
+}

@@ -331,10 +331,15 @@ def variants(wildcards):
     return list(PLANS[wildcards.subject].variants)
 
 
+def drawn_by(subject, method):
+    """The subject's variants of a method, in the order of the settings."""
+    plan = PLANS[subject]
+    return [name for name in plan.variants if plan.variant(name).method == method]
+
+
 def avatars(subject):
     """The subject's variants that train an avatar, in the order of the settings."""
-    plan = PLANS[subject]
-    return [name for name in plan.variants if plan.variant(name).method == "avatar"]
+    return drawn_by(subject, "avatar")
 
 
 def reported(wildcards):
@@ -368,11 +373,11 @@ def stage_one(wildcards):
 
 
 def first_alike(subject, variant, blocks):
-    """The first avatar that is trained with the same blocks of settings, seed and cameras."""
+    """The first of its method that is trained with the same blocks of settings, seed and cameras."""
     wanted = trained_with(subject, variant, blocks)
     alike = (
         name
-        for name in avatars(subject)
+        for name in drawn_by(subject, PLANS[subject].variant(variant).method)
         if trained_with(subject, name, blocks) == wanted
     )
     return next(alike, variant)
@@ -399,17 +404,28 @@ def method(wildcards):
     return PLANS[wildcards.subject].variant(wildcards.variant).method
 
 
-def of_trained(pattern):
-    """A function of wildcards: the pattern for the avatar that draws a variant's images, of the
-    first that is trained alike; none for images of another code."""
+def of_trained(name):
+    """A function of wildcards: the output of that name of the training that draws a variant's
+    images, of the first that is trained alike; none for images of another code."""
 
     def path(wildcards):
         if rendered_images(wildcards):
             return []
-        first = first_alike(wildcards.subject, wildcards.variant, ("sdf", "splat"))
+        last, blocks = list(trainings(wildcards).items())[-1]
+        first = first_alike(wildcards.subject, wildcards.variant, blocks)
+        pattern = getattr(getattr(rules, last).output, name)
         return expand(pattern, subject=wildcards.subject, variant=first)
 
     return path
+
+
+def trainings(wildcards):
+    """The rules that train what draws a variant, in their order, with the blocks that they and
+    those before them learn with."""
+    own = method(wildcards)
+    if own == "avatar":
+        return {"train_sdf": ("sdf",), "train_splat": ("sdf", "splat")}
+    return {f"train_{own}": (own,)}
 
 
 def rendered_files(wildcards):
@@ -436,12 +452,11 @@ def held_out_tracking(wildcards, input):
 
 
 def benchmarks(wildcards):
-    """Snakemake's of both stages that trained a variant's avatar, which may be another's."""
+    """Snakemake's of all that trained a variant's model, which may be another's."""
     subject, variant = wildcards.subject, wildcards.variant
-    stages = {"train_sdf": ("sdf",), "train_splat": ("sdf", "splat")}
     return [
-        f"results/{subject}/benchmarks/{rule}/{first_alike(subject, variant, blocks)}.tsv"
-        for rule, blocks in stages.items()
+        f"results/{subject}/benchmarks/{name}/{first_alike(subject, variant, blocks)}.tsv"
+        for name, blocks in trainings(wildcards).items()
     ]
 
 

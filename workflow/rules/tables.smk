@@ -21,7 +21,7 @@ rule evaluate:
         sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
-        source=of_trained(rules.train_splat.output.model),
+        source=of_trained("model"),
     output:
         images="results/{subject}/tables/{variant}/images.csv",
         pictures=directory("results/{subject}/tables/{variant}/pictures"),
@@ -151,8 +151,8 @@ rule measure_speed:
     input:
         tracking=rules.refine_face.output.tracking,
         cameras=rules.calibrate.output.cameras,
-        source=of_trained(rules.train_splat.output.model),
-        curves=of_trained(rules.train_splat.output.curves),
+        source=of_trained("model"),
+        curves=of_trained("curves"),
     output:
         "results/{subject}/tables/{variant}/speed.json",
     log:

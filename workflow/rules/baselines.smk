@@ -1,0 +1,44 @@
+"""Baselines: the methods that the paper compares with, one model per subject and variant.
+
+in   capture/, face/
+out  nerface/<variant>/model.safetensors, model.yaml, log.csv
+They run only for variants whose `method` names them. A killed job goes on from checkpoints/.
+"""
+
+
+rule train_nerface:
+    input:
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
+        identity=rules.refine_face.output.identity,
+        tracking=rules.refine_face.output.tracking,
+    output:
+        model="results/{subject}/nerface/{variant}/model.safetensors",
+        settings="results/{subject}/nerface/{variant}/model.yaml",
+        curves="results/{subject}/nerface/{variant}/log.csv",
+    log:
+        "results/{subject}/logs/train_nerface/{variant}.log",
+    benchmark:
+        "results/{subject}/benchmarks/train_nerface/{variant}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=4320,
+        gpu=1,
+    params:
+        settings=block("nerface"),
+        run=run_settings("nerface"),
+        seed=block("seed"),
+        held_out=held_out_cameras,
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        folder=output_folder("model"),
+    shell:
+        "python -m eavatar train-nerface --settings {params.settings:q}"
+        " --run-settings {params.run:q} --seed {params.seed}"
+        " --capture {params.capture:q} --face {params.face:q}"
+        " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -13,15 +13,15 @@ from torch.nn.functional import max_pool2d, max_pool3d
 
 from eavatar.baselines.volume import Rays
 from eavatar.data.frames import FrameSet
-from eavatar.transforms import axis_angle_to_matrix, rotate
+from eavatar.transforms import axis_angle_to_matrix
 
 # The canonical box: the head with hair, the neck, and the shoulders as far as GHA's crop shows.
 LOWER, UPPER = (-1.6, -1.8, -2.0), (1.6, 1.8, 1.4)
-CELLS = 64  # along each axis: about 6 mm
+CELLS = 48  # along each axis: about 7 mm
 MARGIN = 2  # cells
 TIMESTEPS = 16  # that are looked at, evenly spread
 MASK_SIZE = 96  # pixels along which a cell is at least one
-STEPS = 128  # along a ray through the box: half a cell
+STEPS = 96  # along a ray through the box: half a cell
 
 
 class Hull(nn.Module):
@@ -89,13 +89,13 @@ def _seen_by_all(frames: FrameSet, timestep: int, points: Tensor) -> Tensor:
     coarse = max_pool2d(unknown[:, None], factor, ceil_mode=True)
     coarse = max_pool2d(coarse, 3, stride=1, padding=1)[:, 0] > 0
     turn = axis_angle_to_matrix(frames.rotation[timestep])
-    world = frames.scale * rotate(points, turn) + frames.translation[timestep]
+    world = frames.scale * points @ turn.T + frames.translation[timestep]
     left = torch.arange(len(points), device=points.device)
     views_of = torch.zeros(len(points), device=points.device)
     for camera, mask in zip(cameras, coarse, strict=True):
         matrix = frames.world_to_camera[camera]
-        in_camera = rotate(world[left], matrix[:3, :3]) + matrix[:3, 3]
-        in_image = rotate(in_camera, frames.intrinsics[camera])
+        in_camera = world[left] @ matrix[:3, :3].T + matrix[:3, 3]
+        in_image = in_camera @ frames.intrinsics[camera].T
         column, row = (in_image[:, :2] / in_image[:, 2:]).unbind(dim=-1)
         outside = (column < 0) | (row < 0) | (column >= frames.width) | (row >= frames.height)
         column, row = (

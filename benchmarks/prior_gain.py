@@ -159,9 +159,8 @@ def make_priors(options: argparse.Namespace, config: Config, regions: Regions) -
     noise = GOOD_NOISE * head.size * random.normal(size=mesh.vertices.shape)
     raw = folder / "raw.ply"
     write_mesh(raw, Mesh((mesh.vertices + noise).astype(np.float32), mesh.faces))
-    face = options.results / "face"
-    places = raw, face / "identity.npz", face / "neutral.ply"
-    align_prior(config.prior.align, GOOD_SEED, *places, folder)
+    known = options.results / "capture", options.results / "face"
+    align_prior(config.prior.align, GOOD_SEED, raw, *known, folder)
     errors = [
         {"prior": kind, **regions.measure(read_mesh(find_prior(options, kind)))}
         for kind in ("template", "good")

@@ -10,7 +10,7 @@ PICTURE = Path(__file__).with_suffix(".svg")
 STAGES = {  # what it writes, its colour, which stages' files it reads
     "capture": ("frames, cameras, masks", "#4c78a8", ()),
     "face": ("landmarks, tracking", "#d9730d", ("capture",)),
-    "prior": ("aligned head mesh", "#45883d", ("face",)),
+    "prior": ("aligned head mesh", "#45883d", ("capture", "face")),
     "sdf": ("surface, networks", "#96598a", ("capture", "face", "prior")),
     "splat": ("avatar", "#c93c3d", ("capture", "face", "sdf")),
     "tables": ("metrics, report", "#5a5a5a", ("capture", "face", "prior", "sdf", "splat")),

@@ -124,11 +124,11 @@ def generate_prior(a: Arguments) -> None:
 
 
 def align_prior(a: Arguments) -> None:
-    """Bring the prior mesh into canonical space by similarity ICP."""
+    """Bring the prior mesh into canonical space by the fitted face and the masks."""
     from eavatar.prior.align import align_prior as run
 
     block = settings.parse_block(settings.AlignSettings, a.settings)
-    run(block, a.seed, a.raw, a.identity, a.neutral, a.output)
+    run(block, a.seed, a.raw, a.capture, a.face, a.output)
 
 
 def train_sdf(a: Arguments) -> None:
@@ -416,8 +416,8 @@ RULES: dict[Verb, list[Flag]] = {
         SETTINGS,
         SEED,
         ("--raw", Path, "prior/raw.ply", True),
-        IDENTITY,
-        NEUTRAL,
+        CAPTURE,
+        FACE,
         output("results/<subject>/prior"),
     ],
     train_sdf: [

@@ -188,7 +188,7 @@ print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
     [
         ("fit-face", "settings morphable-model capture landmarks output", 1),
         ("refine-face", "settings morphable-model capture fit output", 1),
-        ("align-prior", "settings seed raw identity neutral output", CORES),
+        ("align-prior", "settings seed raw capture face output", CORES),
     ],
 )
 def test_a_verb_by_hand_gives_blas_the_threads_that_suit_it(

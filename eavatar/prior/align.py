@@ -1,8 +1,8 @@
 """The prior mesh into canonical space, from an unknown orientation, position and scale.
 
-It is registered to the fitted face and, around it, to the generic head fitted to the subject
-(`eavatar.prior.registration`). No landmarks are sought on it: the search failed only where half of
-the face or more was missing, and landmarks with it (docs/method.md).
+It is registered to the fitted face, around it to the generic head fitted to the subject, and to the
+person's outlines in the masks (`eavatar.prior.registration`). No landmarks are sought on it: the
+search fails only where half of the face or more is missing, and landmarks with it (docs/method.md).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from eavatar.meshes import face_normals, sample_surface
 from eavatar.prior.confidence import confidence
 from eavatar.prior.drawing import draw_alignment
 from eavatar.prior.registration import Target, register
+from eavatar.prior.silhouettes import Silhouettes, read_silhouettes
 from eavatar.prior.template_fit import fit_head
 from eavatar.settings import AlignSettings
 
@@ -43,7 +44,7 @@ NECK = 0.1  # below the chin, where what every prior has ends
 
 
 def align_prior(
-    settings: AlignSettings, seed: int, raw: Path, identity: Path, neutral: Path, output: Path
+    settings: AlignSettings, seed: int, raw: Path, capture: Path, face: Path, output: Path
 ) -> Path:
     """Write ``aligned.ply``, ``alignment.json`` and ``alignment.png`` to a folder.
 
@@ -54,8 +55,9 @@ def align_prior(
         settings: samples, and what to do with a doubtful alignment.
         seed: of the surface samples; the search itself is deterministic.
         raw: the prior in any orientation, position and scale; its axes must be right-handed.
-        identity: ``face/identity.npz``, for the neutral landmarks.
-        neutral: ``face/neutral.ply``: the fitted neutral mesh, a face or more of the head.
+        capture: ``results/<subject>/capture``, for cameras and masks.
+        face: ``results/<subject>/face``: the fitted neutral mesh, a face or more of the head, its
+            landmarks and the tracking.
         output: folder of the files.
 
     Returns:
@@ -65,9 +67,10 @@ def align_prior(
         UserError: an input is malformed, or no orientation fits well enough.
     """
     prior = _check_extent(read_mesh(raw), raw)
-    face = _check_extent(read_mesh(neutral), neutral)
-    landmarks = read_arrays(Identity, identity).landmarks.astype(np.float64)
-    target = build_target(face, landmarks, settings.samples, seed)
+    neutral = _check_extent(read_mesh(face / "neutral.ply"), face / "neutral.ply")
+    landmarks = read_arrays(Identity, face / "identity.npz").landmarks.astype(np.float64)
+    outlines = read_silhouettes(capture, face)
+    target = build_target(neutral, landmarks, outlines, settings.samples, seed)
     samples, _ = sample_surface(prior, settings.samples, seed)
     found = register(samples, target)
     if not found:
@@ -75,13 +78,13 @@ def align_prior(
     best, sure = found[0], confidence(found, samples, target)
     alignment = Alignment(best.transform, best.residual, sure, sure >= settings.min_confidence)
     logger.info(
-        "prior aligned: confidence %.2f, residual %.4f dm, scale %.4g",
-        sure, best.residual, best.transform.scale,
+        "prior aligned: confidence %.2f, residual %.4f dm, outside the masks %.4f dm, scale %.4g",
+        sure, best.residual, best.protrusion, best.transform.scale,
     )  # fmt: skip
     vertices = best.transform.apply(prior.vertices.astype(np.float64)).astype(np.float32)
     aligned = replace(prior, vertices=vertices)
     image = output / "alignment.png"
-    draw_alignment(image, aligned, face, target, settings.samples, seed)
+    draw_alignment(image, aligned, neutral, target, settings.samples, seed)
     if not alignment.accepted:
         _refuse(alignment, settings, raw, image)
     write_mesh(output / "aligned.ply", aligned)
@@ -102,7 +105,7 @@ def _check_extent(mesh: Mesh, path: Path) -> Mesh:
 def _refuse(alignment: Alignment, settings: AlignSettings, raw: Path, image: Path) -> None:
     """Raise `UserError`, or warn, if the settings go on without a prior."""
     reason = (
-        f"{raw} does not match the fitted face in any orientation, as the confidence "
+        f"{raw} does not match the fitted face and the masks in any orientation, as the confidence "
         f"{alignment.confidence:.2f} is below {settings.min_confidence} ({image} shows the best)"
     )
     if settings.on_low_confidence == "without_prior":
@@ -114,12 +117,15 @@ def _refuse(alignment: Alignment, settings: AlignSettings, raw: Path, image: Pat
     )
 
 
-def build_target(face: Mesh, landmarks: Float64, samples: int, seed: int) -> Target:
+def build_target(
+    face: Mesh, landmarks: Float64, outlines: Silhouettes, samples: int, seed: int
+) -> Target:
     """Samples of the fitted face, and around it of the generic head fitted to it.
 
     Args:
         face: the fitted neutral mesh, canonical.
         landmarks: (68, 3) canonical.
+        outlines: of the person in the masks.
         samples: of the mesh, of which those of the face are kept.
         seed: of the samples and their order.
     """
@@ -138,5 +144,5 @@ def build_target(face: Mesh, landmarks: Float64, samples: int, seed: int) -> Tar
     beside = face_normals(head.vertices, head.faces)[faces[apart]]
     on_face = np.arange(len(points)) < len(near)
     expected = on_face | (points[:, 1] > landmarks[CHIN, 1] - NECK)
-    target = Target(points, np.concatenate([normals, beside]), on_face, expected)
+    target = Target(points, np.concatenate([normals, beside]), on_face, expected, outlines)
     return target[np.random.default_rng(seed).permutation(len(points))]

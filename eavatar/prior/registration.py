@@ -1,17 +1,18 @@
 """Registration of a head mesh in any orientation and scale to a subject's head: robust scaled ICP.
 
 The fitted face may be a small part of the prior, and a face alone matches a head in many wrong
-places; of the rest of the head only a rough idea is known, the generic head. So both are the
-target: first with equal weight, point to point, from many starts, in both directions, because
-one-sided distances reward shrinking; then point to plane, with the weight on the face. There hair,
-neck and shoulders contribute next to nothing, and the head still holds what a hole leaves open.
+places; of the rest of the head a rough idea is known, the generic head, and its outlines in the
+masks. All are the target: first with equal weight, point to point, from many starts, in both
+directions, because one-sided distances reward shrinking; then point to plane, with the weight on
+the face. There hair, neck and shoulders contribute next to nothing, and outlines and head still
+hold what a hole leaves open.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from eavatar.arrays import Bool, Float64, Int64
+from eavatar.prior.silhouettes import Silhouettes
 from eavatar.transforms import Similarity, fit_similarity
 
 # Lengths in canonical units (dm).
@@ -61,15 +63,21 @@ class Target(Cloud):
         normals: (N, 3) of the surface.
         on_face: (N,) of the fitted face.
         expected: (N,) above the neck: what every prior should have.
+        outlines: of the person in the masks.
     """
 
     normals: Float64
     on_face: Bool
     expected: Bool
+    outlines: Silhouettes
 
     def __getitem__(self, chosen: slice | Bool | Int64) -> Target:
-        return Target(
-            self.points[chosen], self.normals[chosen], self.on_face[chosen], self.expected[chosen]
+        return replace(
+            self,
+            points=self.points[chosen],
+            normals=self.normals[chosen],
+            on_face=self.on_face[chosen],
+            expected=self.expected[chosen],
         )
 
 
@@ -98,13 +106,15 @@ class Effort:
 
     Attributes:
         candidates: how many of the best enter it.
-        samples: points of the prior and of the target.
+        samples: points of the target; of the prior four times as many.
+        views: of the masks.
         stages: of ICP.
         measure: of what has come out: `head_residual` or `face_residual`.
     """
 
     candidates: int
     samples: int
+    views: int
     stages: tuple[Stage, ...]
     measure: Callable[[Cloud, Target, Similarity], float]
 
@@ -115,11 +125,20 @@ class Candidate:
 
     Attributes:
         transform: the prior's frame to canonical space.
-        residual: `face_residual`, dm.
+        residual: `face_residual`, in the first rounds `head_residual`, dm.
+        protrusion: `Silhouettes.protrusion`, dm.
+        gap: `Silhouettes.gap`, dm.
     """
 
     transform: Similarity
     residual: float
+    protrusion: float = 0.0
+    gap: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """By which candidates are ranked, dm."""
+        return self.residual + self.protrusion + self.gap
 
 
 def register(prior: Float64, target: Target) -> list[Candidate]:
@@ -132,18 +151,32 @@ def register(prior: Float64, target: Target) -> list[Candidate]:
     found = [Candidate(start, 0.0) for start in _starts(prior, target)]
     for effort in ROUNDS:
         cloud, goal = Cloud(prior[: 4 * effort.samples]), target[: effort.samples]
+        goal = replace(goal, outlines=target.outlines.first(effort.views))
         moved = [
             (start, refine(cloud, goal, start.transform, effort.stages))
             for start in tqdm(found[: effort.candidates], desc="align_prior", unit="start")
         ]
         found = _distinct(
             [
-                Candidate(end, effort.measure(cloud, goal, end))
+                _judge(cloud, goal, end, effort.measure)
                 for start, end in moved
                 if 1 / MAX_SCALE_CHANGE < end.scale / start.transform.scale < MAX_SCALE_CHANGE
             ]
         )
     return found
+
+
+def _judge(
+    cloud: Cloud,
+    target: Target,
+    transform: Similarity,
+    measure: Callable[[Cloud, Target, Similarity], float],
+) -> Candidate:
+    """The candidate of a transform."""
+    points = transform.apply(cloud.points)
+    outlines = target.outlines
+    residual = measure(cloud, target, transform)
+    return Candidate(transform, residual, outlines.protrusion(points), outlines.gap(points))
 
 
 def _starts(prior: Float64, target: Target) -> Iterator[Similarity]:
@@ -163,9 +196,9 @@ def _extent(points: Float64) -> tuple[Float64, float]:
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates by rising residual, without those turned by little from a better one."""
+    """The candidates by rising error, without those turned by little from a better one."""
     kept: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda candidate: candidate.residual):
+    for candidate in sorted(candidates, key=lambda candidate: candidate.error):
         turns = [candidate.transform.rotation @ other.transform.rotation.T for other in kept]
         if not turns or np.degrees(Rotation.from_matrix(turns).magnitude()).min() > DISTINCT:
             kept.append(candidate)
@@ -173,7 +206,7 @@ def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def refine(cloud: Cloud, target: Target, start: Similarity, stages: Sequence[Stage]) -> Similarity:
-    """Iterate closest points, in both directions, with the kernel of Geman and McClure.
+    """Iterate closest points, in both directions and in the masks, weighted robustly.
 
     Args:
         cloud: the prior in its own frame; its first quarter looks for points of the target.
@@ -183,22 +216,15 @@ def refine(cloud: Cloud, target: Target, start: Similarity, stages: Sequence[Sta
     """
     transform = start
     for stage in stages:
-        widths = np.where(target.on_face, stage.face, stage.head)
-        weights = np.where(target.on_face, stage.face_weight, 1.0)
         for _ in range(stage.iterations):
-            chosen, source = _pairs(cloud, target, transform, REACH * widths.max())
-            points, normals = target.points[chosen], target.normals[chosen]
-            offsets = points - source
-            lengths = np.linalg.norm(offsets, axis=1)
-            errors = np.abs((offsets * normals).sum(axis=1)) if stage.planar else lengths
-            near = lengths < REACH * widths[chosen]
-            robust = near * weights[chosen] / (1 + (errors / widths[chosen]) ** 2) ** 2
-            if np.count_nonzero(near) < MIN_PAIRS:
+            surface = _surface_pairs(cloud, target, transform, stage)
+            if np.count_nonzero(surface.weights) < MIN_PAIRS:
                 return transform
+            pairs = surface.joined(_outline_pairs(cloud, target, transform, stage))
             step = (
-                _fit_to_planes(source, points, normals, robust)
+                _fit_to_planes(pairs)
                 if stage.planar
-                else fit_similarity(source, points, robust)
+                else fit_similarity(pairs.source, pairs.points, pairs.weights)
             )
             transform = step.compose(transform)
             few = target.points[:100]
@@ -207,17 +233,32 @@ def refine(cloud: Cloud, target: Target, start: Similarity, stages: Sequence[Sta
     return transform
 
 
-def _pairs(
-    cloud: Cloud, target: Target, transform: Similarity, reach: float
-) -> tuple[Int64, Float64]:
-    """Closest points: indices (P,) of the target's and the prior's (P, 3), canonical.
+@dataclass(frozen=True)
+class Pairs:
+    """Correspondences, canonical.
 
-    Args:
-        cloud: the prior in its own frame.
-        target: what it is compared with.
-        transform: the prior's frame to canonical space.
-        reach: largest distance, dm.
+    Attributes:
+        source: (P, 3) points of the prior.
+        points: (P, 3) where they belong.
+        normals: (P, 3) of planes through ``points`` in which they belong.
+        weights: (P,) 0 of those too far apart.
     """
+
+    source: Float64
+    points: Float64
+    normals: Float64
+    weights: Float64
+
+    def joined(self, other: Pairs) -> Pairs:
+        """These and others."""
+        names = ("source", "points", "normals", "weights")
+        return Pairs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+
+def _surface_pairs(cloud: Cloud, target: Target, transform: Similarity, stage: Stage) -> Pairs:
+    """Closest points of prior and target, from each to the other."""
+    widths = np.where(target.on_face, stage.face, stage.head)
+    reach = REACH * widths.max()
     some = transform.apply(cloud.points[: len(cloud.points) // 4])
     there, nearest = target.tree.query(some, distance_upper_bound=reach)
     expected = np.flatnonzero(target.expected)
@@ -225,21 +266,34 @@ def _pairs(
     back, index = cloud.tree.query(looking, distance_upper_bound=reach / transform.scale)
     found = np.isfinite(back)
     chosen = np.concatenate([nearest[np.isfinite(there)], expected[found]])
-    matched = transform.apply(cloud.points[index[found]])
-    return chosen, np.concatenate([some[np.isfinite(there)], matched])
+    source = np.concatenate([some[np.isfinite(there)], transform.apply(cloud.points[index[found]])])
+    points, normals, widths = target.points[chosen], target.normals[chosen], widths[chosen]
+    lengths = np.linalg.norm(points - source, axis=1)
+    errors = ((points - source) * normals).sum(axis=1) if stage.planar else lengths
+    weights = np.where(target.on_face[chosen], stage.face_weight, 1.0) * _robust(errors, widths)
+    return Pairs(source, points, normals, weights * (lengths < REACH * widths))
 
 
-def _fit_to_planes(
-    source: Float64, points: Float64, normals: Float64, weights: Float64
-) -> Similarity:
-    """The similarity, linearised, that best brings points into planes (Chen and Medioni 1992).
+def _outline_pairs(cloud: Cloud, target: Target, transform: Similarity, stage: Stage) -> Pairs:
+    """Points of the prior and where the masks' outlines have them, in planes across the view."""
+    moved = transform.apply(cloud.points[: len(cloud.points) // 4])
+    chosen, offsets = target.outlines.pulls(moved)
+    lengths = np.linalg.norm(offsets, axis=1)
+    weights = np.sqrt(stage.face_weight) * _robust(lengths, stage.head)
+    normals = offsets / np.maximum(lengths, 1e-9)[:, None]
+    source = moved[chosen]
+    return Pairs(source, source + offsets, normals, weights * (lengths < REACH * stage.head))
 
-    Args:
-        source: (P, 3) points to move.
-        points: (P, 3) of the planes.
-        normals: (P, 3) of the planes.
-        weights: (P,).
-    """
+
+def _robust(errors: Float64, widths: Float64 | float) -> Float64:
+    """Weights (P,) of errors (P,) by the kernel of Geman and McClure."""
+    weights: Float64 = (1 + (errors / widths) ** 2) ** -2.0
+    return weights
+
+
+def _fit_to_planes(pairs: Pairs) -> Similarity:
+    """The similarity, linearised, that best brings points into planes (Chen and Medioni 1992)."""
+    source, points, normals, weights = pairs.source, pairs.points, pairs.normals, pairs.weights
     centre = weights @ points / weights.sum()
     arms = source - centre
     rows = np.column_stack([np.cross(arms, normals), normals, (arms * normals).sum(axis=1)])
@@ -300,21 +354,23 @@ def _clipped(tree: cKDTree, points: Float64) -> Float64:
 
 
 ROUNDS = (
-    Effort(2 * len(ROTATIONS), 500, (Stage(10, 0.3, 0.3),), head_residual),
-    Effort(24, 800, (Stage(12, 0.2, 0.2),), head_residual),
+    Effort(2 * len(ROTATIONS), 500, 6, (Stage(10, 0.3, 0.3),), head_residual),
+    Effort(24, 800, 6, (Stage(12, 0.2, 0.2),), head_residual),
     Effort(
-        8,
+        10,
         1500,
+        12,
         (Stage(10, 0.15, 0.2), Stage(10, 0.1, 0.15, 3, planar=True)),
         face_residual,
     ),
     Effort(
-        4,
+        3,
         3000,
+        12,
         (
-            Stage(10, 0.1, 0.1, 10, planar=True),
-            Stage(10, 0.05, 0.1, 50, planar=True),
-            Stage(15, 0.03, 0.05, 200, planar=True),
+            Stage(20, 0.1, 0.1, 10, planar=True),
+            Stage(20, 0.05, 0.1, 50, planar=True),
+            Stage(20, 0.03, 0.05, 200, planar=True),
         ),
         face_residual,
     ),

@@ -14,17 +14,12 @@ from scipy.spatial.transform import Rotation
 from skimage.measure import marching_cubes
 
 from eavatar.errors import UserError
-from eavatar.io import (
-    Mesh,
-    read_alignment,
-    read_mesh,
-    write_mesh,
-)
+from eavatar.io import Mesh, read_alignment, read_mesh, write_mesh
 from eavatar.prior.align import align_prior
 from eavatar.prior.generate import generate_prior
 from eavatar.settings import AlignSettings, GenerateSettings
 from eavatar.transforms import Similarity
-from tests.scenes.heads import cut, random_head, write_face
+from tests.scenes.heads import cut, random_head, write_subject
 
 SETTINGS = AlignSettings(samples=8000, min_confidence=0.5, on_low_confidence="stop")
 
@@ -48,7 +43,7 @@ def test_a_known_similarity_is_recovered(
     seed: int, radius: float, neck: float, tmp_path: Path
 ) -> None:
     subject, truth = random_head(seed), random_similarity(seed)
-    inputs = write_face(tmp_path, subject, radius)
+    inputs = write_subject(tmp_path, subject, radius)
     random = np.random.default_rng(seed)
     noise = 0.01 * random.normal(size=subject.mesh.vertices.shape).astype(np.float32)
     prior = replace(subject.mesh, vertices=subject.mesh.vertices + noise)  # 1 mm
@@ -70,17 +65,19 @@ def test_a_known_similarity_is_recovered(
 
 def test_the_template_of_a_subject_is_aligned_and_repeatably(tmp_path: Path) -> None:
     subject = random_head(3)
-    inputs = write_face(tmp_path, subject, 0.45)
-    generate_prior(GenerateSettings(source="template"), *inputs, None, tmp_path / "raw.ply")
+    inputs = write_subject(tmp_path, subject, 0.45)
+    face = inputs[1]
+    files = face / "identity.npz", face / "neutral.ply"
+    generate_prior(GenerateSettings(source="template"), *files, None, tmp_path / "raw.ply")
     for name in ("first", "second"):
         align_prior(SETTINGS, 7, tmp_path / "raw.ply", *inputs, tmp_path / name)
     for name in ("alignment.json", "aligned.ply", "alignment.png"):
         first, second = ((tmp_path / each / name).read_bytes() for each in ("first", "second"))
         assert first == second
-    face = read_mesh(inputs[1]).vertices
+    fitted = read_mesh(files[1]).vertices
     aligned = read_mesh(tmp_path / "first" / "aligned.ply").vertices
     # 2 % of a head of 23 cm; half an edge of the mesh is most of it
-    assert cKDTree(aligned).query(face)[0].mean() < 0.046
+    assert cKDTree(aligned).query(fitted)[0].mean() < 0.046
 
 
 def heap_of_noise() -> Mesh:
@@ -91,7 +88,7 @@ def heap_of_noise() -> Mesh:
 
 
 def test_what_is_no_head_is_refused_with_an_image(tmp_path: Path) -> None:
-    inputs = write_face(tmp_path, random_head(4), 0.45)
+    inputs = write_subject(tmp_path, random_head(4), 0.45)
     write_mesh(tmp_path / "raw.ply", heap_of_noise())
     with pytest.raises(UserError, match=r"confidence 0\.[0-4]\d is below 0\.5 .*alignment\.png"):
         align_prior(SETTINGS, 0, tmp_path / "raw.ply", *inputs, tmp_path / "prior")
@@ -99,7 +96,7 @@ def test_what_is_no_head_is_refused_with_an_image(tmp_path: Path) -> None:
 
 
 def test_stage_one_can_go_on_without_what_is_no_head(tmp_path: Path) -> None:
-    inputs = write_face(tmp_path, random_head(4), 0.45)
+    inputs = write_subject(tmp_path, random_head(4), 0.45)
     box = trimesh.creation.box([1.6, 2.4, 2.0])
     write_mesh(tmp_path / "raw.ply", Mesh(np.float32(box.vertices), np.asarray(box.faces)))
     settings = SETTINGS.model_copy(update={"on_low_confidence": "without_prior"})
@@ -109,21 +106,35 @@ def test_stage_one_can_go_on_without_what_is_no_head(tmp_path: Path) -> None:
     assert len(read_mesh(tmp_path / "aligned.ply").faces) == 12
 
 
+def test_a_skull_half_as_large_again_is_refused(tmp_path: Path) -> None:
+    subject = random_head(8)
+    inputs = write_subject(tmp_path, subject, 0.45)
+    away = cKDTree(subject.landmarks).query(subject.mesh.vertices)[0][:, None]
+    arms = subject.mesh.vertices - subject.landmarks.mean(axis=0)
+    vertices = subject.mesh.vertices + 0.5 * np.clip(away / 0.3 - 1, 0, 1) * arms
+    larger = replace(subject.mesh, vertices=vertices.astype(np.float32))
+    write_mesh(tmp_path / "raw.ply", moved(larger, random_similarity(8)))
+    with pytest.raises(UserError, match="does not match the fitted face and the masks"):
+        align_prior(SETTINGS, 8, tmp_path / "raw.ply", *inputs, tmp_path / "prior")
+
+
 @pytest.mark.parametrize("fault", ["flat", "not finite"])
 def test_a_degenerate_mesh_is_refused_at_once(fault: str, tmp_path: Path) -> None:
     subject = random_head(5)
     vertices = subject.mesh.vertices.copy()
     vertices[:, 2] = 0 if fault == "flat" else np.nan
     write_mesh(tmp_path / "raw.ply", replace(subject.mesh, vertices=vertices))
-    inputs = write_face(tmp_path, subject, 0.45)
+    inputs = write_subject(tmp_path, subject, 0.45)
     with pytest.raises(UserError, match=r"raw\.ply is no usable mesh"):
         align_prior(SETTINGS, 0, tmp_path / "raw.ply", *inputs, tmp_path)
 
 
 def test_a_neutral_mesh_apart_from_its_landmarks_is_refused(tmp_path: Path) -> None:
     subject = random_head(6)
-    identity, neutral = write_face(tmp_path, subject, np.inf)
-    write_mesh(neutral, moved(subject.mesh, Similarity(1.0, np.eye(3), np.array([9.0, 0, 0]))))
+    capture, face = write_subject(tmp_path, subject, np.inf)
+    write_mesh(
+        face / "neutral.ply", moved(subject.mesh, Similarity(1.0, np.eye(3), np.array([9.0, 0, 0])))
+    )
     write_mesh(tmp_path / "raw.ply", subject.mesh)
     with pytest.raises(UserError, match="are apart"):
-        align_prior(SETTINGS, 0, tmp_path / "raw.ply", identity, neutral, tmp_path)
+        align_prior(SETTINGS, 0, tmp_path / "raw.ply", capture, face, tmp_path)

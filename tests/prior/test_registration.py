@@ -17,13 +17,14 @@ from eavatar.prior.registration import (
     head_residual,
     refine,
 )
+from eavatar.prior.silhouettes import Silhouettes
 from eavatar.transforms import Similarity
 
 UNMOVED = Similarity(1.0, np.eye(3), np.zeros(3))
 
 
 def target(points: np.ndarray, normals: np.ndarray, on_face: np.ndarray) -> Target:
-    return Target(points, normals, on_face, np.ones(len(points), bool))
+    return Target(points, normals, on_face, np.ones(len(points), bool), Silhouettes((), 0.0))
 
 
 def egg(count: int) -> Target:

@@ -29,14 +29,14 @@ from eavatar.prior.align import align_prior
 from eavatar.prior.generate import generate_prior
 from eavatar.settings import AlignSettings, GenerateSettings, PriorRunSettings
 from tests.scenes import ROOT
-from tests.scenes.heads import random_head, write_face
+from tests.scenes.heads import random_head, write_subject
 from tests.scenes.workflow import run as call_snakemake
 
 INTERPRETER = "EAVATAR_GENERATOR_PYTHON"
 ON_CPU = Path(__file__).parent / "trellis_on_cpu"
 PROGRAM = PRIORS["trellis"].generator.program
 SAMPLER = {"steps": 2, "guidance": 5.0}
-REFUSED = "does not match the fitted face in any orientation"
+REFUSED = "does not match the fitted face and the masks in any orientation"
 
 pytestmark = pytest.mark.skipif(
     INTERPRETER not in os.environ, reason=f"{INTERPRETER} is not set; make test-trellis sets it"
@@ -193,8 +193,9 @@ def test_on_a_gpu_a_mesh_is_made_and_refused(size: str, steps: int, tmp_path: Pa
     done = generate(python, folder)
     assert done.returncode == 0, done.stderr
     assert check_made(folder)["run"]["peak_gpu_memory_gib"] > 0
-    inputs, raw = write_face(tmp_path, random_head(4), 0.45), tmp_path / "raw.ply"
+    (capture, face), raw = write_subject(tmp_path, random_head(4), 0.45), tmp_path / "raw.ply"
     settings = yaml.safe_load((ROOT / "config/config.yaml").read_text())["prior"]
-    generate_prior(GenerateSettings(**settings["generate"]), *inputs, folder / "made.ply", raw)
+    files = face / "identity.npz", face / "neutral.ply"
+    generate_prior(GenerateSettings(**settings["generate"]), *files, folder / "made.ply", raw)
     with pytest.raises(UserError, match=REFUSED):
-        align_prior(AlignSettings(**settings["align"]), 0, raw, *inputs, tmp_path / "prior")
+        align_prior(AlignSettings(**settings["align"]), 0, raw, capture, face, tmp_path / "prior")

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from eavatar.io import Identity, Mesh, write_arrays, write_mesh
 from eavatar.prior.template import TemplateHead, generic_head
 from eavatar.prior.template_fit import warp
+from tests.scenes.outlines import SCALE, write_outlines
 
 
 def random_head(seed: int, amplitude: float = 0.08) -> TemplateHead:
@@ -31,9 +32,18 @@ def cut(mesh: Mesh, keep: np.ndarray) -> Mesh:
     return Mesh(mesh.vertices[used], faces.reshape(-1, 3))
 
 
-def write_face(folder: Path, subject: TemplateHead, radius: float) -> tuple[Path, Path]:
-    """What `fit_face` leaves: identity, and the neutral mesh within ``radius`` of the landmarks."""
+def write_subject(folder: Path, subject: TemplateHead, radius: float) -> tuple[Path, Path]:
+    """Write what `align_prior` knows of a subject.
+
+    Args:
+        folder: in which ``capture`` and ``face`` are written; these are returned.
+        subject: in canonical space.
+        radius: the fitted neutral mesh is what is this close to a landmark, dm.
+    """
+    capture, face = folder / "capture", folder / "face"
+    write_outlines(capture, face, subject.mesh, cameras=5, matte=1.0, seed=0)
     near = cKDTree(subject.landmarks).query(subject.mesh.vertices)[0] < radius
-    write_mesh(folder / "neutral.ply", cut(subject.mesh, near))
-    identity = Identity(np.zeros(4), np.float32(0.1), subject.landmarks)
-    return write_arrays(folder / "identity.npz", identity), folder / "neutral.ply"
+    write_mesh(face / "neutral.ply", cut(subject.mesh, near))
+    identity = Identity(np.zeros(4), np.float32(SCALE), subject.landmarks)
+    write_arrays(face / "identity.npz", identity)
+    return capture, face

@@ -1,7 +1,6 @@
 """Prior: a complete head mesh, brought into canonical space.
 
-in   face/identity.npz, face/neutral.ply, for the source `provided` a mesh; for a generator
-     capture/, face/tracking/
+in   face/, capture/; for the source `provided` a mesh
 out  prior/request.json    what a generator is asked; the images that it is shown are prior/images/
      prior/generated.ply, prior/generation.json   what it made, and on what
      prior/raw.ply         the generator's own frame
@@ -101,6 +100,12 @@ rule align_prior:
         raw=rules.generate_prior.output[0],
         identity=rules.refine_face.output.identity,
         neutral=rules.refine_face.output.neutral,
+        tracking=rules.refine_face.output.tracking,
+        masks=every_sequence(rules.matte.output.masks),
+        index=every_sequence(rules.ingest.output.index),
+        cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
+        sequences=rules.choose_sequences.output[0],
     output:
         mesh="results/{subject}/prior/aligned.ply",
         alignment="results/{subject}/prior/alignment.json",
@@ -117,8 +122,10 @@ rule align_prior:
     params:
         settings=block("prior.align"),
         seed=block("seed"),
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
         folder=output_folder("mesh"),
     shell:
         "python -m eavatar align-prior --settings {params.settings:q} --seed {params.seed}"
-        " --raw {input.raw:q} --identity {input.identity:q} --neutral {input.neutral:q}"
+        " --raw {input.raw:q} --capture {params.capture:q} --face {params.face:q}"
         " --output {params.folder:q} 2>&1 | tee {log.text:q}"

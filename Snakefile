@@ -9,6 +9,9 @@ Rules are in workflow/rules, one file for each stage, in the order of the data.
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/capture.smk"
 include: "workflow/rules/face.smk"
@@ -41,4 +44,5 @@ rule all:
     input:
         expand("results/{subject}/metrics.csv", subject=PLANS),
         expand("results/{subject}/report.html", subject=PLANS),
+        rules.overview.output if PLANS else [],
         rules.refuse.output if FAULTS else [],

@@ -221,6 +221,15 @@ def report(a: Arguments) -> None:
     run(a.subject, a.variant, a.results, a.output, a.generation)
 
 
+def overview(a: Arguments) -> None:
+    """Write the page on all subjects and variants."""
+    from eavatar.tables.overview import overview as run
+
+    if len(a.results) != len(a.shown):
+        raise UserError("--results and --shown need as many words; each variant is of one subject.")
+    run(dict(zip(map(Path, a.results), a.shown, strict=True)), a.output)
+
+
 def doctor(a: Arguments) -> None:
     """Check everything that a run will need, of all or some subjects, and list all faults.
 
@@ -507,6 +516,11 @@ RULES: dict[Verb, list[Flag]] = {
         ("--results", Path, "results/<subject>", True),
         ("--generation", Path, "prior/generation.json, where a generator made the prior", False),
         output("report.html"),
+    ],
+    overview: [
+        ("--results", list, "results/<subject> of each subject", True),
+        ("--shown", list, "variants of which an image is shown, one of each subject", True),
+        output("results/overview.html"),
     ],
 }
 

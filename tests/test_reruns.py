@@ -42,6 +42,7 @@ RULES = (  # in order; a job of those marked * for each sequence
     "train_splat", "evaluate", "metrics", "report",
 )  # fmt: skip
 TABLES = (
+    "overview",
     "measure_speed",
     "paper_table",
     "paper_figure",

@@ -20,7 +20,8 @@ from tests.scenes.ball import Subject
 
 RULES = ROOT / "workflow" / "rules"
 BESIDE = {"demo_capture", "doctor"}  # rules that no subject of one's own needs
-BESIDE |= {"measure_speed", "paper_table", "paper_figure", "reenact", "figures", "tables"}  # of all
+BESIDE |= {"measure_speed", "paper_table", "paper_figure", "reenact", "overview", "figures"}
+BESIDE |= {"tables"}  # of all
 
 
 class Balanced(HTMLParser):

@@ -171,7 +171,12 @@ rule matte:
         mattes=provided("mattes"),
         check=checked("matte"),
     output:
-        index="results/{subject}/capture/masks/{sequence}.csv",
+        index=report(
+            "results/{subject}/capture/masks/{sequence}.csv",
+            caption="../report/capture.rst",
+            category="capture",
+            labels={"subject": "{subject}", "file": "masks of {sequence}"},
+        ),
         masks=directory("results/{subject}/capture/masks/{sequence}"),
     log:
         "results/{subject}/logs/matte/{sequence}.log",

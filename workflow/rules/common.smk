@@ -347,6 +347,22 @@ def reported(wildcards):
     return avatars(wildcards.subject)[0]
 
 
+def all_reported(wildcards):
+    """The variants that the report pages show, in the order of the subjects."""
+    return [avatars(subject)[0] for subject in PLANS]
+
+
+def every_subject(pattern):
+    """A function of wildcards: the pattern for each subject, with the variant of its page."""
+
+    def paths(wildcards):
+        return expand(
+            pattern, zip, subject=list(PLANS), variant=all_reported(wildcards)
+        )
+
+    return paths
+
+
 def of_reported(pattern):
     """A function of wildcards: the pattern for the variant that the report page shows."""
 

@@ -52,7 +52,12 @@ rule fit_face:
         identity="results/{subject}/face/fit/identity.npz",
         neutral="results/{subject}/face/fit/neutral.ply",
         tracking=directory("results/{subject}/face/fit/tracking"),
-        quality="results/{subject}/face/fit/quality.csv",
+        quality=report(
+            "results/{subject}/face/fit/quality.csv",
+            caption="../report/face.rst",
+            category="face",
+            labels={"subject": "{subject}", "file": "quality of the fit"},
+        ),
     log:
         "results/{subject}/logs/fit_face.log",
     benchmark:

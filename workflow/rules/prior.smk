@@ -108,7 +108,12 @@ rule align_prior:
         sequences=rules.choose_sequences.output[0],
     output:
         mesh="results/{subject}/prior/aligned.ply",
-        alignment="results/{subject}/prior/alignment.json",
+        alignment=report(
+            "results/{subject}/prior/alignment.json",
+            caption="../report/prior.rst",
+            category="prior",
+            labels={"subject": "{subject}", "file": "alignment"},
+        ),
     log:
         text="results/{subject}/logs/align_prior.log",
         image="results/{subject}/prior/alignment.png",  # a failed job keeps its logs only

@@ -23,7 +23,12 @@ rule train_sdf:
         settings="results/{subject}/sdf/{variant}/model.yaml",
         neutral="results/{subject}/sdf/{variant}/neutral.ply",
         surfaces=directory("results/{subject}/sdf/{variant}/surfaces"),
-        curves="results/{subject}/sdf/{variant}/log.csv",
+        curves=report(
+            "results/{subject}/sdf/{variant}/log.csv",
+            caption="../report/sdf.rst",
+            category="sdf",
+            labels={"subject": "{subject}", "file": "log of {variant}"},
+        ),
     log:
         "results/{subject}/logs/train_sdf/{variant}.log",
     benchmark:

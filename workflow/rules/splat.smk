@@ -19,7 +19,12 @@ rule train_splat:
     output:
         model="results/{subject}/splat/{variant}/model.safetensors",
         settings="results/{subject}/splat/{variant}/model.yaml",
-        curves="results/{subject}/splat/{variant}/log.csv",
+        curves=report(
+            "results/{subject}/splat/{variant}/log.csv",
+            caption="../report/splat.rst",
+            category="splat",
+            labels={"subject": "{subject}", "file": "log of {variant}"},
+        ),
     log:
         "results/{subject}/logs/train_splat/{variant}.log",
     benchmark:

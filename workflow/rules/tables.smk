@@ -7,6 +7,7 @@ out  tables/<variant>/images.csv, pictures/, speed.json
                    psnr_db, ssim, lpips and more, see docs/metrics.md
      regions.csv   likewise: PSNR of eyes, brows, mouth, …
      report.html   one self-contained page, pictures of the first avatar
+     ../overview.html   all subjects and variants on one page
      ../tables/<table>.csv, .md, .tex   the paper's tables, over all subjects
      ../figures/<figure>_<subject>.png
      ../reenactments/<avatar>_<driver>_<sequence>.mp4, .jpg
@@ -90,8 +91,18 @@ rule metrics:
         images=every_variant(rules.evaluate.output.images),
         floors=rules.floors.output[0],
     output:
-        table="results/{subject}/metrics.csv",
-        regions="results/{subject}/regions.csv",
+        table=report(
+            "results/{subject}/metrics.csv",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "{subject}", "file": "metrics"},
+        ),
+        regions=report(
+            "results/{subject}/regions.csv",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "{subject}", "file": "regions"},
+        ),
     log:
         "results/{subject}/logs/metrics.log",
     conda:
@@ -129,7 +140,12 @@ rule report:
         avatar=of_reported(rules.train_splat.output.settings),
         avatar_curves=of_reported(rules.train_splat.output.curves),
     output:
-        "results/{subject}/report.html",
+        report(
+            "results/{subject}/report.html",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "{subject}", "file": "page"},
+        ),
     log:
         "results/{subject}/logs/report.log",
     conda:
@@ -144,6 +160,35 @@ rule report:
     shell:
         "python -m eavatar report --subject {wildcards.subject:q} --variant {params.variant}"
         " --results {params.results:q} {params.generation}"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule overview:
+    input:
+        reports=every_subject(rules.report.output[0]),
+        metrics=every_subject(rules.metrics.output.table),
+        regions=every_subject(rules.metrics.output.regions),
+        pictures=every_subject(rules.evaluate.output.pictures),
+        tracking=every_subject(rules.refine_face.output.tracking),
+    output:
+        report(
+            "results/overview.html",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "all", "file": "page"},
+        ),
+    log:
+        "results/logs/overview.log",
+    conda:
+        "../../envs/tables.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        results=expand("results/{subject}", subject=PLANS),
+        shown=all_reported,
+    shell:
+        "python -m eavatar overview --results {params.results:q} --shown {params.shown:q}"
         " --output {output:q} 2>&1 | tee {log:q}"
 
 
@@ -178,7 +223,12 @@ rule paper_table:
     input:
         measured=measured,
     output:
-        csv="results/tables/{table}.csv",
+        csv=report(
+            "results/tables/{table}.csv",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "all", "file": "{table}"},
+        ),
         markdown="results/tables/{table}.md",
         tex="results/tables/{table}.tex",
     log:
@@ -213,7 +263,12 @@ rule paper_figure:
         cameras=rules.calibrate.output.cameras,
         tracking=rules.refine_face.output.tracking,
     output:
-        "results/figures/{figure}_{subject}.png",
+        report(
+            "results/figures/{figure}_{subject}.png",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "{subject}", "file": "{figure}"},
+        ),
     log:
         "results/{subject}/logs/paper_figure/{figure}.log",
     conda:
@@ -242,7 +297,12 @@ rule reenact:
         tracking=of_driver(rules.refine_face.output.tracking),
         frames=of_driver(rules.ingest.output.frames),
     output:
-        video="results/reenactments/{pair}.mp4",
+        video=report(
+            "results/reenactments/{pair}.mp4",
+            caption="../report/tables.rst",
+            category="tables",
+            labels={"subject": "{pair}", "file": "reenactment"},
+        ),
         sheet="results/reenactments/{pair}.jpg",
     log:
         "results/logs/reenact/{pair}.log",
@@ -270,4 +330,5 @@ rule tables:
     input:
         expand(rules.paper_table.output, table=LAYOUTS.tables),
         rules.figures.input,
+        rules.overview.output if PLANS else [],
     localrule: True

@@ -1,0 +1,56 @@
+"""The page on all subjects."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eavatar.__main__ import main
+from tests.scenes.ball import Subject
+from tests.tables.test_report import Balanced
+
+
+@pytest.fixture
+def results(subject: Subject, tmp_path: Path) -> Path:
+    """Two subjects of the same images, of which the second is measured 2 dB better."""
+    for name, gain in {"a b": 0.0, "c": 2.0}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("face", "tables"):
+            (folder / part).symlink_to(subject.results / part)
+        for table, column in {"metrics.csv": "psnr_db", "regions.csv": "psnr_eyes"}.items():
+            means = pd.read_csv(subject.results / table).assign(subject=name)
+            means[column] = 20 + gain
+            means.to_csv(folder / table, index=False)
+    return tmp_path
+
+
+def write(results: Path, *shown: str) -> int:
+    words = ["--results", str(results / "a b"), str(results / "c"), "--shown", *shown]
+    return main(["overview", *words, "--output", str(results / "overview.html")])
+
+
+def test_page_has_all_subjects_their_average_and_the_way_to_their_pages(results: Path) -> None:
+    assert write(results, "full", "full") == 0
+    page = (results / "overview.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    rows = re.findall(r"<tr><td>([^<]*)</td><td>full</td><td>self_reenactment</td>(.*?)</tr>", page)
+    assert [name for name, _ in rows] == 2 * ["average", "a b", "c"]  # metrics, then regions
+    for (_, cells), value in zip(rows, 2 * ("21.00", "20.00", "22.00"), strict=True):
+        assert cells.startswith(f"<td>{value}</td>")
+    assert re.findall(r'href="([^"]*)"', page) == ["a%20b/report.html", "c/report.html"]
+    assert page.count('src="data:image/jpeg') == 2
+
+
+def test_a_subject_without_the_variant_or_its_picture_is_told(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write(results, "full", "other") == 2
+    assert "other/pictures holds no picture; run `evaluate` again" in capsys.readouterr().err
+    assert write(results, "full") == 2
+    assert "need as many words" in capsys.readouterr().err

@@ -29,14 +29,17 @@ p { max-width: 46rem; margin: .4rem 0 1rem; } .soft, figcaption { color: var(--s
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
+a { color: var(--accent); }
 .scroll { overflow-x: auto; }
+.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0;
+  background: var(--paper); }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; margin-top: .35rem; max-width: 46rem; }
 img { max-width: 100%; height: auto; border-radius: .4rem; display: block; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(14.5rem, 1fr)); gap: .75rem; }
 .grid figure { margin: 0; }
 .small figure { background: var(--card); border-radius: .5rem; padding: .6rem; }
-@media (max-width: 34rem) { .grid { grid-template-columns: 1fr; } }
+@media (max-width: 34rem) { .grid { grid-template-columns: 1fr; } table { font-size: .85rem; } }
 svg { display: block; max-width: 100%; height: auto; } svg text { fill: currentColor; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem;
   overflow-x: auto; font-size: .82rem; }

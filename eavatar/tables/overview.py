@@ -40,8 +40,8 @@ def overview(shown: Mapping[Path, str], output: Path) -> Path:
         for name in ("metrics.csv", "regions.csv")
     )
     text = (
-        f"{len(shown)} subjects, {metrics['variant'].nunique()} variants, floors among them. A "
-        "variant's average is over the subjects that have it, each a mean over images."
+        f"Subjects: {len(shown)}. Variants, the floors among them: {metrics['variant'].nunique()}. "
+        "A variant's average is over the subjects that have it, each a mean over images."
     )
     body = [
         f'<h1>EAvatar</h1><p class="soft">{escape(text)}</p>',
@@ -66,11 +66,14 @@ def _read(path: Path) -> pd.DataFrame:
 def _tables(means: pd.DataFrame, chosen: Sequence[Metric]) -> list[str]:
     """The averages over subjects, if there are several, then each subject's rows."""
     columns = [metric.column for metric in chosen]
-    average = means.groupby(KEYS[1:], sort=False)[columns].mean().reset_index()
-    parts = [rows for _, rows in means.groupby("subject", sort=False)]
+    parts = {str(name): rows for name, rows in means.groupby("subject", sort=False)}
     if len(parts) > 1:
-        parts = [average.assign(subject=AVERAGE), *parts]
-    return [table(format_columns(rows, KEYS, chosen)) for rows in parts]
+        average = means.groupby(KEYS[1:], sort=False)[columns].mean().reset_index()
+        parts = {AVERAGE: average, **parts}
+    return [
+        f"<p><b>{escape(name)}</b></p>{table(format_columns(rows, KEYS[1:], chosen))}"
+        for name, rows in parts.items()
+    ]
 
 
 def _show(results: Path, variant: str, output: Path) -> str:

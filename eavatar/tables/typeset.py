@@ -24,9 +24,9 @@ SPEED_DEFINITION = (
     "median, without copying and encoding it."
 )
 SPEEDS = (
-    Metric(SPEED[0], "training (h)", False, 2),
+    Metric(SPEED[0], "training (h)", False, 3),
     Metric(SPEED[1], "steps per second", True, 1),
-    Metric(SPEED[2], "frames per second", True, 1),
+    Metric(SPEED[2], "frames per second", True, 2),
 )
 DELTA = "difference"
 DEVIATIONS = {"measured": "deviation", "gain": "gain_deviation"}

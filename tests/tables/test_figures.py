@@ -111,7 +111,7 @@ def test_surfaces_of_the_steps_that_all_have_are_drawn_from_two_sides(place):
 
     image = draw()
     height = (image.shape[0] - HEADER) // 2 - GAP  # of a row, of steps 0 and 30
-    assert image.shape[1] == 2 * (TILE + GAP) - GAP and 0.5 * TILE < height < TILE
+    assert image.shape[1] == 2 * (TILE + GAP) - GAP and 0.4 * TILE < height < TILE
     first, second = (image[HEADER + row * (height + GAP) :][HEADER:height] for row in range(2))
     front, side = (
         (half < 250).sum() for half in (first[:, : TILE // 2], first[:, TILE // 2 : TILE])

@@ -169,7 +169,9 @@ def test_speed_is_a_table_too_with_its_hardware(tmp_path):
         path.write_text(json.dumps(content))
         paths.append(path)
     text = (paper_table("table5", layout, paths, tmp_path) / "table5.md").read_text()
-    assert "| EAvatar | 5.00 ± 0.00 | 60.00 | -55.00 | 64.0 ± 5.7 | – | – | 32.0 ± 2.8 |" in text
+    assert (
+        "| EAvatar | 5.000 ± 0.000 | 60.000 | -55.000 | 64.0 ± 5.7 | – | – | 32.00 ± 2.83 |" in text
+    )
     assert "Measured on: a GPU." in text
     assert DEFINITION not in text
 

@@ -323,7 +323,9 @@ def block(name: str, path: str) -> Flag:
 # Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side.
 ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face}
 # Verbs that use a GPU, whatever their settings.
-ON_GPU: set[Verb] = {train_sdf, train_splat, evaluate, floors, measure_speed, reenact, render}
+ON_GPU: set[Verb] = {
+    train_sdf, train_splat, train_nerface, evaluate, floors, measure_speed, reenact, render,
+}  # fmt: skip
 
 PEOPLE: dict[Verb, list[Flag]] = {
     doctor: [

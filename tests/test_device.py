@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eavatar import device
+from eavatar.__main__ import ON_GPU
 from tests.scenes import ROOT
 
 SHOW_AND_WAIT = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); input()"
@@ -71,3 +73,10 @@ def test_a_process_keeps_the_gpu_that_it_has_claimed(
         device.claim_gpu()
         device.claim_gpu()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_every_rule_that_asks_for_a_gpu_claims_one() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    rules = [rule for rule in re.split(r"^rule ", text, flags=re.MULTILINE) if "gpu=1," in rule]
+    verbs = {re.search(r"python -m eavatar ([\w-]+)", rule)[1].replace("-", "_") for rule in rules}
+    assert verbs == {verb.__name__ for verb in ON_GPU} - {"render"}  # which no rule runs

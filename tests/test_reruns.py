@@ -52,6 +52,7 @@ TABLES = (
 
 
 OF_GENERATORS = ("prepare_prior", "run_generator")  # of subjects with such a source
+OF_BASELINES = ("train_nerface",)  # of variants with such a method
 
 
 def jobs(first: str, *others: str, sequences: int = len(SEQUENCES)) -> dict[str, int]:
@@ -163,6 +164,7 @@ CASES = {
     "splat.image_size": Case(
         by_command_line(splat={"image_size": 96}), jobs("train_splat", "floors")
     ),
+    "nerface": Case(by_command_line(nerface={"steps": 9}), {}),
     "tables.evaluate": Case(
         by_command_line(tables={"evaluate": {"pictures": 9}}), jobs("evaluate", "floors")
     ),
@@ -276,6 +278,7 @@ def test_a_setting_of_every_rule_is_changed() -> None:
         "demo_capture",
         "doctor",
         *OF_GENERATORS,
+        *OF_BASELINES,
         *TABLES,
     } == set(jobs("check"))
 

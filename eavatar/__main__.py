@@ -155,6 +155,20 @@ def train_nerface(a: Arguments) -> None:
     run(block, a.seed, a.capture, a.face, a.output, a.held_out_cameras)
 
 
+def train_havatar(a: Arguments) -> None:
+    """Train the baseline HAvatar."""
+    from eavatar.baselines.conditions import DeformingMesh
+    from eavatar.baselines.havatar import train_havatar as run
+    from eavatar.face.morphable import read_morphable_model
+    from eavatar.io import read_mesh
+
+    block = settings.parse_training(settings.HavatarSettings, a.settings, a.run_settings)
+    model = read_morphable_model(a.morphable_model)
+    neutral = read_mesh(a.face / "neutral.ply").vertices
+    mesh = DeformingMesh(neutral, model.expression_basis, model.faces)
+    run(block, a.seed, mesh, a.capture, a.face, a.output, a.held_out_cameras)
+
+
 def evaluate(a: Arguments) -> None:
     """Draw the held-out frames with a method and measure each image."""
     from eavatar.tables.evaluate import evaluate as run
@@ -181,11 +195,11 @@ def metrics(a: Arguments) -> None:
 
 
 def measure_speed(a: Arguments) -> None:
-    """Measure how fast an avatar is drawn, beside the time that it trained."""
+    """Measure how fast a method draws, beside the time that it trained."""
     from eavatar.view.speed import measure_speed as run
 
     benchmarks = [Path(path) for path in a.benchmarks]
-    run(a.avatar, a.log, a.tracking, a.cameras, benchmarks, a.output)
+    run(a.method, a.source, a.log, a.tracking, a.cameras, benchmarks, a.output)
 
 
 def paper_table(a: Arguments) -> None:
@@ -324,7 +338,8 @@ def block(name: str, path: str) -> Flag:
 ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face}
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
-    train_sdf, train_splat, train_nerface, evaluate, floors, measure_speed, reenact, render,
+    train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,
+    render,
 }  # fmt: skip
 
 PEOPLE: dict[Verb, list[Flag]] = {
@@ -461,12 +476,22 @@ RULES: dict[Verb, list[Flag]] = {
         HELD_OUT,
         output("nerface/<variant>"),
     ],
+    train_havatar: [
+        SETTINGS,
+        RUN_SETTINGS,
+        SEED,
+        MODEL,
+        CAPTURE,
+        FACE,
+        HELD_OUT,
+        output("havatar/<variant>"),
+    ],
     evaluate: [
         SETTINGS,
         CAPTURE,
         FACE,
         HELD_OUT,
-        ("--method", str, "avatar, nerface, or images that another code rendered", True),
+        ("--method", str, "avatar, nerface, havatar, or images that another code rendered", True),
         ("--source", Path, "<stage>/<variant> of the model, or the folder of images", True),
         output("tables/<variant>"),
     ],
@@ -484,11 +509,12 @@ RULES: dict[Verb, list[Flag]] = {
         output("metrics.csv; regions.csv is written beside it"),
     ],
     measure_speed: [
-        ("--avatar", Path, "splat/<variant>", True),
-        ("--log", Path, "splat/<variant>/log.csv", True),
+        ("--method", str, "avatar, nerface or havatar", True),
+        ("--source", Path, "the folder of its model, such as splat/<variant>", True),
+        ("--log", Path, "log.csv of its training", True),
         ("--tracking", Path, "face/tracking/<sequence>.npz", True),
         ("--cameras", Path, "capture/cameras.json", True),
-        ("--benchmarks", list, "Snakemake's of both stages", False),
+        ("--benchmarks", list, "Snakemake's of all that trained the model", False),
         output("tables/<variant>/speed.json"),
     ],
     paper_table: [

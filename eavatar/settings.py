@@ -451,6 +451,15 @@ class SplatSettings(Settings):
         return value
 
 
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("it must be a power of two")
+    return value
+
+
+PowerOfTwo = Annotated[int, AfterValidator(_power_of_two)]
+
+
 class FieldRunSettings(RunSettings):
     """Of a radiance field; the networks' precision moves its numbers by rounding only."""
 
@@ -492,6 +501,60 @@ class NerfaceSettings(NerfaceDrawing):
     averaging: float = Field(
         ge=0, lt=1, description="fraction of the steps so far over which the saved model is a mean"
     )
+    run: FieldRunSettings
+
+
+class HavatarDrawing(Settings):
+    """What HAvatar needs to draw; sizes are powers of two."""
+
+    image_size: PowerOfTwo = Field(ge=32, description="side of the final images, pixels")
+    field_size: PowerOfTwo = Field(ge=16, description="side of the rendered features, pixels")
+    condition_size: PowerOfTwo = Field(ge=16, description="side of the mesh's images, pixels")
+    plane_size: PowerOfTwo = Field(ge=16, description="side of the planes")
+    plane_channels: int = Field(ge=1, description="features of a plane")
+    channels: int = Field(ge=4, description="most of a layer of the StyleUNets")
+    width: int = Field(ge=4, description="units of a hidden layer of the field")
+    feature_size: int = Field(ge=1, description="rendered features beside the colour")
+    latent_size: int = Field(ge=1, description="numbers of a timestep's code")
+    samples: int = Field(ge=4, description="of a ray in the first pass, the background among them")
+    fine_samples: int = Field(
+        ge=1, description="that the second pass adds to every second of the first"
+    )
+    skip_empty: bool = Field(
+        description="sample rays only where the training's masks leave room for the person"
+    )
+
+
+class HavatarLossWeights(Settings):
+    """Weights of both phases; `image` and `lpips` are of the second, `lpips_patch` of the first."""
+
+    coarse: float = Field(ge=0, description="colours of the first pass, squared")
+    fine: float = Field(ge=0, description="colours of the second pass, squared")
+    mask: float = Field(ge=0, description="alpha of the second pass, cross-entropy")
+    latent: float = Field(ge=0, description="length of the codes")
+    blend: float = Field(ge=0, description="differences of neighbouring weights of head and neck")
+    lpips_patch: float = Field(ge=0)
+    image: float = Field(ge=0, description="colours of the final image, absolute")
+    lpips: float = Field(ge=0)
+
+
+class HavatarSettings(HavatarDrawing):
+    """`train_havatar`: the baseline HAvatar."""
+
+    steps: int = Field(ge=1, description="optimiser steps of both phases")
+    field_steps: int = Field(ge=0, description="of the first phase, patches without the upsampler")
+    images_per_step: int = Field(ge=1, description="each of a timestep and a camera of its own")
+    patch: int = Field(ge=16, description="side of the patches of the first phase, pixels")
+    density_noise: float = Field(ge=0, description="deviation of what is added while training")
+    lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")
+    learning_rate: float = Field(gt=0, description="of all but the upsampler in the first phase")
+    later_learning_rate: float = Field(gt=0, description="likewise in the second phase")
+    upsampler_learning_rate: float = Field(gt=0)
+    decay_steps: int = Field(ge=1, description="steps in which the learning rates fall to a tenth")
+    averaging: float = Field(
+        ge=0, lt=1, description="fraction of the steps so far over which the saved model is a mean"
+    )
+    weights: HavatarLossWeights
     run: FieldRunSettings
 
 
@@ -562,7 +625,7 @@ class Variant(Settings):
     Only here are defaults: what a variant does not name is as the subject has it.
     """
 
-    method: Literal["avatar", "images", "nerface"] = Field(
+    method: Literal["avatar", "images", "nerface", "havatar"] = Field(
         "avatar", description="what draws the images"
     )
     images: str | None = Field(
@@ -575,6 +638,7 @@ class Variant(Settings):
     sdf: dict[str, Any] = Field({}, description="overlay on the block")
     splat: dict[str, Any] = Field({}, description="overlay on the block")
     nerface: dict[str, Any] = Field({}, description="overlay on the block")
+    havatar: dict[str, Any] = Field({}, description="overlay on the block")
     tables: dict[str, Any] = Field({}, description="overlay on the block")
 
     @field_validator("images")
@@ -605,6 +669,7 @@ class Config(Settings):
     sdf: SdfSettings
     splat: SplatSettings
     nerface: NerfaceSettings
+    havatar: HavatarSettings
     tables: TablesBlock
     reenactment: ReenactmentSettings
     variants: dict[Annotated[str, AfterValidator(_plain_name)], Variant] = Field(
@@ -722,11 +787,11 @@ def variant_of(name: str) -> str:
 
 
 def required_backbones(
-    splats: Iterable[SplatSettings], tables: Iterable[EvaluateSettings]
+    trainings: Iterable[SplatSettings | HavatarSettings], tables: Iterable[EvaluateSettings]
 ) -> dict[Net, bool]:
     """The backbones of LPIPS that trainings and metrics use: whether one of them insists on it."""
     uses: list[tuple[Net, bool]] = [
-        ("vgg", block.lpips_required) for block in splats if block.weights.lpips > 0
+        ("vgg", block.lpips_required) for block in trainings if block.weights.lpips > 0
     ]
     uses += [
         (net, block.lpips_required and net == block.lpips_net)

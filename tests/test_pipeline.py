@@ -23,6 +23,7 @@ RUN_CHANGES = (
     'splat={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false,'
     ' "compile": false}}',
     'nerface={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false}}',
+    'havatar={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false}}',
 )
 
 
@@ -102,7 +103,7 @@ def test_images_of_another_code_need_no_training(compared):
     assert not {"train_sdf", "train_splat"} & set(count_jobs(printed))
 
 
-@pytest.mark.parametrize("method", ["nerface"])
+@pytest.mark.parametrize("method", ["nerface", "havatar"])
 def test_a_baseline_trains_where_a_variant_asks_for_it_and_nowhere_else(compared, method):
     more = [f"variants={{{method}: {{method: {method}}}}}"]
     rule = f"train_{method}"

@@ -1,1 +1,1 @@
-"""Methods that the paper compares with, as published, on our data: NeRFace."""
+"""Methods that the paper compares with, as published, on our data: NeRFace and HAvatar."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field
@@ -228,8 +228,9 @@ class NerfaceTraining(FieldTraining):
         self.graph = self.capture(self.update)
         self.weights = {"coarse": 1.0, "fine": 1.0, "latent": settings.latent_weight}
 
-    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        return [([*self.nerface.parameters(), self.codes], self.settings.learning_rate)]
+    def groups(self) -> list[dict[str, Any]]:
+        parameters = [*self.nerface.parameters(), self.codes]
+        return [{"params": parameters, "lr": self.settings.learning_rate}]
 
     def step(self, step: int) -> Values:
         """One optimiser step; the losses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eavatar.avatar.files import write_model
 from eavatar.data.frames import FrameSet
 from eavatar.data.loader import Loader
-from eavatar.settings import NerfaceSettings, Settings
+from eavatar.settings import HavatarSettings, NerfaceSettings, Settings
 from eavatar.training.definition import define
 from eavatar.training.graphs import Capacity, GrowingGraph
 from eavatar.training.loop import Run, Trainable, finish, train
@@ -44,7 +44,7 @@ class FieldTraining(Trainable):
 
     def __init__(
         self,
-        settings: NerfaceSettings,
+        settings: NerfaceSettings | HavatarSettings,
         seed: int,
         frames: FrameSet,
         model: nn.Module,
@@ -53,18 +53,17 @@ class FieldTraining(Trainable):
         self.loader = Loader(frames, seed, settings.images_per_step, views=1)
         size = len(frames), settings.latent_size
         self.codes = nn.Parameter(torch.zeros(size, device=frames.device))
-        self.precise = not (settings.run.mixed_precision and frames.device.type == "cuda")
         warnings.filterwarnings("ignore", message=".*capturable=True")
         self.optimiser = AveragingAdam(
-            [{"params": parameters, "lr": rate} for parameters, rate in self.groups()],
+            self.groups(),
             settings.averaging,
             capturable=frames.device.type == "cuda",
         )
         self.rates = FallingRates(self.optimiser, DECAY, settings.decay_steps)
 
     @abstractmethod
-    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Parameters that share a learning rate, with it."""
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's: parameters that share a learning rate, with it."""
 
     def capture(self, update: Callable[..., Values]) -> GrowingGraph[Capacity, Values]:
         """A function of capacities, which it does not use, and tensors, as a step on the device."""
@@ -77,18 +76,20 @@ class FieldTraining(Trainable):
             self.model.get_buffer("code").copy_(self.codes.detach().mean(dim=0))
             yield
 
-    def descend(self, losses: Values, weights: dict[str, float]) -> Values:
-        """A step down the weighted sum of losses; all values of the step, for the log."""
+    def descend(self, losses: Values, weights: Mapping[str, float]) -> Values:
+        """A step down the weighted sum of losses; all values of the step, for the log.
+
+        Args:
+            losses: by name.
+            weights: likewise; a loss that this step does not have counts as zero.
+        """
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        return {"loss": total.detach(), **{k: v.detach() for k, v in losses.items()}}
-
-    def autocast(self) -> torch.autocast:
-        """The precision of the networks."""
-        kind = self.frames.device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=not self.precise)
+        none = torch.zeros_like(total)
+        values = {"loss": total, **{name: losses.get(name, none) for name in weights}}
+        return {name: value.detach() for name, value in values.items()}
 
     def describe(self, step: int) -> str:
         return self.loader.describe(step)
@@ -111,11 +112,11 @@ class FieldTraining(Trainable):
 
 def train_field(
     name: str,
-    settings: NerfaceSettings,
+    settings: NerfaceSettings | HavatarSettings,
     drawing: Settings,
     task: FieldTraining,
     output: Path,
-    **files: Path,
+    **inputs: str,
 ) -> Path:
     """Train to the last step, save, and deal with the resume points; returns the model's path.
 
@@ -125,9 +126,9 @@ def train_field(
         drawing: what the model needs of it to draw.
         task: before its first step.
         output: ``results/<subject>/<name>/<variant>``.
-        files: inputs beside the frames, by name.
+        inputs: digests of what is used beside the frames, by name.
     """
-    definition = define(name, settings, task.seed, task.frames, **files)
+    definition = {**define(name, settings, task.seed, task.frames), **inputs}
     run = Run(name, settings.steps, settings.run.checkpoint_every, definition)
     with task:
         train(task, run, output)

@@ -47,8 +47,15 @@ def _open_nerface(source: Path, capture: Path, device: torch.device) -> Method:
     return NeRFace.read(source).to(device)
 
 
+def _open_havatar(source: Path, capture: Path, device: torch.device) -> Method:
+    from eavatar.baselines.havatar import HAvatar
+
+    return HAvatar.read(source).to(device)
+
+
 METHODS: dict[str, OpenMethod] = {
     "avatar": _open_avatar,
     "images": _open_images,
     "nerface": _open_nerface,
+    "havatar": _open_havatar,
 }

@@ -49,10 +49,10 @@ class AveragingAdam(torch.optim.Adam):
         if self.window == 0:
             return
         for parameter in self._parameters():
-            state = self.state[parameter]
-            if MEAN in state:
+            state = self.state.get(parameter)
+            if state and MEAN in state:
                 state[MEAN].lerp_(parameter, self.newest_weight)
-            else:
+            elif state:  # no step has moved the others yet
                 state[MEAN] = parameter.detach().clone()
 
     @contextmanager

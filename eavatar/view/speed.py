@@ -1,4 +1,4 @@
-"""How long and fast an avatar trained, and how fast it is drawn: ``speed.json`` (Table 5)."""
+"""How long and fast a method trained, and how fast it draws: ``speed.json`` (Table 5)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import csv
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from eavatar.avatar.files import load_avatar
-from eavatar.avatar.model import CameraBatch
-from eavatar.io import read_cameras, require, write_json
+from eavatar.avatar.model import Avatar, CameraBatch
+from eavatar.data.methods import Method, ViewRequest
+from eavatar.device import choose_device
+from eavatar.io import Tracking, read_cameras, read_tracking, require, write_json
+from eavatar.tables.avatar_method import AvatarMethod
+from eavatar.tables.methods import open_method
 from eavatar.threads import count_threads
 from eavatar.view.player import WARM_UP, Player, most_frontal, read_drive
 
@@ -23,36 +28,49 @@ MIN_FRAMES, MIN_SECONDS = 30, 2.0  # measured, so that the median is steady
 
 
 def measure_speed(
-    avatar: Path, log: Path, tracking: Path, cameras: Path, benchmarks: Sequence[Path], output: Path
+    method: str,
+    source: Path,
+    log: Path,
+    tracking: Path,
+    cameras: Path,
+    benchmarks: Sequence[Path],
+    output: Path,
 ) -> Path:
     """Draw a tracked sequence from its most frontal camera and write ``speed.json``.
 
     Its keys: ``frames_per_second`` (of the median frame, from numbers on the device to the finished
     image there), ``frames`` measured, ``training_hours`` (null if a benchmark is missing),
-    ``steps_per_second`` of stage II (null if its log has no times), ``gaussians``, ``image_size``,
-    ``hardware``.
+    ``steps_per_second`` of the last training (null if its log has no times), ``gaussians`` (null of
+    another method than our avatars), ``image_size``, ``hardware``.
 
     Args:
-        avatar: ``splat/<variant>``.
-        log: ``splat/<variant>/log.csv``.
+        method: what draws, see `eavatar.tables.methods`.
+        source: the folder of its model, such as ``splat/<variant>``.
+        log: ``log.csv`` there.
         tracking: ``face/tracking/<sequence>.npz``.
         cameras: ``capture/cameras.json``.
-        benchmarks: Snakemake's of both stages.
+        benchmarks: Snakemake's of all that trained the model.
         output: ``speed.json``.
     Raises:
-        UserError: a file is missing or malformed, or tracking and avatar do not fit.
+        UserError: a file is missing or malformed, or tracking and model do not fit.
     """
-    model = load_avatar(avatar)
-    milliseconds = time_frames(Player(model), tracking, cameras)
+    drawing = open_method(method, source, cameras.parent, choose_device())
+    if isinstance(drawing, AvatarMethod):
+        size = drawing.avatar.settings.head.expression_size
+        frame, track = frame_of_avatar(drawing.avatar), read_drive(tracking, size, neutral=False)
+        gaussians = len(drawing.avatar.neutral)
+    else:
+        frame, track, gaussians = frame_of_method(drawing), read_tracking(tracking), None
+    milliseconds = time_frames(frame, track, cameras)
     hours = [_read_hours(path) for path in benchmarks]
     content = {
         "frames_per_second": 1e3 / statistics.median(milliseconds),
         "frames": len(milliseconds),
         "training_hours": sum(hours) if all(hours) else None,
         "steps_per_second": read_rate(log),
-        "gaussians": len(model.neutral),
-        "image_size": model.settings.image_size,
-        "hardware": describe_device(model.device),
+        "gaussians": gaussians,
+        "image_size": drawing.image_size,
+        "hardware": describe_device(frame.device),
     }
     return write_json(output, content)
 
@@ -66,12 +84,44 @@ def read_rate(log: Path) -> float | None:
     return float(np.median(np.diff(table["step"]) / np.diff(table["seconds"])))
 
 
-def time_frames(player: Player, tracking: Path, cameras: Path) -> list[float]:
+@dataclass(frozen=True)
+class Frame:
+    """How a method draws one frame.
+
+    Attributes:
+        draw: takes expression (E,), pose (6,), intrinsics (1, 3, 3) and world-to-camera (1, 4, 4),
+            and returns when the image is done.
+        image_size: side, pixels.
+        device: where it draws.
+    """
+
+    draw: Callable[[Tensor, Tensor, Tensor, Tensor], object]
+    image_size: int
+    device: torch.device
+
+
+def frame_of_avatar(avatar: Avatar) -> Frame:
+    """Our own, as the viewer draws it: in one captured graph."""
+    return Frame(Player(avatar), avatar.settings.image_size, avatar.device)
+
+
+def frame_of_method(method: Method) -> Frame:
+    """Any other method's, as `evaluate` asks for it."""
+    device = choose_device()
+
+    def draw(expression: Tensor, pose: Tensor, intrinsics: Tensor, camera: Tensor) -> None:
+        driven = expression, pose[:3], pose[3:]
+        method.render(ViewRequest("", 0, *driven, ("",), intrinsics, camera))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return Frame(draw, method.image_size, device)
+
+
+def time_frames(frame: Frame, track: Tracking, cameras: Path) -> list[float]:
     """Milliseconds of each frame after a warm-up, the sequence repeated until there are enough."""
-    avatar = player.avatar
-    track = read_drive(tracking, avatar.settings.head.expression_size, neutral=False)
     known = read_cameras(cameras)
-    side, device = avatar.settings.image_size, avatar.device
+    side, device = frame.image_size, frame.device
     camera = known[most_frontal(known, track)].resize(side, side)
     view = CameraBatch.of([camera], device)
     expressions, poses = (
@@ -81,7 +131,7 @@ def time_frames(player: Player, tracking: Path, cameras: Path) -> list[float]:
     while len(times) < WARM_UP + MIN_FRAMES or sum(times) < 1e3 * MIN_SECONDS:
         timestep = len(times) % len(track)
         start = time.perf_counter()
-        player(expressions[timestep], poses[timestep], view.intrinsics, view.world_to_camera)
+        frame.draw(expressions[timestep], poses[timestep], view.intrinsics, view.world_to_camera)
         times.append(1e3 * (time.perf_counter() - start))
     return times[WARM_UP:]
 

@@ -273,7 +273,12 @@ def test_the_papers_variants_are_valid_on_each_profile(tmp_path, profile):
     assert modules == {**dict.fromkeys(configs, (True, True, True)), **ablated}
     assert configs["control_0.3"] == configs["split_0.2"] == configs["full"]
     sights = {name for name, config in configs.items() if config.held_out_cameras}
-    assert sights == {"novel_view", "baseline_novel_view", "nerface_novel_view"}
+    assert sights == {
+        "novel_view",
+        "baseline_novel_view",
+        "nerface_novel_view",
+        "havatar_novel_view",
+    }
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,9 @@ def test_a_damaged_image_and_an_unknown_method_are_one_sentence(subject, rendere
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match=r"damaged; render it again"):
         measured(subject, rendered, tmp_path / "tables")
-    with pytest.raises(UserError, match=r"no method 'nerf'; there are avatar, images, nerface"):
+    with pytest.raises(
+        UserError, match=r"no method 'nerf'; there are avatar, images, nerface, havatar"
+    ):
         open_method("nerf", rendered, subject.results / "capture", torch.device("cpu"))
     with pytest.raises(UserError, match="the folder of rendered images is missing"):
         open_images(subject, tmp_path / "nowhere")

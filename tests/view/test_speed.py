@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from eavatar.__main__ import main
-from eavatar.view.speed import read_rate
-from tests.scenes.small_avatar import SIZE, make_avatar
+from eavatar.avatar.files import write_model
+from eavatar.baselines.nerface import NeRFace, NerfaceModelSettings
+from eavatar.settings import read_config
+from eavatar.view.speed import measure_speed, read_rate
+from tests.scenes import CONFIG, ROOT
+from tests.scenes.small_avatar import EXPRESSIONS, SIZE, make_avatar
 from tests.scenes.small_results import write_results
 
 BENCHMARK = "s\th:m:s\n{}\t0:00:00\n"
@@ -22,7 +26,9 @@ def measure(results: Path, *benchmarks: Path) -> dict[str, object]:
     log = results / "splat/full/log.csv"
     log.write_text(LOG)
     words = [
-        "--avatar",
+        "--method",
+        "avatar",
+        "--source",
         results / "splat/full",
         "--log",
         log,
@@ -57,3 +63,27 @@ def test_a_log_of_one_row_or_without_times_has_no_rate(tmp_path: Path, log: str)
     path = tmp_path / "log.csv"
     path.write_text(log)
     assert read_rate(path) is None
+
+
+def test_a_baseline_is_timed_as_evaluate_asks_for_its_images(tmp_path: Path) -> None:
+    results = write_results(tmp_path)
+    content = read_config(CONFIG / "config.yaml", ROOT / "tests/tiny.yaml").nerface.model_dump()
+    kept = {name: content[name] for name in NerfaceModelSettings.model_fields if name in content}
+    settings = NerfaceModelSettings(**kept, expression_size=EXPRESSIONS, scale=0.1)
+    model = NeRFace(settings)
+    folder = results / "nerface/nerface"
+    write_model(folder, {"nerface": settings}, model.state_dict(), "nerface.learning_rate")
+    (folder / "log.csv").write_text(LOG)
+    output = tmp_path / "speed.json"
+    measure_speed(
+        "nerface",
+        folder,
+        folder / "log.csv",
+        results / "face/tracking/FREE.npz",
+        results / "capture/cameras.json",
+        [],
+        output,
+    )
+    content = json.loads(output.read_text())
+    assert content["gaussians"] is None and content["image_size"] == settings.image_size
+    assert content["frames_per_second"] > 0.5 and content["steps_per_second"] == pytest.approx(10)

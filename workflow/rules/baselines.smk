@@ -1,7 +1,8 @@
 """Baselines: the methods that the paper compares with, one model per subject and variant.
 
-in   capture/, face/
+in   capture/, face/; for HAvatar the morphable model
 out  nerface/<variant>/model.safetensors, model.yaml, log.csv
+     havatar/<variant>/ likewise
 They run only for variants whose `method` names them. A killed job goes on from checkpoints/.
 """
 
@@ -40,5 +41,46 @@ rule train_nerface:
     shell:
         "python -m eavatar train-nerface --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
+        " --capture {params.capture:q} --face {params.face:q}"
+        " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule train_havatar:
+    input:
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
+        identity=rules.refine_face.output.identity,
+        tracking=rules.refine_face.output.tracking,
+        neutral=rules.refine_face.output.neutral,
+        morphable_model=morphable_model,
+    output:
+        model="results/{subject}/havatar/{variant}/model.safetensors",
+        settings="results/{subject}/havatar/{variant}/model.yaml",
+        curves="results/{subject}/havatar/{variant}/log.csv",
+    log:
+        "results/{subject}/logs/train_havatar/{variant}.log",
+    benchmark:
+        "results/{subject}/benchmarks/train_havatar/{variant}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=4320,
+        gpu=1,
+    params:
+        settings=block("havatar"),
+        run=run_settings("havatar"),
+        seed=block("seed"),
+        held_out=held_out_cameras,
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        folder=output_folder("model"),
+    shell:
+        "python -m eavatar train-havatar --settings {params.settings:q}"
+        " --run-settings {params.run:q} --seed {params.seed}"
+        " --morphable-model {input.morphable_model:q}"
         " --capture {params.capture:q} --face {params.face:q}"
         " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -375,7 +375,12 @@ def of_reported(pattern):
 def backbones(wildcards):
     """The backbones of LPIPS that a subject's variants use, as JSON."""
     variants = PLANS[wildcards.subject].variants
-    trained = [variants[name].splat for name in avatars(wildcards.subject)]
+    blocks = {"avatar": "splat", "havatar": "havatar"}
+    trained = [
+        getattr(variants[name], block)
+        for method, block in blocks.items()
+        for name in drawn_by(wildcards.subject, method)
+    ]
     measured = [variant.tables.evaluate for variant in variants.values()]
     return json.dumps(required_backbones(trained, measured))
 
@@ -491,7 +496,8 @@ def measured(wildcards):
     found = [
         path
         for subject, plan in PLANS.items()
-        for name in (avatars(subject) if chosen.speed else plan.variants)
+        for name in plan.variants
+        if not (chosen.speed and plan.variant(name).method == "images")
         if variant_of(name) in chosen.variants
         for path in expand(pattern, subject=subject, variant=name)
     ]

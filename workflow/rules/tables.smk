@@ -210,11 +210,13 @@ rule measure_speed:
         runtime=15,
         gpu=1,
     params:
-        avatar=input_folder("source"),
+        method=method,
+        source=input_folder("source"),
         tracking=held_out_tracking,
         benchmarks=benchmarks,
     shell:
-        "python -m eavatar measure-speed --avatar {params.avatar:q} --log {input.curves:q}"
+        "python -m eavatar measure-speed --method {params.method}"
+        " --source {params.source:q} --log {input.curves:q}"
         " --tracking {params.tracking:q} --cameras {input.cameras:q}"
         " --benchmarks {params.benchmarks:q} --output {output:q} 2>&1 | tee {log:q}"
 

@@ -52,7 +52,7 @@ TABLES = (
 
 
 OF_GENERATORS = ("prepare_prior", "run_generator")  # of subjects with such a source
-OF_BASELINES = ("train_nerface",)  # of variants with such a method
+OF_BASELINES = ("train_nerface", "train_havatar")  # of variants with such a method
 
 
 def jobs(first: str, *others: str, sequences: int = len(SEQUENCES)) -> dict[str, int]:
@@ -165,6 +165,7 @@ CASES = {
         by_command_line(splat={"image_size": 96}), jobs("train_splat", "floors")
     ),
     "nerface": Case(by_command_line(nerface={"steps": 9}), {}),
+    "havatar": Case(by_command_line(havatar={"steps": 9}), {}),
     "tables.evaluate": Case(
         by_command_line(tables={"evaluate": {"pictures": 9}}), jobs("evaluate", "floors")
     ),

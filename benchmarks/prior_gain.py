@@ -52,6 +52,7 @@ from eavatar.prior.align import align_prior
 from eavatar.sdf import train as stage_one
 from eavatar.settings import Config, SdfSettings, merge, read_config, validate
 from eavatar.splat import train as stage_two
+from eavatar.tables.avatar_method import AvatarMethod
 from eavatar.training.loop import seed_everything
 from eavatar.view.score import TrueHead, face_points, read_true_head
 from tests.scenes.heads import cut
@@ -240,7 +241,7 @@ def train_avatar(options: argparse.Namespace, config: Config, run: Run) -> None:
     seed_everything(run.seed)
     places = options.results / "capture", options.results / "face"
     with stage_two.prepare(settings, run.seed, *places, folder / "sdf", device) as task:
-        step, seconds = train_for(math.inf, task, 0)
+        step, seconds = train_for(math.inf, task, 0, settings.steps)
         test = FrameSet.read(*places, "test", settings.image_size).to(device)
         rows = []
         for sequence in dict.fromkeys(test.sequences):
@@ -248,7 +249,7 @@ def train_avatar(options: argparse.Namespace, config: Config, run: Run) -> None:
             chosen = [own[index] for index in spread(len(own))]
             held_out = HeldOut(sequence, test, chosen, list(range(len(test.serials))))
             with task.optimiser.averaged():
-                psnr, ssim = measure(task.avatar, held_out)
+                psnr, ssim = measure(AvatarMethod(task.avatar), held_out)
             row = {"set": sequence, "step": step, "seconds": seconds}
             rows.append(row | {"psnr_db": psnr, "ssim": ssim})
             print(f"{run} {sequence}, {seconds:4.0f} s: {psnr:.2f} dB, {ssim:.4f}", flush=True)

@@ -103,8 +103,9 @@ class Planes:
         x, y, z = places.unbind(dim=-1)
         parts = []
         for plane, column in ((self.front, x), (self.side, z)):
-            grid = torch.stack([column, -y], dim=-1)[:, None].to(plane.dtype)
-            parts.append(grid_sample(plane, grid, align_corners=False)[:, :, 0].mT)
+            # In bfloat16 a place would be off by half a cell.
+            grid = torch.stack([column, -y], dim=-1)[:, None]
+            parts.append(grid_sample(plane.float(), grid, align_corners=False)[:, :, 0].mT)
         return torch.cat(parts, dim=-1)
 
 
@@ -170,7 +171,8 @@ class Blend(nn.Module):
 def _look_up(volume: Tensor, places: Tensor) -> Tensor:
     """Values (B, M, 1) of a volume (1, Z, Y, X), first row at the top, at places (B, M, 3)."""
     batch, count = places.shape[:2]
-    grid = (places * places.new_tensor([1.0, -1, 1])).view(1, 1, 1, -1, 3)
+    x, y, z = places.unbind(dim=-1)
+    grid = torch.stack([x, -y, z], dim=-1).view(1, 1, 1, -1, 3)
     found = grid_sample(volume[None], grid, padding_mode="border", align_corners=False)
     return found.view(batch, count, 1)
 
@@ -350,8 +352,9 @@ class HAvatar(nn.Module):
     def at_field_size(self, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         """Centres of the pixels (1, field_size², 2) of the small images, and intrinsics of them."""
         size = self.settings.field_size
-        factor = intrinsics.new_tensor([size / self.image_size] * 2 + [1.0])
-        return pixel_centres(size, intrinsics.device)[None], intrinsics * factor[:, None]
+        factor = size / self.image_size
+        smaller = torch.cat([factor * intrinsics[:, :2], intrinsics[:, 2:]], dim=1)
+        return pixel_centres(size, intrinsics.device)[None], smaller
 
     @torch.no_grad()
     def render(self, request: ViewRequest) -> Tensor:
@@ -403,12 +406,18 @@ class HavatarTraining(FieldTraining):
         others = [p for p in self.havatar.parameters() if id(p) not in known and p.requires_grad]
         return [
             {"params": [*others, self.codes], "lr": self.settings.learning_rate},
-            {"params": upsampler, "lr": self.settings.upsampler_learning_rate, "betas": (0, 0.99)},
+            {
+                "params": upsampler,
+                "lr": self.settings.upsampler_learning_rate,
+                "betas": (0.0, 0.99),
+            },
         ]
 
     def step(self, step: int) -> Values:
         """One optimiser step; the losses."""
         settings, images = self.settings, step >= self.settings.field_steps
+        if images:
+            self.field_graph.restart()  # gives back its memory
         self.rates.rates[0] = settings.later_learning_rate if images else settings.learning_rate
         self.rates.set_step(min(step, settings.decay_steps))  # a tenth is the least
         self.optimiser.set_step(step)
@@ -421,8 +430,9 @@ class HavatarTraining(FieldTraining):
         view = self._view(timesteps, cameras)
         size = self.settings.patch
         middle = choose_pixels(pixels[..., 3] > 0, 1, 1.0)
-        limit = middle.new_tensor([pixels.shape[2], pixels.shape[1]]) - size
-        corner = torch.minimum((middle - size // 2).clamp(min=0), limit)
+        limits = zip(middle.unbind(dim=-1), (pixels.shape[2], pixels.shape[1]), strict=True)
+        corners = [(place - size // 2).clamp(0, most - size) for place, most in limits]
+        corner = torch.stack(corners, dim=-1)
         chosen = corner + pixel_centres(size, pixels.device).long()
         rays = self.havatar.cast(chosen + 0.5, view.intrinsics, view.cameras, view.poses)
         passes = self._render(view, rays)

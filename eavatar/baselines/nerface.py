@@ -187,8 +187,8 @@ class NeRFace(nn.Module):
         """What the fields are told of the view (B, N, 3)."""
         if self.settings.view_direction == "corrected":
             return rays.directions
-        ends = rays.directions.new_tensor(PUBLISHED_ENDS).expand(*rays.directions.shape[:-1], 2)
-        return torch.cat([rays.directions[..., 2:], ends], dim=-1)
+        z = rays.directions[..., 2]
+        return torch.stack([z, *(torch.full_like(z, end) for end in PUBLISHED_ENDS)], dim=-1)
 
     @torch.no_grad()
     def render(self, request: ViewRequest) -> Tensor:

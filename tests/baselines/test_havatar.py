@@ -200,6 +200,21 @@ def test_before_training_the_upsampler_interpolates_the_rendered_colours(subject
         assert images.shape == (1, 32, 32, 3) and (images == 0.25).all()
 
 
+@pytest.mark.gpu
+def test_captured_steps_of_both_phases_train_on_a_gpu(subject, mesh):
+    seed_everything(0)
+    device, settings = torch.device("cuda"), small_settings()
+    task = prepare_havatar(settings, 0, mesh, subject / "capture", subject / "face", device)
+    with task:
+        losses = [task.step(step)["fine"].item() for step in range(60)]
+        assert task.image_graph.captured and not task.field_graph.captured
+        with task.averaged():
+            frames = FrameSet.read(subject / "capture", subject / "face", "test", 32).to(device)
+            images = task.havatar.render(request(frames, 0))
+    assert images.is_cuda and images.isfinite().all()
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
 def test_lpips_that_is_required_must_be_there(subject, mesh, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     settings = small_settings(lpips_required=True)

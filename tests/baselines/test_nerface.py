@@ -177,6 +177,22 @@ def test_a_step_down_moves_every_parameter_of_both_fields(subject):
     assert task.codes.grad is not None
 
 
+@pytest.mark.gpu
+def test_a_captured_step_trains_on_a_gpu(subject):
+    seed_everything(0)
+    device = torch.device("cuda")
+    settings = small_settings(steps=100, view_direction="published")
+    task = prepare_nerface(settings, 0, subject / "capture", subject / "face", device)
+    with task:
+        losses = [task.step(step)["fine"].item() for step in range(100)]
+        assert task.graph.captured
+        with task.averaged():
+            frames = FrameSet.read(subject / "capture", subject / "face", "test", 32).to(device)
+            images = task.nerface.render(request(frames, 0))
+    assert images.is_cuda and images.isfinite().all()
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
 def test_the_folder_of_another_model_is_one_sentence(trained, tmp_path):
     with pytest.raises(UserError, match="the description of the model is missing"):
         NeRFace.read(tmp_path)

@@ -27,7 +27,7 @@ from benchmarks.device import synchronise
 from benchmarks.profiles import PROFILES, read_profile
 from benchmarks.step import Profile, make_task, random_perceptual
 from eavatar.baselines.conditions import DeformingMesh
-from eavatar.baselines.havatar import prepare_havatar
+from eavatar.baselines.havatar_training import prepare_havatar
 from eavatar.baselines.nerface import prepare_nerface
 from eavatar.baselines.training import FieldTraining
 from eavatar.device import choose_device

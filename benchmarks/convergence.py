@@ -28,7 +28,7 @@ from torch.nn.functional import conv2d
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
 from eavatar.baselines.conditions import DeformingMesh
-from eavatar.baselines.havatar import prepare_havatar
+from eavatar.baselines.havatar_training import prepare_havatar
 from eavatar.baselines.nerface import prepare_nerface
 from eavatar.baselines.training import FieldTraining
 from eavatar.data.camera_split import split_cameras

@@ -158,7 +158,7 @@ def train_nerface(a: Arguments) -> None:
 def train_havatar(a: Arguments) -> None:
     """Train the baseline HAvatar."""
     from eavatar.baselines.conditions import DeformingMesh
-    from eavatar.baselines.havatar import train_havatar as run
+    from eavatar.baselines.havatar_training import train_havatar as run
     from eavatar.face.morphable import read_morphable_model
     from eavatar.io import read_mesh
 

@@ -50,6 +50,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "avatar/model": "splat/test_splat_train.py",
     "avatar/upsamplers/gha": "avatar/test_upsample.py",
     "avatar/upsamplers/subpixel": "avatar/test_upsample.py",
+    "baselines/havatar_training": "baselines/test_havatar.py",
+    "baselines/plane_field": "baselines/test_havatar.py",
     "baselines/training": "baselines/test_nerface.py",
     "capture/backends/background_matting_v2": "capture/test_background_matting.py",
     "capture/backends/plate": "capture/test_matting.py",

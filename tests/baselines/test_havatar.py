@@ -13,16 +13,9 @@ from safetensors.torch import load_file
 
 from eavatar.avatar.torso import Torso
 from eavatar.baselines.conditions import LOWER, UPPER, DeformingMesh
-from eavatar.baselines.havatar import (
-    FIRST_WEIGHTS,
-    Blend,
-    HAvatar,
-    HavatarModelSettings,
-    PlaneField,
-    Planes,
-    prepare_havatar,
-    train_havatar,
-)
+from eavatar.baselines.havatar import HAvatar, HavatarModelSettings
+from eavatar.baselines.havatar_training import FIRST_WEIGHTS, prepare_havatar, train_havatar
+from eavatar.baselines.plane_field import Blend, PlaneField, Planes
 from eavatar.data.frames import FrameSet
 from eavatar.errors import UserError
 from eavatar.settings import HavatarSettings, merge, read_config, read_yaml, validate

@@ -41,8 +41,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from skimage.measure import marching_cubes
 
+from eavatar.errors import UserError
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.io import Identity, Mesh, read_alignment, write_arrays, write_mesh
+from eavatar.io import Alignment, Identity, Mesh, read_alignment, write_arrays, write_mesh
 from eavatar.landmark_indices import CHIN
 from eavatar.meshes import vertex_areas, vertex_normals
 from eavatar.prior.align import align_prior
@@ -169,9 +170,12 @@ def run_trial(
         cameras = int(rig.integers(CAMERAS[0], CAMERAS[1] + 1))
         write_outlines(place / "capture", face, person, cameras, MATTE, seed)
         started, before = time.perf_counter(), cpu_seconds()
-        align_prior(settings, seed, place / "raw.ply", place / "capture", face, place)
+        try:
+            align_prior(settings, seed, place / "raw.ply", place / "capture", face, place)
+            alignment = read_alignment(place / "alignment.json")
+        except UserError:  # no start kept its scale
+            alignment = Alignment(truth, math.nan, 0.0, accepted=False)
         seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
-        alignment = read_alignment(place / "alignment.json")
     moved = alignment.transform.compose(truth).apply(subject.face)
     error = np.linalg.norm(moved - subject.face, axis=1).mean() / subject.size
     return {

@@ -1,12 +1,19 @@
-"""Geometry of triangle meshes: normals, areas and samples of the surface."""
+"""Geometry of triangle meshes: normals, areas, samples of the surface, noise."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.arrays import Float64, Int64
 from eavatar.io import Mesh
+
+# Flatness. Heads have 0.99, of 1,000 faces 0.92, with coarse inner parts 0.73; one of 47,000 faces
+# with noise of 1 % of its size has 0.44.
+NOISY, FLAT = 0.7, 0.9
+MAX_SMOOTHINGS = 15  # on that head 7 are enough
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> Float64:
@@ -63,6 +70,44 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> tuple[Float64, Int64]:
     shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     points, faces = trimesh.sample.sample_surface(shape, count, seed=seed)
     return np.asarray(points, dtype=np.float64), np.asarray(faces, dtype=np.int64)
+
+
+def flatness(mesh: Mesh) -> float:
+    """How far the faces about a vertex face one way, on average: 1 where all do.
+
+    The area of the sum of their normals, weighted by area, over their area.
+    """
+    across = _doubled_areas(mesh.vertices.astype(np.float64), mesh.faces)
+    count = len(mesh.vertices)
+    sums = np.stack([_sum_at_vertices(side, mesh.faces, count) for side in across.T], axis=1)
+    areas = 3 * np.linalg.norm(across, axis=1).sum()
+    return float(np.linalg.norm(sums, axis=1).sum() / areas)
+
+
+def smooth_noise(mesh: Mesh) -> Mesh:
+    """A mesh whose vertices are so noisy that its normals tell little, smoothed; others as given.
+
+    Taubin's filter, which does not shrink, as often as it takes.
+
+    Args:
+        mesh: open or closed.
+    """
+    if flatness(mesh) >= NOISY:
+        return mesh
+    import trimesh
+
+    used, faces = np.unique(mesh.faces, return_inverse=True)
+    surface = trimesh.Trimesh(
+        mesh.vertices[used].astype(np.float64), faces.reshape(-1, 3), process=False
+    )
+    vertices = mesh.vertices.copy()
+    for _ in range(MAX_SMOOTHINGS):
+        trimesh.smoothing.filter_taubin(surface, iterations=2)
+        vertices[used] = surface.vertices
+        smoothed = replace(mesh, vertices=vertices)
+        if flatness(smoothed) >= FLAT:
+            break
+    return smoothed
 
 
 def _doubled_areas(

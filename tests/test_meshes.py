@@ -1,9 +1,16 @@
 """Normals, areas and samples of a mesh whose values are known by hand."""
 
 import numpy as np
+import trimesh
 
 from eavatar.io import Mesh
-from eavatar.meshes import sample_surface, vertex_areas, vertex_normals
+from eavatar.meshes import (
+    flatness,
+    sample_surface,
+    smooth_noise,
+    vertex_areas,
+    vertex_normals,
+)
 
 # A unit square in the plane z = 0, of two triangles, and a vertex that no face has.
 VERTICES = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [5, 5, 5]], dtype=np.float32)
@@ -36,3 +43,26 @@ def test_samples_lie_on_the_faces_they_name_and_cover_the_area() -> None:
     assert abs((faces == 1).mean() - 0.5) < 0.05
     again, _ = sample_surface(Mesh(VERTICES, FACES), 1000, seed=0)
     np.testing.assert_array_equal(points, again)
+
+
+def test_noise_is_smoothed_without_shrinking_and_a_smooth_mesh_is_left_alone() -> None:
+    sphere = trimesh.creation.icosphere(subdivisions=5)
+    smooth = Mesh(sphere.vertices.astype(np.float32), sphere.faces)
+    assert smooth_noise(smooth) is smooth
+    noise = np.random.default_rng(0).normal(scale=0.02, size=smooth.vertices.shape)  # edges: 0.04
+    noisy = Mesh((smooth.vertices + noise).astype(np.float32), smooth.faces)
+    assert flatness(noisy) < 0.7  # so it is smoothed
+    cleaned = smooth_noise(noisy)
+    assert flatness(cleaned) > 0.9
+    radii = np.linalg.norm(cleaned.vertices, axis=1)
+    assert abs(radii.mean() - 1) < 0.002
+    assert radii.std() < 0.014  # two thirds of the noise along the normal
+
+
+def test_a_vertex_that_no_face_has_stays_where_it_is() -> None:
+    sphere = trimesh.creation.icosphere(subdivisions=4)
+    noise = np.random.default_rng(0).normal(scale=0.04, size=sphere.vertices.shape)
+    vertices = np.concatenate([[[9, 9, 9]], sphere.vertices + noise]).astype(np.float32)
+    cleaned = smooth_noise(Mesh(vertices, sphere.faces + 1))
+    assert np.isfinite(cleaned.vertices).all()
+    np.testing.assert_array_equal(cleaned.vertices[0], 9)

@@ -20,6 +20,7 @@ from eavatar.data.loader import Batch, Loader
 from eavatar.device import choose_device
 from eavatar.io import Mesh, read_alignment, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
+from eavatar.meshes import smooth_noise
 from eavatar.sdf.cut_finder import CutFinder
 from eavatar.sdf.field import HeadField
 from eavatar.sdf.prior_distance import PriorDistance, tabulate_prior
@@ -143,7 +144,7 @@ class Prior:
 
 @torch.no_grad()
 def _read_prior(path: Path, frames: FrameSet, field: HeadField, seed: int) -> Prior:
-    mesh, floor = read_mesh(path), float(frames.neutral_landmarks[CHIN, 1])
+    mesh, floor = smooth_noise(read_mesh(path)), float(frames.neutral_landmarks[CHIN, 1])
     table = tabulate_prior(mesh, CanonicalFrames(frames).camera_centres(), seed)
     on_face = field.settings.prior.face * field.weights(table.points)
     return Prior(Shape.of(mesh, floor, frames.device, seed), table.counting(on_face))

@@ -29,7 +29,7 @@ from eavatar.landmark_indices import CHIN
 from eavatar.meshes import face_normals, sample_surface
 from eavatar.prior.confidence import confidence
 from eavatar.prior.drawing import draw_alignment
-from eavatar.prior.registration import Target, register
+from eavatar.prior.registration import Candidate, Target, register
 from eavatar.prior.silhouettes import Silhouettes, read_silhouettes
 from eavatar.prior.template_fit import fit_head
 from eavatar.settings import AlignSettings
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 FACE_RADIUS = 0.3  # the face is what is this close to a landmark; more would include hair
 FACE_SAMPLES, HEAD_SAMPLES = 2500, 6000  # of the target: the face four times as densely
 SEAM = 0.08  # between the samples of the fitted face and those of the generic head
+CONFINED = 0.8  # of the confidence in an alignment that does not fill the masks
 NECK = 0.1  # below the chin, where what every prior has ends
 
 
@@ -72,10 +73,7 @@ def align_prior(
     outlines = read_silhouettes(capture, face)
     target = build_target(neutral, landmarks, outlines, settings.samples, seed)
     samples, _ = sample_surface(prior, settings.samples, seed)
-    found = register(samples, target)
-    if not found:
-        raise UserError(f"{raw} cannot be aligned: its scale collapses from every start.")
-    best, sure = found[0], confidence(found, samples, target)
+    best, sure = _search(samples, target, settings.min_confidence, raw)
     alignment = Alignment(best.transform, best.residual, sure, sure >= settings.min_confidence)
     logger.info(
         "prior aligned: confidence %.2f, residual %.4f dm, outside the masks %.4f dm, scale %.4g",
@@ -90,6 +88,27 @@ def align_prior(
     write_mesh(output / "aligned.ply", aligned)
     write_alignment(output / "alignment.json", alignment)
     return output
+
+
+def _search(
+    samples: Float64, target: Target, min_confidence: float, raw: Path
+) -> tuple[Candidate, float]:
+    """The best alignment of samples (N, 3), and the confidence in it.
+
+    The masks' outlines mislead where they are of hair that the prior does not have; so a doubtful
+    result has to compete with that of a search in which the masks only confine, whose confidence
+    counts for less.
+    """
+    results = []
+    confined = replace(target, outlines=target.outlines.confining())
+    for goal, share in ((target, 1.0), (confined, CONFINED)):
+        found = register(samples, goal)
+        results += [(found[0], share * confidence(found, samples, goal))] if found else []
+        if results and results[0][1] >= min_confidence:
+            break
+    if not results:
+        raise UserError(f"{raw} cannot be aligned: its scale collapses from every start.")
+    return max(results, key=lambda result: result[1])
 
 
 def _check_extent(mesh: Mesh, path: Path) -> Mesh:

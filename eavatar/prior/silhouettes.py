@@ -7,7 +7,7 @@ all sides that cameras see: an aligned prior may not stick out of them, and shou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -75,6 +75,11 @@ class Silhouettes:
         """The first ``count`` views alone."""
         return Silhouettes(self.views[:count], self.floor)
 
+    def confining(self) -> Silhouettes:
+        """The same without outlines to fill: points may be anywhere within the masks."""
+        empty = np.zeros((0, 2), np.int64)
+        return Silhouettes([replace(view, contour=empty) for view in self.views], self.floor)
+
     def protrusion(self, points: Float64) -> float:
         """Mean distance by which points (N, 3) above the chin are outside the masks, dm."""
         points = points[points[:, 1] > self.floor]
@@ -88,7 +93,7 @@ class Silhouettes:
         distances = []
         for view in self.views:
             _, places = view.project(points)
-            distances.append(_nearest(places, view.contour)[0].mean())
+            distances.append(_nearest(places, view.contour)[0].mean() if len(view.contour) else 0)
         return float(np.mean(distances))
 
     def pulls(self, points: Float64) -> tuple[Int64, Float64]:

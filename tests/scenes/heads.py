@@ -32,16 +32,19 @@ def cut(mesh: Mesh, keep: np.ndarray) -> Mesh:
     return Mesh(mesh.vertices[used], faces.reshape(-1, 3))
 
 
-def write_subject(folder: Path, subject: TemplateHead, radius: float) -> tuple[Path, Path]:
+def write_subject(
+    folder: Path, subject: TemplateHead, radius: float, person: Mesh | None = None
+) -> tuple[Path, Path]:
     """Write what `align_prior` knows of a subject.
 
     Args:
         folder: in which ``capture`` and ``face`` are written; these are returned.
         subject: in canonical space.
         radius: the fitted neutral mesh is what is this close to a landmark, dm.
+        person: what the masks show, if not the subject's head.
     """
     capture, face = folder / "capture", folder / "face"
-    write_outlines(capture, face, subject.mesh, cameras=5, matte=1.0, seed=0)
+    write_outlines(capture, face, person or subject.mesh, cameras=5, matte=1.0, seed=0)
     near = cKDTree(subject.landmarks).query(subject.mesh.vertices)[0] < radius
     write_mesh(face / "neutral.ply", cut(subject.mesh, near))
     identity = Identity(np.zeros(4), np.float32(SCALE), subject.landmarks)

@@ -3,7 +3,8 @@
 The interpreter of the tests has this folder on its path, so that Python imports this file when it
 starts, and finds stand-ins for packages of which a mesh from images needs nothing: `utils3d`,
 `transformers`, `open3d`, `rembg` and `kaolin`. On a GPU nothing differs, but that `spconv_triton`,
-if it is there, is found by the name of `spconv`.
+if it is there, is found by the name of `spconv`, and that torch's attention takes the place of
+xformers' where that was built for another PyTorch and so refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 
-def attend_on_cpu(operations: Any) -> None:
+def attend_by_torch(operations: Any) -> None:
     """xformers' attention by torch's own, block by block of a mask (1, length, heads, channels)."""
     import torch
 
@@ -40,6 +41,14 @@ def attend_on_cpu(operations: Any) -> None:
         return torch.cat(parts, dim=1)
 
     operations.memory_efficient_attention = attend
+
+
+def attend_on_gpu(operations: Any) -> None:
+    """The same where xformers' operators do not load."""
+    import xformers
+
+    if not xformers._has_cpp_library:
+        attend_by_torch(operations)
 
 
 def extract_on_cpu(module: Any) -> None:
@@ -64,12 +73,12 @@ def convolve_on_cpu(module: Any) -> None:
 
 
 ON_CPU: dict[str, Callable[[Any], None]] = {
-    "xformers.ops": attend_on_cpu,
+    "xformers.ops": attend_by_torch,
     "trellis.representations.mesh.cube2mesh": extract_on_cpu,
     "trellis.pipelines.base": convolve_on_cpu,
 }
 ON_GPU = "EAVATAR_TRELLIS_ON_GPU" in os.environ
-PATCHES = {} if ON_GPU else ON_CPU
+PATCHES = {"xformers.ops": attend_on_gpu} if ON_GPU else ON_CPU
 
 
 class Patcher(MetaPathFinder):

@@ -10,12 +10,13 @@ import numpy as np
 
 from eavatar.prior.align import build_target
 from eavatar.prior.drawing import SIDE, draw_alignment
+from eavatar.prior.silhouettes import Silhouettes
 from tests.scenes.heads import random_head
 
 
 def test_what_is_apart_is_red_and_what_fits_is_green(tmp_path: Path) -> None:
     head = random_head(1)
-    target = build_target(head.mesh, head.landmarks, 8000, 0)
+    target = build_target(head.mesh, head.landmarks, Silhouettes((), 0.0), 8000, 0)
     bump = np.where(head.mesh.vertices[:, [1]] > 0.7, [0, 0.3, 0], 0)  # 3 cm of hair on top
     prior = replace(head.mesh, vertices=(head.mesh.vertices + bump).astype(np.float32))
     path = draw_alignment(tmp_path / "a.png", prior, head.mesh, target, 8000, 0)

@@ -12,17 +12,17 @@ for older files here; ``tests/stored`` holds files that every later version read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from eavatar.avatar.drivers import Drivers
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
@@ -34,6 +34,10 @@ from eavatar.results import Results
 from eavatar.settings import Settings, read_yaml, validate
 
 FORMAT = 1
+
+Description = TypeVar("Description", bound=Settings)
+Model = TypeVar("Model", bound=nn.Module)
+
 KINDS = {  # of models, by the block that describes one
     "avatar": "avatar (splat/<variant>)",
     "head": "stage I model (sdf/<variant>)",
@@ -90,11 +94,11 @@ def read_stage_one(folder: Path) -> StageOne:
     Raises:
         UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
     """
-    description = read_description(folder, "head")
+    description = _read_description(folder, "head")
     head = validate(HeadSettings, description, str(folder / "model.yaml"))
     drivers, torso = head.make_drivers(), Torso()
-    with fitting(folder):
-        tensors = read_tensors(folder)
+    with _fitting(folder):
+        tensors = _read_tensors(folder)
         drivers.load_state_dict(_below("drivers.", tensors))
         torso.load_state_dict(_below("torso.", tensors))
         return StageOne(
@@ -124,10 +128,10 @@ def read_avatar(folder: Path) -> Avatar:
     Raises:
         UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
     """
-    description = read_description(folder, "avatar")
+    description = _read_description(folder, "avatar")
     settings = validate(AvatarSettings, description, str(folder / "model.yaml"))
-    with fitting(folder):
-        tensors = read_tensors(folder)
+    with _fitting(folder):
+        tensors = _read_tensors(folder)
         avatar = Avatar.blank(settings, len(tensors["neutral.positions"]))
         avatar.load_state_dict(tensors)
     return avatar.eval()
@@ -182,7 +186,26 @@ def write_model(
     return folder / "model.safetensors"
 
 
-def read_description(folder: Path, block: str) -> Any:
+def read_model(
+    folder: Path, block: str, kind: type[Description], make: Callable[[Description], Model]
+) -> Model:
+    """Read what `write_model` wrote, on the CPU.
+
+    Args:
+        folder: of both files.
+        block: of ``model.yaml`` that describes the model; a name in `KINDS`.
+        kind: of that block.
+        make: the model of a description, whose tensors are loaded next.
+    Raises:
+        UserError: a file is missing, unreadable, of an unknown format, or does not fit the other.
+    """
+    model = make(validate(kind, _read_description(folder, block), str(folder / "model.yaml")))
+    with _fitting(folder):
+        model.load_state_dict(_read_tensors(folder))
+    return model.eval()
+
+
+def _read_description(folder: Path, block: str) -> Any:
     """The part of ``model.yaml`` that code reads: the block of a name in `KINDS`.
 
     Raises:
@@ -212,13 +235,13 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"avatar": kept | {"head": head, "scale": sizes["scale"]}}
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors`` by name."""
     return load_file(require(folder / "model.safetensors", "the model"))
 
 
 @contextmanager
-def fitting(folder: Path) -> Iterator[None]:
+def _fitting(folder: Path) -> Iterator[None]:
     """Turn what goes wrong where tensors do not fit the description into one sentence."""
     try:
         yield

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from eavatar.avatar.files import fitting, read_description, read_tensors
+from eavatar.avatar.files import read_model
 from eavatar.avatar.torso import Torso
 from eavatar.baselines.conditions import FRONT_CHANNELS, LOWER, SIDE_CHANNELS, UPPER, Conditions
 from eavatar.baselines.hull import Hull
@@ -36,7 +36,7 @@ from eavatar.baselines.plane_field import Blend, PlaneField, Planes, TwoRays
 from eavatar.baselines.style_unet import StyleUNet
 from eavatar.baselines.volume import Composite, Rays, cast_rays, composite, spread, spread_by_weight
 from eavatar.data.methods import ViewRequest
-from eavatar.settings import HavatarDrawing, validate
+from eavatar.settings import HavatarDrawing
 from eavatar.transforms import axis_angle_to_matrix
 
 NAME = "havatar"
@@ -99,11 +99,7 @@ class HAvatar(nn.Module):
         Raises:
             UserError: a file is missing, unreadable, of an unknown format, or does not fit.
         """
-        description = read_description(folder, NAME)
-        model = cls(validate(HavatarModelSettings, description, str(folder / "model.yaml")))
-        with fitting(folder):
-            model.load_state_dict(read_tensors(folder))
-        return model.eval()
+        return read_model(folder, NAME, HavatarModelSettings, cls)
 
     @property
     def image_size(self) -> int:
@@ -210,6 +206,7 @@ class HAvatar(nn.Module):
 
     @torch.no_grad()
     def render(self, request: ViewRequest) -> Tensor:
+        """As of `Method.render`."""
         pose = torch.cat([request.rotation, request.translation])[None]
         style = self.style(pose, self.code[None])
         planes = self.planes(request.expression[None], style)

@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from eavatar.avatar.files import fitting, read_description, read_tensors
+from eavatar.avatar.files import read_model
 from eavatar.baselines.hull import Hull
 from eavatar.baselines.pixels import choose_pixels, look_up, pixel_centres, squared_error
 from eavatar.baselines.training import FieldTraining, Values, train_field
@@ -34,7 +34,7 @@ from eavatar.baselines.volume import Rays, cast_rays, composite, encode, spread,
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.data.methods import ViewRequest
 from eavatar.device import choose_device
-from eavatar.settings import NerfaceDrawing, NerfaceSettings, validate
+from eavatar.settings import NerfaceDrawing, NerfaceSettings
 from eavatar.training.loop import seed_everything
 
 NAME = "nerface"
@@ -127,11 +127,7 @@ class NeRFace(nn.Module):
         Raises:
             UserError: a file is missing, unreadable, of an unknown format, or does not fit.
         """
-        description = read_description(folder, NAME)
-        model = cls(validate(NerfaceModelSettings, description, str(folder / "model.yaml")))
-        with fitting(folder):
-            model.load_state_dict(read_tensors(folder))
-        return model.eval()
+        return read_model(folder, NAME, NerfaceModelSettings, cls)
 
     @property
     def image_size(self) -> int:
@@ -192,6 +188,7 @@ class NeRFace(nn.Module):
 
     @torch.no_grad()
     def render(self, request: ViewRequest) -> Tensor:
+        """As of `Method.render`."""
         pose = torch.cat([request.rotation, request.translation])[None]
         condition = self.condition(request.expression[None], self.code[None])
         size = self.image_size
@@ -320,7 +317,6 @@ def train_nerface(
     """
     seed_everything(seed)
     task = prepare_nerface(settings, seed, capture, face, choose_device(), held_out)
-
     return train_field(NAME, settings, task.nerface.settings, task, output)
 
 

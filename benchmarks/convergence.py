@@ -1,40 +1,48 @@
 """Quality over training time: ``python -m benchmarks.convergence train …`` once for each profile
 or method, then ``… plot fast.csv paper.csv curves.svg``.
 
-Trains stage II, or a baseline, for so many minutes with some cameras held out. The clock runs from
-the first step on, compilation and captures included, and stands still while the held-out pictures
-are measured:
-``free`` is every camera at some timesteps of the test sequences, ``views`` the held-out cameras at
-some training timesteps. PSNR and SSIM (11×11 Gaussian window) are means over pictures on white,
-without the padding of the crop. Without LPIPS unless its weights are there.
+Trains stage II, or a baseline, for so many minutes with some cameras held out, also of the stage I
+that an avatar starts from. The clock runs from the first step on, compilation and captures
+included, and stands still while images are measured. The sets, each some timesteps:
+
+seen          training sequences in some of the cameras trained on
+<sequence>    a test sequence, in lower case (``free``), in the cameras trained on
+<sequence> views   the same in the held-out cameras
+views         training sequences in the held-out cameras
+
+PSNR and SSIM (11×11 Gaussian window) are means over images on white, without the padding of the
+crop, of the whole and of its parts (`benchmarks.budget`), with the parts' fractions of the squared
+error. Without LPIPS unless its weights are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn.functional import conv2d
 
+from benchmarks.budget import WHOLE, MeasuredSet, measure, write_budget
 from benchmarks.device import synchronise
 from benchmarks.profiles import read_profile
+from eavatar.avatar.files import read_seen_cameras
 from eavatar.baselines.conditions import DeformingMesh
 from eavatar.baselines.havatar_training import prepare_havatar
 from eavatar.baselines.nerface import prepare_nerface
 from eavatar.baselines.training import FieldTraining
 from eavatar.data.camera_split import split_cameras
 from eavatar.data.frames import FrameSet
-from eavatar.data.methods import Method, ViewRequest
+from eavatar.data.methods import Method
 from eavatar.device import choose_device
+from eavatar.errors import UserError
 from eavatar.face.morphable import read_morphable_model
 from eavatar.io import read_cameras, read_mesh
 from eavatar.settings import (
@@ -50,12 +58,10 @@ from eavatar.tables.avatar_method import AvatarMethod
 from eavatar.training.loop import seed_everything
 from eavatar.training.perceptual import load_perceptual
 
-SEED = 0
 TIMESTEPS = 8  # of each set that are measured, if no other number is asked for
-VIEWS = 4  # drawn at once when measuring
+SEEN_CAMERAS = 4  # that are measured of those trained on, at training timesteps
 RATE_STEPS = 150  # steps that tell how many fit in the time
 GROWTH = 1.65  # mean time of a step / that of the first ones, as the Gaussians become more
-COLUMNS = ["profile", "seconds", "step", "set", "psnr_db", "ssim"]
 COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f", "#7e22ce")  # of the curves, in the tables' order
 BLOCKS = {"avatar": SplatSettings, "nerface": NerfaceSettings, "havatar": HavatarSettings}
 
@@ -63,78 +69,22 @@ Training = SplatTraining | FieldTraining
 Course = SplatSettings | NerfaceSettings | HavatarSettings
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Pictures that training does not see: some timesteps of frames, in some cameras."""
-
-    name: str
-    frames: FrameSet
-    timesteps: list[int]
-    cameras: list[int]
-
-    def batches(self) -> Iterator[tuple[int, list[int]]]:
-        for timestep in self.timesteps:
-            for first in range(0, len(self.cameras), VIEWS):
-                yield timestep, self.cameras[first : first + VIEWS]
-
-
-def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """SSIM maps (C, H, W) of images (C, H, W, 3): Gaussian window with σ = 1.5."""
-    places = torch.arange(-5.0, 6.0, device=first.device)
-    bell = torch.exp(-places.square() / 4.5)
-    kernel = (bell[:, None] * bell / bell.sum() ** 2).expand(3, 1, 11, 11)
-
-    def blur(images: Tensor) -> Tensor:
-        return conv2d(images, kernel, padding=5, groups=3)
-
-    x, y = (images.permute(0, 3, 1, 2) for images in (first, second))
-    mean_x, mean_y = blur(x), blur(y)
-    variance = blur(x * x) - mean_x**2 + blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
-    return (luminance * (2 * covariance + 9e-4) / (variance + 9e-4)).mean(dim=1)
-
-
-def measure(method: Method, held_out: HeldOut) -> tuple[float, float]:
-    """Mean PSNR in dB and mean SSIM."""
-    frames, figures = held_out.frames, []
-    for timestep, cameras in held_out.batches():
-        request = ViewRequest(
-            frames.sequences[timestep],
-            frames.timesteps[timestep],
-            frames.expression[timestep],
-            frames.rotation[timestep],
-            frames.translation[timestep],
-            tuple(frames.serials[camera] for camera in cameras),
-            frames.intrinsics[cameras],
-            frames.world_to_camera[cameras],
-        )
-        picture = method.render(request)
-        views = frames.views(timestep, cameras)
-        error = (picture - views.images).square().mean(dim=-1) * views.visible
-        area = views.visible.sum(dim=(1, 2))
-        similarity = structural_similarity(picture, views.images) * views.visible
-        psnr = -10 * torch.log10(error.sum(dim=(1, 2)) / area)
-        figures.append(torch.stack([psnr, similarity.sum(dim=(1, 2)) / area], dim=1))
-    return tuple(torch.cat(figures).mean(dim=0).tolist())
-
-
 def make_training(
     options: argparse.Namespace, settings: Course, frames: FrameSet | None, device: torch.device
 ) -> Training:
     """The task before its first step; a baseline reads its frames itself."""
-    seed_everything(SEED)
+    seed_everything(options.seed)
     places = options.capture, options.face, device, options.held_out
     if isinstance(settings, NerfaceSettings):
-        return prepare_nerface(settings, SEED, *places)
+        return prepare_nerface(settings, options.seed, *places)
     if isinstance(settings, HavatarSettings):
         model = read_morphable_model(options.morphable_model)
         neutral = read_mesh(options.face / "neutral.ply").vertices
         mesh = DeformingMesh(neutral, model.expression_basis, model.faces)
-        return prepare_havatar(settings, SEED, mesh, *places)
+        return prepare_havatar(settings, options.seed, mesh, *places)
     avatar = start_avatar(settings, options.sdf, frames).to(device)
     perceptual = load_perceptual("vgg", device, required=False)
-    return SplatTraining(settings, SEED, frames, avatar, perceptual)
+    return SplatTraining(settings, options.seed, frames, avatar, perceptual)
 
 
 @contextmanager
@@ -188,8 +138,12 @@ def read_settings(options: argparse.Namespace) -> Course:
 
 def read_frames(
     options: argparse.Namespace, settings: Course, device: torch.device
-) -> tuple[FrameSet, list[HeldOut]]:
-    """What an avatar is trained on, and what is measured."""
+) -> tuple[FrameSet, list[MeasuredSet]]:
+    """What an avatar is trained on, and what is measured.
+
+    Raises:
+        UserError: stage I has seen a camera that is held out.
+    """
     places = (options.capture, options.face)
     whole, test = (
         FrameSet.read(*places, part, options.size, settings.run.image_memory_gb).to(device)
@@ -197,45 +151,74 @@ def read_frames(
     )
     _, chosen = split_cameras(read_cameras(options.capture / "cameras.json"), options.held_out)
     hidden = [index for index, serial in enumerate(whole.serials) if serial in chosen]
+    kept = [index for index in range(len(whole.serials)) if index not in hidden]
     usable = whole.usable.copy()
     usable[:, hidden] = False
     frames = replace(whole, usable=usable)
-    if isinstance(settings, SplatSettings) and settings.boxes:
-        frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
+    if isinstance(settings, SplatSettings):
+        refuse_seen_cameras(options.sdf, chosen)
+        if settings.boxes:
+            frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     count = options.timesteps
-    return frames, [
-        HeldOut("free", test, spread(len(test), count), list(range(len(test.serials)))),
-        HeldOut("views", whole, spread(len(whole), count), hidden),
-    ]
+    some = [kept[index] for index in spread(len(kept), SEEN_CAMERAS)]
+    sets = [MeasuredSet("seen", whole, spread(len(whole), count), some)]
+    for sequence in dict.fromkeys(test.sequences):
+        own = [index for index, name in enumerate(test.sequences) if name == sequence]
+        times = [own[index] for index in spread(len(own), count)]
+        sets.append(MeasuredSet(sequence.lower(), test, times, kept))
+        sets.append(MeasuredSet(f"{sequence.lower()} views", test, times, hidden))
+    return frames, [*sets, MeasuredSet("views", whole, spread(len(whole), count), hidden)]
+
+
+def refuse_seen_cameras(sdf: Path, held_out: Sequence[str]) -> None:
+    """Raises `UserError` if stage I was trained on a camera that is held out."""
+    seen = sorted(set(read_seen_cameras(sdf)) & set(held_out))
+    if seen:
+        raise UserError(
+            f"{sdf} was trained with cameras that are to be held out: {', '.join(seen)}; train "
+            "another one with `train-sdf --held-out-cameras` and the same words."
+        )
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a method and write two rows per measurement."""
+    """Train a method and write a table of what was measured on the way."""
     device = choose_device()
     settings, seconds, elapsed = read_settings(options), 60 * options.minutes, 0.0
     name = options.name or (options.profile if options.method == "avatar" else options.method)
-    frames, held_out = read_frames(options, settings, device)
-    if not isinstance(settings, SplatSettings) or settings.learning_rates.final < 1:
+    frames, sets = read_frames(options, settings, device)
+    if options.steps:
+        settings, seconds = shorten(settings, options.steps), math.inf
+    elif not isinstance(settings, SplatSettings) or settings.learning_rates.final < 1:
         # Such rates need the number of steps.
         with make_training(options, settings, frames, device) as training:
             steps, elapsed = fit_steps(training, settings, seconds)
         settings = shorten(settings, steps)
-    rows: list[list[object]] = []
+    tables: list[pd.DataFrame] = []
     with make_training(options, settings, frames, device) as training:
         step = 0
         while True:
-            for part in held_out:
-                with as_saved(training) as method:
-                    psnr, ssim = measure(method, part)
-                rows.append([name, elapsed, step, part.name, psnr, ssim])
-                print(f"{name} {elapsed:6.0f} s, step {step:6}: {part.name:5} "
-                      f"{psnr:.2f} dB, SSIM {ssim:.4f}", flush=True)  # fmt: skip
-            pd.DataFrame(rows, columns=COLUMNS).to_csv(options.output, index=False)
-            if elapsed >= seconds or step >= settings.steps:
+            last = elapsed >= seconds or step >= settings.steps
+            place = {"profile": name, "seconds": elapsed, "step": step}
+            found = measure_sets(training, sets, last or not options.parts_at_end)
+            tables.append(found.assign(**place)[[*place, *found]])
+            pd.concat(tables).to_csv(options.output, index=False)
+            for row in found[found["region"] == WHOLE].itertuples():
+                print(f"{name} {elapsed:6.0f} s, step {step:6}: {row.set:12} "
+                      f"{row.psnr_db:.2f} dB, SSIM {row.ssim:.4f}", flush=True)  # fmt: skip
+            if last:
+                print(write_budget(found))
                 break
             until = min(seconds, elapsed + max(15, elapsed / 2))
             step, taken = train_for(until - elapsed, training, step, settings.steps)
             elapsed += taken
+
+
+def measure_sets(training: Training, sets: list[MeasuredSet], in_parts: bool) -> pd.DataFrame:
+    """What `measure` finds, with the columns ``set`` and ``region``."""
+    with as_saved(training) as method:
+        tables = [measure(method, one, in_parts).assign(set=one.name) for one in sets]
+    found = pd.concat(tables).rename_axis("region").reset_index()
+    return found[["set", *found.columns.drop("set")]]
 
 
 def train_for(seconds: float, training: Training, step: int, steps: int) -> tuple[int, float]:
@@ -271,8 +254,9 @@ def shorten(settings: Course, steps: int) -> Course:
 
 
 def plot(options: argparse.Namespace) -> None:
-    """PSNR and SSIM of both held-out sets over time as one SVG of four panels."""
+    """PSNR and SSIM of FREE and held-out cameras over time as one SVG of four panels."""
     table = pd.concat([pd.read_csv(path) for path in options.tables])
+    table = table[table["region"] == WHOLE]
     parts = [
         panel(table[table["set"] == held_out], column, held_out, 60 + 330 * x, 30 + 220 * y)
         for y, held_out in enumerate(("free", "views"))
@@ -332,6 +316,9 @@ def main() -> None:
     training.add_argument("--timesteps", type=int, default=TIMESTEPS, help="measured of each set")
     training.add_argument("--size", type=int, required=True, help="side of the images, pixels")
     training.add_argument("--minutes", type=float, default=8)
+    training.add_argument("--steps", type=int, help="in place of the minutes")
+    training.add_argument("--seed", type=int, default=0, help="of all random draws")
+    training.add_argument("--parts-at-end", action="store_true", help="else in each measurement")
     training.add_argument(
         "--held-out", nargs="+", required=True, help="serials of the cameras, or alternate"
     )

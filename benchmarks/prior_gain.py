@@ -13,7 +13,7 @@ none          no prior: ``sdf.prior.enabled: false``
 The surface is measured at some steps as it would be saved then: weights averaged, cells halved. Its
 errors are distances from points of the true head to it, % of the head size, as `eavatar score` has
 them. Seconds count from before the images are read and stand still while it is measured. PSNR and
-SSIM are those of `benchmarks.convergence`.
+SSIM are those of `benchmarks.budget`.
 
 A run writes into ``<output>/<prior>-<seed>`` as it goes; what is complete there is not run again.
 ``--lanes 0 0 1 1`` works on two runs at a time on each of two GPUs, a process each.
@@ -39,7 +39,8 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from benchmarks.align import tessellate
-from benchmarks.convergence import HeldOut, measure, shorten, spread, train_for
+from benchmarks.budget import WHOLE, MeasuredSet, measure
+from benchmarks.convergence import shorten, spread, train_for
 from benchmarks.device import synchronise
 from benchmarks.prior_gain_report import AVATAR, PRIORS, SURFACE, report
 from eavatar.arrays import Float64
@@ -247,9 +248,10 @@ def train_avatar(options: argparse.Namespace, config: Config, run: Run) -> None:
         for sequence in dict.fromkeys(test.sequences):
             own = [index for index, name in enumerate(test.sequences) if name == sequence]
             chosen = [own[index] for index in spread(len(own))]
-            held_out = HeldOut(sequence, test, chosen, list(range(len(test.serials))))
+            held_out = MeasuredSet(sequence, test, chosen, list(range(len(test.serials))))
             with task.optimiser.averaged():
-                psnr, ssim = measure(AvatarMethod(task.avatar), held_out)
+                found = measure(AvatarMethod(task.avatar), held_out).loc[WHOLE]
+            psnr, ssim = found["psnr_db"], found["ssim"]
             row = {"set": sequence, "step": step, "seconds": seconds}
             rows.append(row | {"psnr_db": psnr, "ssim": ssim})
             print(f"{run} {sequence}, {seconds:4.0f} s: {psnr:.2f} dB, {ssim:.4f}", flush=True)

@@ -4,6 +4,7 @@
     avatar    stage II: `AvatarSettings`, what drawing needs
     head      stage I: `HeadSettings`, what stage II needs
     nerface, havatar   of `eavatar.baselines`: likewise, what drawing needs
+    seen      stage I: `Seen`, so that nobody takes a camera for held out that it knows
     training  the settings of the training: a record for people that no code reads
 
 A setting of the training may come and go. One that drawing needs and that is new must get its value
@@ -12,7 +13,7 @@ for older files here; ``tests/stored`` holds files that every later version read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,6 +48,12 @@ KINDS = {  # of models, by the block that describes one
 }
 
 
+class Seen(Settings):
+    """What stage I was trained on."""
+
+    cameras: tuple[str, ...] = Field(description="serial numbers")
+
+
 @dataclass(frozen=True)
 class StageOne:
     """What stage I has learned: ``sdf/<variant>/model.safetensors`` and ``model.yaml``.
@@ -70,8 +78,16 @@ class StageOne:
     geometry: Mapping[str, Tensor]
 
 
-def write_stage_one(folder: Path, stage: StageOne, training: Settings) -> Path:
+def write_stage_one(
+    folder: Path, stage: StageOne, training: Settings, cameras: Sequence[str]
+) -> Path:
     """Write ``model.yaml`` and then ``model.safetensors``; returns the latter.
+
+    Args:
+        folder: of both.
+        stage: what was learned.
+        training: the settings of the training.
+        cameras: serial numbers of those that were trained on.
 
     Raises:
         UserError: a value is not finite; nothing is written then.
@@ -84,7 +100,7 @@ def write_stage_one(folder: Path, stage: StageOne, training: Settings) -> Path:
         "surface.positions": stage.vertices,
         "surface.features": stage.features,
     }
-    blocks = {"head": stage.head, "training": training}
+    blocks = {"head": stage.head, "seen": Seen(cameras=tuple(cameras)), "training": training}
     return write_model(folder, blocks, tensors, rates="sdf.learning_rate")
 
 
@@ -110,6 +126,22 @@ def read_stage_one(folder: Path) -> StageOne:
             tensors["surface.features"],
             _below("geometry.", tensors),
         )
+
+
+def read_seen_cameras(folder: Path) -> tuple[str, ...]:
+    """The serial numbers of the cameras that a stage I was trained on.
+
+    Raises:
+        UserError: ``model.yaml`` is missing or does not say.
+    """
+    path = require(folder / "model.yaml", "the description of the model")
+    content = read_yaml(path)
+    if "seen" not in content:
+        raise UserError(
+            f"{path} does not say which cameras it was trained on, as it was written by an "
+            "earlier version; run `train_sdf` again."
+        )
+    return validate(Seen, content["seen"], str(path)).cameras
 
 
 def write_avatar(folder: Path, avatar: Avatar, training: Settings) -> Path:

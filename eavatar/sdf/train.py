@@ -467,7 +467,7 @@ def save(task: SdfTraining, output: Path) -> Path:
     calmest = int(frames.expression.norm(dim=1).argmin())
     still = torch.zeros_like(frames.expression[:1])
     driven = field.drive(surface, still, frames.poses[calmest, None])
-    path = write_stage_one(output, field.result(surface), field.settings)
+    path = write_stage_one(output, field.result(surface), field.settings, frames.serials)
     mesh = Mesh(
         surface.vertices.cpu().numpy(),
         surface.faces.cpu().numpy(),

@@ -94,7 +94,7 @@ def test_writing_and_reading_changes_nothing(tmp_path: Path) -> None:
     assert again.settings == avatar.settings
     assert np.array_equal(draw(again, STORED), draw(avatar, STORED))
     stage = read_stage_one(STORED / "sdf" / "full")
-    write_stage_one(tmp_path / "sdf", stage, Settings())
+    write_stage_one(tmp_path / "sdf", stage, Settings(), cameras=())
     again = read_stage_one(tmp_path / "sdf")
     assert again.head == stage.head and torch.equal(again.vertices, stage.vertices)
     assert torch.equal(again.torso.step, stage.torso.step)

@@ -20,6 +20,7 @@ from eavatar.transforms import axis_angle_to_matrix
 
 SCALE = 0.1
 EXPRESSIONS = 3
+TRAINED_ON = ("222200000", "222200002")  # what stage I says that it has seen, of three
 AXES = torch.tensor([0.75, 1.0, 0.8])
 MOUTH = torch.tensor([0.0, -0.35, 0.75])
 
@@ -148,7 +149,7 @@ def write_stage_one(folder: Path, vertices: int, width: int, features: int, colo
         features=0.8 * torch.tanh(torch.randn(vertices, features)),
         geometry={},
     )
-    files.write_stage_one(folder, stage, Settings())
+    files.write_stage_one(folder, stage, Settings(), cameras=TRAINED_ON)
 
 
 def write_subject(

@@ -254,12 +254,12 @@ def test_values_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     with torch.no_grad():
         field.drivers.pose_colour.layers[0].bias[0] = float("nan")
     with pytest.raises(UserError, match=r"drivers\.pose_colour"):
-        write_stage_one(tmp_path, field.result(ball()), field.settings)
+        write_stage_one(tmp_path, field.result(ball()), field.settings, cameras=())
     assert not list(tmp_path.iterdir())
 
 
 def test_unfit_description_is_one_sentence(tmp_path: Path) -> None:
-    write_stage_one(tmp_path, HeadField(settings(), 2).result(ball()), settings())
+    write_stage_one(tmp_path, HeadField(settings(), 2).result(ball()), settings(), cameras=())
     path = tmp_path / "model.yaml"
     path.write_text(path.read_text().replace("expression_size: 2", "expression_size: 3"))
     with pytest.raises(UserError, match=r"does not fit its model\.yaml"):

@@ -66,7 +66,7 @@ def main() -> None:
     torso.place(sdf.torso, landmarks, torch.zeros(1, 6), SCALE)
     features = torch.rand(GAUSSIANS, head.feature_size) - 0.5
     stage = StageOne(head, drivers, torso, landmarks, points, features, geometry={})
-    write_stage_one(folder / "sdf" / "full", stage, sdf)
+    write_stage_one(folder / "sdf" / "full", stage, sdf, cameras=("0",))
 
     neutral = NeutralGaussians.from_surface(points, features, torch.zeros(0, 3), opacity=0.7)
     avatar = Avatar(AvatarSettings.of(splat, head, SCALE), drivers, torso, neutral, landmarks)

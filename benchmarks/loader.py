@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from eavatar.data.frames import FrameSet
-from eavatar.data.images import composite
+from eavatar.data.images import place_on_white
 from eavatar.data.loader import Loader
 from eavatar.threads import count_threads
 from tests.scenes.head_pictures import write_pictures
@@ -88,7 +88,7 @@ def report_parts(root: Path) -> None:
     parts = {
         "JPEG": milliseconds(lambda: cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)),
         "PNG": milliseconds(lambda: cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)),
-        "composite": milliseconds(lambda: composite(colour, alpha, image)),
+        "place on white": milliseconds(lambda: place_on_white(colour, alpha, colour, image)),
     }
     print(f"JPEG {jpeg.nbytes / 1e6:.2f} MB, mask {png.nbytes / 1e6:.2f} MB per image")
     print("one core: " + ", ".join(f"{name} {time:.1f} ms" for name, time in parts.items()))

@@ -38,6 +38,7 @@ DAMAGED_ARRAY = (
 )  # fmt: skip
 
 LANDMARKS = landmark_indices.COUNT
+BACKGROUND = "background.jpg"  # beside a camera's masks: the set behind the person
 MAX_PREFIX = 200  # letters; names have up to 255, and a temporary one more than its file's
 FORMAT = 1  # of the JSON files below; one that names none has this one
 ALIGNMENT_FORMAT = 2  # of prior/alignment.json; 1 had a fitness and no confidence

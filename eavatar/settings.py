@@ -155,6 +155,10 @@ class MatteSettings(BackendSettings):
         gt=0,
         description="a mask failed if its coverage differs from those around it by this fraction",
     )
+    foreground: Literal["plate", "estimated", "none"] = Field(
+        description="what frees colours of the set where a mask is soft: the background plate (an "
+        "estimate for a camera without one), an estimate from the frames, or nothing"
+    )
 
 
 class LandmarkSettings(BackendSettings):

@@ -57,6 +57,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "capture/backends/plate": "capture/test_matting.py",
     "capture/backends/provided": "capture/test_matting.py",
     "capture/backends/rembg": "capture/test_rembg.py",
+    "capture/backgrounds": "capture/test_matting.py",
     "capture/captures": "capture/test_layouts.py",
     "capture/plate": "capture/test_matting.py",
     "capture/recording": "capture/test_corrupt.py",

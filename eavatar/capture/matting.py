@@ -1,7 +1,8 @@
 """Ingested frames to masks, by one of the backends in `eavatar.capture.backends`.
 
 A backend is a function of one camera's `Shot` that yields its masks (S, S), 8 bits, in the order of
-time; it may use `batched` and `steady`.
+time; it may use `batched` and `steady`. Beside the masks goes the set behind the person, which
+training and tables take out of the colours where a mask is soft.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from numpy.typing import NDArray
 
 from eavatar.arrays import Image
 from eavatar.backends import MATTING
+from eavatar.capture.backgrounds import estimate_background
 from eavatar.capture.ingest import in_threads
 from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
-from eavatar.io import require, write_image, write_rows
+from eavatar.io import BACKGROUND, require, write_image, write_rows
 from eavatar.settings import IngestSettings, MatteSettings
 
 logger = logging.getLogger(__name__)
 
 # Training decodes masks all the time: a fifth smaller and twice as fast as by OpenCV's default.
 PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)  # what the frames have by default
 
 NEIGHBOURS = 4  # masks before and after that the coverage of one is compared with
+MAX_SHOWN = 32  # frames of a sequence that show the set; the mean of more is no better
 REST = 4  # 8-bit levels; noise of 2 levels makes a mean difference of 2.3
 
 
@@ -93,9 +97,14 @@ class Shot:
     source_frames: tuple[int, ...]
     visible: Image
 
+    @property
+    def plate_path(self) -> Path:
+        """The image of the empty set, if there is one."""
+        return self.frames / "plates" / f"{self.camera}.png"
+
     def plate(self) -> Image:
         """The (S, S, 3) BGR image of the empty set, or a `UserError` if there is none."""
-        path = self.frames / "plates" / f"{self.camera}.png"
+        path = self.plate_path
         if not path.exists():
             raise UserError(
                 f"the {self.settings.backend} backend needs the background plate of camera "
@@ -104,10 +113,13 @@ class Shot:
             )
         return read_colour(path, "calibrate")
 
+    def image(self, timestep: int) -> Image:
+        """The (S, S, 3) BGR frame of a timestep."""
+        return read_colour(self.frames / self.sequence / self.camera / f"{timestep:05d}.jpg")
+
     def images(self) -> Iterator[Image]:
         """The (S, S, 3) BGR frames in the order of the timesteps."""
-        for timestep in self.timesteps:
-            yield read_colour(self.frames / self.sequence / self.camera / f"{timestep:05d}.jpg")
+        return map(self.image, self.timesteps)
 
 
 def without_plates() -> str:
@@ -123,7 +135,7 @@ def matte(
     mattes: Path | None,
     output: Path,
 ) -> Path:
-    """Write a mask for every frame of a sequence.
+    """Write a mask for every frame of a sequence, and the set behind the person.
 
     Args:
         settings: names the backend.
@@ -131,7 +143,8 @@ def matte(
         frames: folder of the ingested capture.
         sequence: its name.
         mattes: for ``provided``, a folder with <sequence>/cam_<serial>.mp4 of the uncropped image.
-        output: receives <sequence>/<camera>/<timestep:05d>.png and then <sequence>.csv.
+        output: receives <sequence>/<camera>/<timestep:05d>.png, beside them background.jpg unless
+            ``settings.foreground`` is none, and then <sequence>.csv.
 
     Returns:
         The index, <sequence>.csv.
@@ -150,11 +163,33 @@ def matte(
             seen = cv2.min(mask, shot.visible)
             write_image(folder / shot.camera / f"{timestep:05d}.png", seen, PNG)
             rows.append(MaskRow.of(timestep, shot.camera, seen))
-        return mark_failed(rows, settings, sequence)
+        rows = mark_failed(rows, settings, sequence)
+        if settings.foreground != "none":
+            usable = [row.timestep for row in rows if not row.failed]
+            write_image(folder / shot.camera / BACKGROUND, _background(shot, folder, usable), JPEG)
+        return rows
 
     shots = _read_shots(settings, ingest, frames, sequence, mattes)
     rows = [row for rows in in_threads(matte_shot, shots, f"matte {sequence}") for row in rows]
     return write_rows(index, sorted(rows, key=lambda row: (row.timestep, row.camera)))
+
+
+def _background(shot: Shot, masks: Path, usable: Sequence[int]) -> Image:
+    """The (S, S, 3) BGR set behind the person: the plate, or an estimate.
+
+    Args:
+        shot: a camera.
+        masks: folder of the sequence's masks.
+        usable: the timesteps whose masks have not failed.
+    """
+    if shot.settings.foreground == "plate" and shot.plate_path.exists():
+        return shot.plate()
+    shown = usable[:: max(1, len(usable) // MAX_SHOWN)]
+    views = (
+        (shot.image(timestep), read_grey(masks / shot.camera / f"{timestep:05d}.png"))
+        for timestep in shown
+    )
+    return estimate_background(views, shot.visible)
 
 
 def mark_failed(rows: Sequence[MaskRow], settings: MatteSettings, sequence: str) -> list[MaskRow]:

@@ -13,9 +13,18 @@ from torch import Tensor
 
 from eavatar.arrays import Bool, Image
 from eavatar.data.camera_split import split_cameras
-from eavatar.data.images import Boxes, ImageStore, read_grey, resize_area
+from eavatar.data.images import Boxes, ImageStore, read_grey, read_rgb, resize_area
 from eavatar.errors import UserError
-from eavatar.io import Identity, Tracking, read_arrays, read_cameras, read_sequences, require
+from eavatar.io import (
+    BACKGROUND,
+    Identity,
+    Tracking,
+    read_arrays,
+    read_cameras,
+    read_sequences,
+    require,
+)
+from eavatar.threads import make_pool
 
 GIB = 2**30
 MARGIN = 0.02  # of the image around the masks, for soft edges and what moves beyond them
@@ -27,7 +36,7 @@ class Views:
     """Several cameras of one timestep.
 
     Attributes:
-        images: (K, H, W, 3) in [0, 1], composited on white by the mask.
+        images: (K, H, W, 3) in [0, 1], on white by the mask.
         masks: (K, H, W) in [0, 1].
         visible: (K, H, W) 1 inside the sensor, 0 in the padding of the crop.
     """
@@ -100,6 +109,11 @@ class FrameSet:
         chosen = list(cameras)
         packed = torch.from_numpy(self.store.read(timestep, chosen)).to(self.device)
         return Views(*unpack(packed), self.visible[chosen])
+
+    def images_with_set(self, timestep: int, cameras: Sequence[int]) -> Tensor:
+        """(K, H, W, 3) as `views`, but with the set left in where the mask is soft."""
+        packed = torch.from_numpy(self.store.read_with_set(timestep, list(cameras)))
+        return unpack(packed.to(self.device))[0]
 
     def usable_cameras(self, timestep: int) -> list[int]:
         """The cameras whose frame at one of the T timesteps is usable, at least one."""
@@ -201,7 +215,14 @@ class FrameSet:
             visible=(stack([resize_area(mask, image_size) for mask in visible]) >= 255).float(),
             usable=usable,
             store=ImageStore(
-                capture, keys, tuple(cameras), ingested, image_size, whole, int(memory_gb * GIB)
+                capture,
+                keys,
+                tuple(cameras),
+                ingested,
+                image_size,
+                whole,
+                int(memory_gb * GIB),
+                read_backgrounds(capture, sorted(names), tuple(cameras)),
             ),
         )
 
@@ -251,6 +272,30 @@ def read_masks(capture: Path, sequence: str) -> pd.DataFrame:
     if not {*BOX, "failed"} <= set(table):
         raise UserError(f"{path} was written by an earlier version; run `matte` again.")
     return table
+
+
+def read_backgrounds(
+    capture: Path, sequences: Sequence[str], serials: Sequence[str]
+) -> list[Image | None]:
+    """Of each camera the set behind the person, (S, S, 3) RGB uint8, or None if `matte` wrote none.
+
+    It is the mean over the sequences: one image a camera takes little memory, one for each sequence
+    would take as much as many frames.
+    """
+
+    def read(serial: str) -> Image | None:
+        paths = [capture / "masks" / name / serial / BACKGROUND for name in sequences]
+        found = [path for path in paths if path.exists()]
+        if not found:
+            return None
+        total = np.zeros_like(read_rgb(found[0], "matte"), np.uint32)
+        for path in found:
+            total += read_rgb(path, "matte")
+        mean: Image = ((total + len(found) // 2) // len(found)).astype(np.uint8)
+        return mean
+
+    with make_pool() as pool:
+        return list(pool.map(read, serials))
 
 
 def find_boxes(store: ImageStore, multiple: int) -> Boxes:

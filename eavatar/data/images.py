@@ -1,4 +1,4 @@
-"""Frames and masks on disk to pixels: decode, composite on white, crop, keep within a budget."""
+"""Frames and masks on disk to pixels: decode, place on white, crop, keep within a budget."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Files:
 
 
 class ImageStore:
-    """Frames composited on white and their masks, kept in memory up to a budget.
+    """Frames on white and their masks, kept in memory up to a budget.
 
     Kept are the files, or the pixels where these take no more memory: if the pixels of all frames
     fit, or those of one are fewer bytes than its files. What is beyond the budget is read anew.
@@ -74,6 +74,8 @@ class ImageStore:
         size: side after downsizing.
         boxes: what is used of the downsized images.
         memory: budget, bytes.
+        backgrounds: of each camera the set behind the person (ingested, ingested, 3) RGB, which is
+            taken out of the colours where the mask is soft; None to leave it in.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class ImageStore:
         size: int,
         boxes: Boxes,
         memory: int,
+        backgrounds: Sequence[Image | None],
     ):
         self.capture, self.keys, self.serials = capture, keys, serials
         self.ingested, self.size, self.boxes, self.memory = ingested, size, boxes, memory
+        self.backgrounds = backgrounds
         pixels = 4 * boxes.height * boxes.width
         self.keeps_pixels = pixels * len(keys) * len(serials) <= memory
         self.kept: dict[tuple[int, int], Files | Image] = {}
@@ -102,7 +106,14 @@ class ImageStore:
     def cropped(self, boxes: Boxes) -> ImageStore:
         """The same images in other boxes, nothing kept yet."""
         return ImageStore(
-            self.capture, self.keys, self.serials, self.ingested, self.size, boxes, self.memory
+            self.capture,
+            self.keys,
+            self.serials,
+            self.ingested,
+            self.size,
+            boxes,
+            self.memory,
+            self.backgrounds,
         )
 
     def read(self, timestep: int, cameras: Sequence[int]) -> Uint8:
@@ -112,6 +123,19 @@ class ImageStore:
             list(pool.map(partial(self.fill, timestep), cameras, images))
         return images
 
+    def read_with_set(self, timestep: int, cameras: Sequence[int]) -> Uint8:
+        """(K, H, W, 4) as `read`, but with the set left in: ``mask · frame`` on white."""
+        if all(self.backgrounds[camera] is None for camera in cameras):
+            return self.read(timestep, cameras)
+        images = np.empty((len(cameras), self.boxes.height, self.boxes.width, 4), np.uint8)
+
+        def fill(camera: int, image: Uint8) -> None:
+            self._decode(self._read(timestep, camera), camera, None, image)
+
+        with make_pool() as pool:
+            list(pool.map(fill, cameras, images))
+        return images
+
     def fill(self, timestep: int, camera: int, image: Uint8) -> None:
         """Write colour on white and mask of one frame to ``image`` (H, W, 4) uint8."""
         kept = self.kept.get((timestep, camera))
@@ -119,7 +143,7 @@ class ImageStore:
             image[:] = kept
             return
         files = kept or self._read(timestep, camera)
-        self._decode(files, camera, image)
+        self._decode(files, camera, self.backgrounds[camera], image)
         if kept is None:
             smaller = self.keeps_pixels or image.nbytes <= files.nbytes
             self._keep(timestep, camera, image.copy() if smaller else files)
@@ -147,14 +171,15 @@ class ImageStore:
         colour, mask = self.paths(timestep, camera)
         return Files(_read_bytes(colour, "ingest"), _read_bytes(mask, "matte"), colour, mask)
 
-    def _decode(self, files: Files, camera: int, image: Uint8) -> None:
+    def _decode(self, files: Files, camera: int, background: Image | None, image: Uint8) -> None:
         colour, mask, window = files.decode_colour(), files.decode_mask(), self.boxes.window(camera)
+        behind = colour if background is None else background
         if self.size == self.ingested:
-            composite(colour[window], mask[window], image)
+            place_on_white(colour[window], mask[window], behind[window], image)
             return
         # On white first: averaging would mix the background into the edge of the person.
         whole = np.empty((*mask.shape, 4), np.uint8)
-        composite(colour, mask, whole)
+        place_on_white(colour, mask, behind, whole)
         image[:] = resize_area(whole, self.size)[window]
 
     def _keep(self, timestep: int, camera: int, content: Files | Image) -> None:
@@ -165,12 +190,17 @@ class ImageStore:
 
 
 @njit(cache=True, nogil=True)
-def composite(colour: Image, mask: Image, image: Uint8) -> None:
-    """Write colour on white, to the nearest level, and mask to an image.
+def place_on_white(colour: Image, mask: Image, background: Image, image: Uint8) -> None:
+    """Write the person on white, to the nearest level, and the mask to an image.
+
+    A frame is ``I = α F + (1 - α) B`` of the person's colour F, the background B and the mask α, so
+    that the person on white is ``I + (1 - α) (1 - B)``, kept to what an F in [0, 1] can give. With
+    the frame itself in place of B it is the composite ``α I + (1 - α)``, B left in.
 
     Args:
         colour: (H, W, 3) RGB uint8.
         mask: (H, W) uint8.
+        background: (H, W, 3) RGB uint8.
         image: (H, W, 4) uint8, written to.
     """
     for row in range(mask.shape[0]):
@@ -184,8 +214,11 @@ def composite(colour: Image, mask: Image, image: Uint8) -> None:
                 elif weight == 0:
                     image[row, column, channel] = 255
                 else:
-                    darkness = weight * (255 - np.int32(colour[row, column, channel]))
-                    image[row, column, channel] = 255 - (darkness + 127) // 255
+                    frame = 255 - np.int32(colour[row, column, channel])
+                    behind = 255 - np.int32(background[row, column, channel])
+                    darkness = 255 * frame - (255 - weight) * behind
+                    possible = min(max(darkness, np.int32(0)), 255 * weight)
+                    image[row, column, channel] = 255 - (possible + 127) // 255
 
 
 def resize_area(image: Image, size: int) -> Image:

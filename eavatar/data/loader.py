@@ -112,6 +112,7 @@ class Loader:
         self.device = frames.device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.gpu_decoding = gpu_decoding and frames.store.keeps_files and nvjpeg_works(self.device)
+        self.backgrounds = self._backgrounds() if self.gpu_decoding else []
         shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width)
         self.shape = shape if self.gpu_decoding else (*shape, 4)
         threads = count_threads()
@@ -155,6 +156,13 @@ class Loader:
             + ", ".join(frames.serials[camera] for camera in cameras)
             for timestep, cameras in zip(chosen.timesteps, chosen.cameras, strict=True)
         )
+
+    def _backgrounds(self) -> list[Tensor | None]:
+        """What the store takes out of each camera's colours, (3, S, S) uint8 on the GPU."""
+        return [
+            None if image is None else torch.from_numpy(image).to(self.device).permute(2, 0, 1)
+            for image in self.frames.store.backgrounds
+        ]
 
     def _select(self, step: int) -> Selection:
         return select(self.seed, step, self.frames.usable, self.timesteps, self.views)
@@ -209,12 +217,17 @@ class Loader:
         colours = decode_by_nvjpeg(jpegs, self.device)
         pixels = masks.new_empty((*masks.shape, 4))
         cameras = [camera for row in chosen.cameras for camera in row]
+        backgrounds = self.backgrounds
         # One at a time: as floats they take four times the memory.
         views = zip(pixels.flatten(0, 1), colours, masks.flatten(0, 1), cameras, strict=True)
         for image, colour, mask, camera in views:
             rows, columns = self.frames.store.boxes.window(camera)
-            darkness = (255 - colour[:, rows, columns]) * (mask.float() / 255)
-            image[..., :3] = (255 - darkness.round()).permute(1, 2, 0)
+            opacity = mask.float() / 255
+            darkness = 255.0 - colour[:, rows, columns]
+            behind = backgrounds[camera]
+            through = darkness if behind is None else 255.0 - behind[:, rows, columns]
+            person = (darkness - (1 - opacity) * through).clamp(min=0).minimum(255 * opacity)
+            image[..., :3] = (255 - person.round()).permute(1, 2, 0)
             image[..., 3] = mask
         return pixels
 

@@ -67,6 +67,7 @@ class Truth:
     Attributes:
         cameras: K indices into those of the frames.
         images: (K, H, W, 3) in [0, 1], on white, the padding white too.
+        with_set: (K, H, W, 3) the same with the set left in where a mask is soft.
         visible: (K, H, W) 1 inside the sensor, 0 in the padding of the crop.
         masks: (K, H, W) in [0, 1].
         regions: K of them.
@@ -74,6 +75,7 @@ class Truth:
 
     cameras: list[int]
     images: Tensor
+    with_set: Tensor
     visible: Tensor
     masks: Tensor
     regions: list[Regions]
@@ -83,8 +85,9 @@ class Truth:
         cameras = frames.usable_cameras(index)
         views = frames.views(index, cameras)
         images = whiten_padding(views.images, views.visible)
+        with_set = whiten_padding(frames.images_with_set(index, cameras), views.visible)
         regions = _find_regions(frames, index, cameras, views)
-        return cls(cameras, images, views.visible, views.masks, regions)
+        return cls(cameras, images, with_set, views.visible, views.masks, regions)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def measure(images: Tensor, truth: Truth, lpips: Lpips) -> pd.DataFrame:
         truth: what the same cameras recorded.
         lpips: the backbones to measure with.
     """
-    tensors = (images, truth.images, truth.visible, truth.masks)
+    tensors = (images, truth.images, truth.with_set, truth.visible, truth.masks)
     with make_pool() as pool:
         arrays = [tensor.cpu().numpy() for tensor in tensors]
         rows = list(pool.map(_measure_image, *arrays, truth.regions))
@@ -259,7 +262,12 @@ def strongest_of_runs(strength: Float32, count: int) -> list[int]:
 
 
 def _measure_image(
-    render: Float32, truth: Float32, visible: Float32, mask: Float32, regions: Regions
+    render: Float32,
+    truth: Float32,
+    with_set: Float32,
+    visible: Float32,
+    mask: Float32,
+    regions: Regions,
 ) -> dict[str, float]:
     """The metrics of an image by column, without LPIPS."""
     inside = visible > 0
@@ -272,6 +280,8 @@ def _measure_image(
         "ssim_uniform": ssim(similarity(render, truth, UNIFORM), inside),
         "psnr_masked": psnr(error, person),
         "ssim_masked": ssim(similarities, person),
+        "psnr_with_set": psnr(squared_error(render, with_set), inside),
+        "ssim_with_set": ssim(similarity(render, with_set, GAUSSIAN), inside),
     }
     regional = measure_regions(error, regions)
     return found | {f"psnr_{name}": value for name, value in regional.items()}

@@ -38,6 +38,8 @@ METRICS = (
     Metric("lpips_vgg", "LPIPS vgg", False, 4),
     Metric("psnr_masked", "PSNR masked (dB)", True, 2),
     Metric("ssim_masked", "SSIM masked", True, 4),
+    Metric("psnr_with_set", "PSNR with set (dB)", True, 2),
+    Metric("ssim_with_set", "SSIM with set", True, 4),
 )
 REGIONAL = tuple(Metric(f"psnr_{name}", f"{name} (dB)", True, 2) for name in REGIONS)
 

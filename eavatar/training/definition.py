@@ -68,12 +68,14 @@ def _digest_tracking(frames: FrameSet) -> str:
 
 
 def _digest_images(frames: FrameSet) -> str:
-    """Of which frames are usable, and their files' sizes."""
+    """Of which frames are usable, their files' sizes, and what is taken out of their edges."""
     digest = hashlib.sha256(repr((frames.sequences, frames.timesteps)).encode())
     digest.update(frames.usable.tobytes())
     for timestep, camera in np.argwhere(frames.usable).tolist():
         sizes = [_size(path) for path in frames.store.paths(timestep, camera)]
         digest.update(repr(sizes).encode())
+    for background in frames.store.backgrounds:
+        digest.update(b"" if background is None else background.tobytes())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eavatar.capture.backends.plate import matte_by_plate
+from eavatar.capture.backgrounds import estimate_background
 from eavatar.capture.ingest import Window, calibrate, ingest
 from eavatar.capture.matting import (
     MaskRow,
@@ -22,7 +23,7 @@ from eavatar.capture.matting import (
 )
 from eavatar.capture.plate import Plate, mask_from_plate
 from eavatar.capture.video import decode_video
-from eavatar.data.images import read_grey
+from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
 from eavatar.settings import read_config
 from tests.scenes import CONFIG
@@ -156,6 +157,41 @@ def test_plate_masks_and_their_index(tmp_path: Path) -> None:
     inside = np.argwhere(mask > 0)
     corners = [*inside.min(axis=0)[::-1], *inside.max(axis=0)[::-1] + 1]
     assert [int(row[side]) for side in box] == corners
+
+
+def test_the_set_is_estimated_where_the_person_was_and_near_its_edges() -> None:
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    behind = np.dstack([100 + columns / 2, 60 + rows / 2, 40 + (rows + columns) / 4])
+    views = []
+    for step in range(4):
+        alpha = soft_disc(SIZE // 2 + 8 * step, SIZE // 2, SIZE // 4)[..., None]
+        frame = (30 * alpha + (1 - alpha) * behind).round().astype(np.uint8)
+        views.append((frame, (255 * alpha[..., 0]).round().astype(np.uint8)))
+    error = abs(estimate_background(views, ALL_VISIBLE).astype(float) - behind).max(axis=2)
+    hidden = np.min([cv2.dilate(mask, np.ones((3, 3))) for _, mask in views], axis=0) > 0
+    assert error[~hidden].max() <= 1
+    edge = hidden & (cv2.erode(hidden.astype(np.uint8), np.ones((7, 7))) == 0)
+    assert error[edge].max() <= 4  # half a level a pixel, three pixels further
+
+
+@pytest.mark.parametrize("choice", ["plate", "estimated", "none"])
+def test_the_set_is_written_beside_the_masks(tmp_path: Path, choice: str) -> None:
+    plate = np.full((HEIGHT, WIDTH, 3), (165, 175, 180), np.uint8)
+    image = plate.copy()
+    image[100:240, 60:160] = 40
+    raw = write_capture(tmp_path / "raw", [image] * 2, sequences=("FREE",), plate=plate)
+    settings, frames = ingest_settings(image_size=128), tmp_path / "capture"
+    calibrate(settings, raw, frames)
+    ingest(settings, raw, "FREE", frames)
+    chosen = matte_settings("plate").model_copy(update={"foreground": choice})
+    matte(chosen, settings, frames, "FREE", None, frames / "masks")
+    path = frames / "masks" / "FREE" / SERIALS[0] / "background.jpg"
+    assert path.exists() == (choice != "none")
+    if choice != "none":
+        visible = read_grey(frames / "visible" / f"{SERIALS[0]}.png") == 255
+        ingested = read_colour(frames / "plates" / f"{SERIALS[0]}.png").astype(float)
+        error = abs(read_colour(path) - ingested).max(axis=2)
+        assert error[visible].max() <= 6  # frames and backgrounds are JPEGs
 
 
 def test_an_empty_mask_has_an_empty_box() -> None:

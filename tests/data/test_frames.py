@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from eavatar.data.frames import FrameSet, unpack
-from eavatar.data.images import composite, read_grey
+from eavatar.data.images import place_on_white, read_grey
 from eavatar.data.loader import Loader, Selection, decode_by_nvjpeg, select
 from eavatar.errors import UserError
 from eavatar.io import Sequences, read_cameras, write_cameras, write_sequences
@@ -243,13 +244,78 @@ def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return colour * weight + 255 * (1 - weight)
 
 
-def test_composite_rounds_every_pair_of_colour_and_alpha() -> None:
+def test_a_frame_that_is_its_own_background_is_composited_and_rounded() -> None:
     level, alpha = (axis.astype(np.uint8) for axis in np.mgrid[:256, :256])
     colour = np.dstack([level, level[::-1], level.T])
     image = np.empty((256, 256, 4), np.uint8)
-    composite(colour, alpha, image)
+    place_on_white(colour, alpha, colour, image)
     assert np.array_equal(image[..., :3], on_white(colour, alpha).round())
     assert np.array_equal(image[..., 3], alpha)
+
+
+def mixtures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random colours of a person and of a set, and masks of all values."""
+    random = np.random.default_rng(1)
+    person, behind = random.integers(0, 256, (2, 256, 256, 3)).astype(np.uint8)
+    return person, behind, np.mgrid[:256, :256][1].astype(np.uint8)
+
+
+def test_the_background_is_taken_out_of_soft_edges() -> None:
+    person, behind, alpha = mixtures()
+    weight = alpha[..., None] / 255
+    frame = (weight * person + (1 - weight) * behind).round().astype(np.uint8)
+    image = np.empty((256, 256, 4), np.uint8)
+    place_on_white(frame, alpha, behind, image)
+    # Rounded twice, by half a level each.
+    assert abs(image[..., :3] - on_white(person, alpha)).max() <= 1
+
+
+def test_colours_stay_possible_whatever_is_behind() -> None:
+    frame, behind, alpha = mixtures()
+    image = np.empty((256, 256, 4), np.uint8)
+    place_on_white(frame, alpha, behind, image)
+    assert (image[..., :3] >= 255 - alpha[..., None]).all()  # of a black person
+    assert (image[..., :3][alpha == 0] == 255).all()
+    assert np.array_equal(image[..., :3][alpha == 255], frame[alpha == 255])
+
+
+@pytest.fixture
+def with_set(subject: Path, tmp_path: Path) -> Path:
+    """The subject and backgrounds of its cameras 0, 1 and 2: 60, 200 and 90."""
+    shutil.copytree(subject, tmp_path, dirs_exist_ok=True)
+    for camera, level in enumerate((60, 200, 90)):
+        path = tmp_path / "capture" / "masks" / "EXP-1" / f"{222200000 + camera}" / "background.jpg"
+        cv2.imwrite(str(path), np.full((SIZE, SIZE, 3), level, np.uint8))
+    return tmp_path
+
+
+def test_each_camera_has_its_own_background(subject: Path, with_set: Path) -> None:
+    left_in = read(subject).store.read(1, range(CAMERAS))
+    store = read(with_set).store
+    taken_out = store.read(1, range(CAMERAS))
+    assert np.array_equal(store.read_with_set(1, range(CAMERAS)), left_in)
+    assert np.array_equal(taken_out[3], left_in[3])  # it has none
+    soft = (left_in[..., 3] > 0) & (left_in[..., 3] < 255)
+    for camera, level in enumerate((60, 200, 90)):
+        mask = left_in[camera, ..., 3:].astype(float)
+        frame = 255 - (255.0 - left_in[camera, ..., :3]) * 255 / np.maximum(mask, 1)
+        expected = np.clip(frame + (1 - mask / 255) * (255 - level), 255 - mask, 255)
+        difference = abs(taken_out[camera, ..., :3] - expected)[soft[camera] & (mask[..., 0] > 50)]
+        assert difference.max() <= 4  # half a level of the composite is 2.5 of a frame's at 50
+        assert np.array_equal(taken_out[camera][~soft[camera]], left_in[camera][~soft[camera]])
+
+
+def test_boxes_and_batches_have_the_backgrounds(with_set: Path) -> None:
+    frames = read(with_set)
+    boxed = frames.boxed(8)
+    for camera in range(CAMERAS):
+        whole = frames.store.read(2, [camera])[0]
+        crop = boxed.store.boxes.window(camera)
+        assert np.array_equal(boxed.store.read(2, [camera])[0], whole[crop])
+    with Loader(boxed, 0, 1, 2) as loader:
+        batch = loader.batch(0)
+    expected = boxed.store.read(int(batch.timesteps[0]), batch.cameras[0].tolist())
+    assert np.array_equal(batch.pixels[0].numpy(), expected)
 
 
 def test_pixels_are_on_white_before_they_are_averaged(subject: Path) -> None:
@@ -366,9 +432,9 @@ def test_nvjpeg_and_libjpeg_agree() -> None:
 @pytest.mark.parametrize("boxed", [False, True])
 @pytest.mark.parametrize("gpu_decoding", [False, True])
 def test_batches_on_the_gpu_are_those_of_the_cpu(
-    subject: Path, boxed: bool, gpu_decoding: bool
+    with_set: Path, boxed: bool, gpu_decoding: bool
 ) -> None:
-    frames = read(subject, memory_gb=5e4 / 2**30)
+    frames = read(with_set, memory_gb=5e4 / 2**30)
     frames = frames.boxed(8) if boxed else frames
     busy = torch.ones(4096, 4096, device="cuda")
     with (

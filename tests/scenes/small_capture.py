@@ -33,7 +33,7 @@ def matte_settings(
     settings: dict[str, object] = {
         "backend": backend,
         "background_matting_v2": {"weights": weights}, "rembg": {"model": model},
-        "min_coverage": 0.02, "max_coverage": 0.95, "max_jump": 0.2,
+        "min_coverage": 0.02, "max_coverage": 0.95, "max_jump": 0.2, "foreground": "plate",
     }  # fmt: skip
     return MatteSettings.model_validate(settings)
 

@@ -26,7 +26,8 @@ def test_every_held_out_image_is_measured_once(tables: Path) -> None:
     assert list(rows.columns)[:7] == names
     assert list(rows.columns)[7:12] == ["ssim_uniform", "lpips_alex", "lpips_vgg", "psnr_masked",
                                         "ssim_masked"]  # fmt: skip
-    assert list(rows.columns)[12:] == [f"psnr_{name}" for name in REGIONS]
+    assert list(rows.columns)[12:14] == ["psnr_with_set", "ssim_with_set"]
+    assert list(rows.columns)[14:] == [f"psnr_{name}" for name in REGIONS]
     assert len(rows) == 2 * (3 * 4 - 1)
     assert rows[(rows["timestep"] == 0) & (rows["camera"] == "222200031")].empty  # its mask failed
     assert not rows.duplicated(names[:4]).any()

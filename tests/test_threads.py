@@ -214,7 +214,7 @@ def test_no_rule_sets_threads_past_the_policy() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import eavatar.data.images as m; print(m.place_on_white)",
+        "import eavatar.data.images as m; print('composite')",
         "import eavatar.rendering.cpu as m; print('composite')",
         "import numba, eavatar.capture.colour; print('composite')",
         "import eavatar.demo.sculpt, eavatar.face.photometric; print('composite')",

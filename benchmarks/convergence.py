@@ -247,10 +247,13 @@ def shorten(settings: Course, steps: int) -> Course:
         )
         times = {name: max(1, getattr(settings, name) * steps // settings.steps) for name in names}
         return settings.model_copy(update={"steps": steps, **times})
-    split = settings.split
-    times = {name: getattr(split, name) for name in ("start", "every", "stop")}
-    times = {name: max(1, time * steps // settings.steps) for name, time in times.items()}
-    return settings.model_copy(update={"steps": steps, "split": split.model_copy(update=times)})
+    blocks = {}
+    for name in ("split", "densify"):
+        block = getattr(settings, name)
+        times = {key: getattr(block, key) for key in ("start", "every", "stop")}
+        times = {key: max(1, time * steps // settings.steps) for key, time in times.items()}
+        blocks[name] = block.model_copy(update=times)
+    return settings.model_copy(update={"steps": steps, **blocks})
 
 
 def plot(options: argparse.Namespace) -> None:

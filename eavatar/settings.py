@@ -390,6 +390,21 @@ class SplitSettings(Settings):
     cap: float = Field(ge=1, description="most Gaussians, as a multiple of the first count")
 
 
+class DensifySettings(Settings):
+    """Splitting where the image is wrong, beside the paper's rule; not in the paper."""
+
+    enabled: bool
+    every: int = Field(ge=1, description="steps between its turns")
+    start: int = Field(ge=1, description="first step that may split")
+    stop: int = Field(ge=0, description="last step that may split")
+    fraction: float = Field(gt=0, le=1, description="of the Gaussians, split in a turn")
+    budget: float = Field(ge=1, description="most Gaussians, as a multiple of the first count")
+    timesteps: int = Field(ge=1, description="whose errors decide, in as many views as in a step")
+    min_opacity: float = Field(
+        ge=0, lt=1, description="Gaussians below it at all these timesteps are removed"
+    )
+
+
 class SplatLearningRates(Settings):
     """Adam learning rates of stage II."""
 
@@ -431,6 +446,7 @@ class SplatSettings(Settings):
     lpips_patch: int = Field(ge=16, description="side of the LPIPS patch, pixels")
     control: ControlSettings
     split: SplitSettings
+    densify: DensifySettings
     learning_rates: SplatLearningRates
     averaging: float = Field(
         ge=0, lt=1, description="fraction of the steps so far over which the saved avatar is a mean"

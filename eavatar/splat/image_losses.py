@@ -48,8 +48,8 @@ class ImageLosses:
             "rgb": rgb_loss(fine, images, visible),
             "coarse": rgb_loss(
                 coarse[..., :3],
-                _shrink(images, factor),
-                _shrink(visible[..., None], factor)[..., 0],
+                shrink(images, factor),
+                shrink(visible[..., None], factor)[..., 0],
             ),
         }
         if self.perceptual is not None:
@@ -69,7 +69,7 @@ class ImageLosses:
         return images
 
 
-def _shrink(images: Tensor, factor: int) -> Tensor:
+def shrink(images: Tensor, factor: int) -> Tensor:
     """Images (C, H, W, D) to (C, H / factor, W / factor, D) by averaging areas."""
     return avg_pool2d(images.permute(0, 3, 1, 2), factor).permute(0, 2, 3, 1)
 

@@ -1,7 +1,8 @@
-"""Displacement-driven splitting: more Gaussians where expressions move the surface most (Sec. 3.2).
+"""Splitting: a Gaussian is replaced by two children along its longest axis.
 
-A Gaussian whose raw expression displacement has exceeded τ_split since the last split is replaced
-by two children along its longest axis. Interval, offset and cap are not in the paper.
+Which ones: by displacement, more where expressions move the surface most (Sec. 3.2), those whose
+raw expression displacement has exceeded τ_split since the last split. Interval, offset and cap are
+not in the paper. Or by error, those that the errors of the images fall on, which is not in it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,21 @@ def choose_parents(
     return parents
 
 
+def choose_by_error(errors: Tensor, fraction: float, most: int) -> Tensor:
+    """Which Gaussians to split (N,) bool: those with the largest errors, as far as there is room.
+
+    Args:
+        errors: (N,) that fall on each.
+        fraction: of the Gaussians to split.
+        most: number of Gaussians that there may be afterwards.
+    """
+    room = max(most - len(errors), 0)
+    count = min(int(fraction * len(errors)), room, int((errors > 0).sum()))
+    parents = torch.zeros(len(errors), dtype=torch.bool, device=errors.device)
+    parents[errors.topk(count).indices] = True
+    return parents
+
+
 @torch.no_grad()
 def split(neutral: NeutralGaussians, parents: Tensor, optimiser: Optimizer) -> None:
     """Replace each parent by two children, in place; the children come last.
@@ -49,9 +65,21 @@ def split(neutral: NeutralGaussians, parents: Tensor, optimiser: Optimizer) -> N
         parents: (N,) bool.
         optimiser: of their parameters, see `eavatar.training.surgery.replace_rows`.
     """
-    stay = (~parents).nonzero()[:, 0]
+    _replace(neutral, ~parents, _children(neutral, parents), optimiser)
+
+
+@torch.no_grad()
+def remove(neutral: NeutralGaussians, removed: Tensor, optimiser: Optimizer) -> None:
+    """Remove some (N,) bool, in place; arguments as of `split`."""
+    nothing = {name: value[:0] for name, value in neutral.named_parameters()}
+    _replace(neutral, ~removed, nothing, optimiser)
+
+
+def _replace(
+    neutral: NeutralGaussians, stay: Tensor, fresh: dict[str, Tensor], optimiser: Optimizer
+) -> None:
     parameters = dict(neutral.named_parameters())
-    replace_rows(parameters, stay, _children(neutral, parents), optimiser)
+    replace_rows(parameters, stay.nonzero()[:, 0], fresh, optimiser)
     neutral.anchors = neutral.positions.detach().clone()
 
 

@@ -15,12 +15,12 @@ from eavatar.avatar.files import read_stage_one, write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
 from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch, Coarse
 from eavatar.data.frames import FrameSet
-from eavatar.data.loader import Loader
+from eavatar.data.loader import Loader, select
 from eavatar.device import choose_device
 from eavatar.errors import UserError
 from eavatar.settings import SplatSettings
-from eavatar.splat.densification import DisplacementDensifier
-from eavatar.splat.image_losses import make_image_losses, patch_corner
+from eavatar.splat.densification import DisplacementDensifier, ErrorDensifier, GaussianErrors
+from eavatar.splat.image_losses import make_image_losses, patch_corner, shrink
 from eavatar.training.definition import define
 from eavatar.training.graphs import GrowingGraph, PairCapacity
 from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
@@ -186,6 +186,9 @@ class SplatTraining(Trainable):
         self.optimiser = make_optimiser(settings, avatar, self.pose_deltas)
         self.rates = FallingRates(self.optimiser, settings.learning_rates.final, settings.steps)
         self.densifier = DisplacementDensifier(settings.split, avatar, self.optimiser)
+        self.error_densifier = ErrorDensifier(
+            settings.densify, avatar, self.optimiser, self.look_at_errors
+        )
         self.image_losses = make_image_losses(settings, avatar, perceptual)
         self.pairs = torch.zeros((), dtype=torch.int64, device=frames.device)
         self.graph: GrowingGraph[PairCapacity, Values] = GrowingGraph(
@@ -202,7 +205,11 @@ class SplatTraining(Trainable):
             self._fit_graph()
         corner = patch_corner(self.seed, step, self.frames, self.settings.lpips_patch)
         values = self.graph(batch.timesteps, batch.cameras[0], batch.pixels[0], corner)
-        if self.densifier.step(step):
+        changed = self.densifier.step(step)
+        if self.error_densifier.step(step):
+            self.densifier.forget()
+            changed = True
+        if changed:
             self._restart_graph()
         return values
 
@@ -245,6 +252,32 @@ class SplatTraining(Trainable):
         """All unweighted terms, of images or of ``drawn.generated``, by the names of weights."""
         visible = self.frames.visible.index_select(0, cameras)
         return self.image_losses(drawn.features, pixels, visible, corner)
+
+    def look_at_errors(self, step: int) -> GaussianErrors:
+        """The squared errors of some training images, at random by seed and step, per Gaussian."""
+        count, views = self.settings.densify.timesteps, self.settings.views_per_step
+        chosen = select(self.seed, step, self.frames.usable, count, views)
+        pairs = zip(chosen.timesteps, chosen.cameras, strict=True)
+        seen = [self._look_at_timestep(timestep, list(cameras)) for timestep, cameras in pairs]
+        return GaussianErrors(
+            torch.stack([one.errors for one in seen]).sum(dim=0),
+            torch.stack([one.opacities for one in seen]).amax(dim=0),
+        )
+
+    def _look_at_timestep(self, timestep: int, cameras: list[int]) -> GaussianErrors:
+        device, views = self.frames.device, self.frames.views(timestep, cameras)
+        poses = (self.frames.poses + self.pose_deltas).detach()
+        when, where = (torch.tensor(index, device=device) for index in ([timestep], cameras))
+        drawn = _draw(self.avatar, self.frames, poses, when, where, None)
+        with torch.no_grad():
+            fine = self.avatar.upsample(drawn.features)
+            squared = (fine - views.images).square().mean(dim=-1) * views.visible
+            error = shrink(squared[..., None], self.settings.upsampling)
+        gaussians = drawn.generated.gaussians
+        # An image is linear in the features: its weights are the gradient of any channel.
+        weights = torch.nn.functional.pad(error, (0, drawn.features.shape[-1] - 1))
+        (sums,) = torch.autograd.grad(drawn.features, gaussians.features, weights)
+        return GaussianErrors(sums[:, 0], gaussians.opacities.detach())
 
     def _restart_graph(self) -> None:
         """Have the step captured anew, for a set of Gaussians that has changed."""

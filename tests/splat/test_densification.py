@@ -7,8 +7,8 @@ import torch
 
 from eavatar.avatar.gaussians import Generated
 from eavatar.avatar.model import Avatar
-from eavatar.settings import SplitSettings
-from eavatar.splat.densification import DisplacementDensifier
+from eavatar.settings import DensifySettings, SplitSettings
+from eavatar.splat.densification import DisplacementDensifier, ErrorDensifier, GaussianErrors
 from eavatar.training.optimiser import AveragingAdam
 from tests.scenes.small_avatar import make_avatar
 
@@ -60,5 +60,42 @@ def test_state_follows_its_gaussians_through_split_and_order() -> None:
     assert densifier.step(10)
     for parameter in avatar.neutral.parameters():
         assert torch.equal(optimiser.state[parameter]["mean"], parameter)
+    weights = avatar.arrangement.weights
+    assert torch.equal(weights, weights.sort(descending=True).values)
+
+
+ERRORS = DensifySettings(
+    enabled=True, every=10, start=10, stop=30, fraction=0.1, budget=1.15, timesteps=1,
+    min_opacity=0.05,
+)  # fmt: skip
+
+
+def look_at(avatar: Avatar, transparent: int) -> GaussianErrors:
+    """Errors that grow with the index, so many of the first transparent."""
+    numbers = torch.arange(1.0, 1.0 + len(avatar.neutral))
+    return GaussianErrors(numbers, torch.where(numbers <= transparent, 0.01, 0.5))
+
+
+def make_by_error(settings: DensifySettings, transparent: int) -> tuple[ErrorDensifier, Avatar]:
+    _, avatar, optimiser = make(SETTINGS)
+    look = lambda step: look_at(avatar, transparent)  # noqa: E731
+    return ErrorDensifier(settings, avatar, optimiser, look), avatar
+
+
+def test_by_error_it_grows_to_the_budget_and_stays_there() -> None:
+    densifier, avatar = make_by_error(ERRORS, transparent=0)
+    first = len(avatar.neutral)
+    counts = [(densifier.step(step), len(avatar.neutral)) for step in (0, 5, 10, 20, 30, 40)]
+    grown = first + int(0.1 * first)
+    assert counts[:3] == [(False, first), (False, first), (True, grown)]
+    assert counts[3:] == [(True, int(1.15 * first)), (False, counts[3][1]), (False, counts[3][1])]
+
+
+def test_transparent_gaussians_make_room() -> None:
+    densifier, avatar = make_by_error(ERRORS.model_copy(update={"budget": 1.0}), transparent=3)
+    first = len(avatar.neutral)
+    lost = avatar.neutral.positions[:3].detach().clone()
+    assert densifier.step(10) and len(avatar.neutral) == first
+    assert not (avatar.neutral.positions[:, None] == lost).all(dim=2).any()
     weights = avatar.arrangement.weights
     assert torch.equal(weights, weights.sort(descending=True).values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eavatar.avatar.files import read_avatar, write_avatar
+from eavatar.avatar.model import CameraBatch
 from eavatar.data.frames import FrameSet
-from eavatar.data.loader import Loader
+from eavatar.data.loader import Loader, select
 from eavatar.errors import UserError
 from eavatar.io import Tracking, read_arrays, read_cameras
+from eavatar.rendering.splatting import splat
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.train import SplatTraining, start_avatar, train_splat
 from eavatar.training.loop import seed_everything
@@ -74,9 +77,16 @@ def test_trains_and_reads_back(subject, tmp_path):
     assert (images - truth).square().mean() < 0.25 * blank
 
 
-def test_resumes_exactly(subject):
+SPLITS = {
+    "by displacement": {"split": {"threshold": 0.01, "start": 1, "every": 2, "stop": 7}},
+    "by error": {"densify": {"enabled": True, "start": 1, "every": 2, "stop": 7, "timesteps": 2}},
+}
+
+
+@pytest.mark.parametrize("rule", SPLITS)
+def test_resumes_exactly(subject, rule):
     """From a restored state the same steps give the same result, across a split."""
-    settings = small_settings(split={"threshold": 0.01, "start": 1, "every": 2, "stop": 7})
+    settings = small_settings(**SPLITS[rule])
     whole, later = training(subject, settings), training(subject, settings)
     for step in range(5):
         whole.step(step)
@@ -155,6 +165,37 @@ def test_count_stays_below_the_cap(subject):
     first = len(task.avatar.neutral)
     counts = [int(task.step(step)["gaussians"]) for step in range(8)]
     assert counts[0] == first and len(task.avatar.neutral) == int(1.2 * first)
+
+
+def test_errors_fall_on_the_gaussians_that_draw_their_pixels(subject):
+    """Against the sum over pixels, from images of each Gaussian's own weight."""
+    task = training(subject, small_settings(upsampling=1, views_per_step=1))
+    avatar, frames = task.avatar, task.frames
+    chosen = select(task.seed, 3, frames.usable, 1, 1)
+    task.settings = task.settings.model_copy(
+        update={"densify": task.settings.densify.model_copy(update={"timesteps": 1})}
+    )
+    found = task.look_at_errors(3)
+    timestep, cameras = chosen.timesteps[0], list(chosen.cameras[0])
+    views = CameraBatch(
+        frames.intrinsics[cameras], frames.world_to_camera[cameras], frames.height, frames.width
+    )
+    with torch.no_grad():
+        images = avatar(frames.expression[timestep], frames.poses[timestep], views)
+        truth = frames.views(timestep, cameras)
+        error = (images.fine - truth.images).square().mean(dim=-1) * truth.visible
+        gaussians = images.generated.gaussians
+        strongest = found.errors.topk(8).indices
+        marks = torch.zeros(len(gaussians.means), 8)
+        marks[strongest, torch.arange(8)] = 1
+        alone = splat(
+            replace(gaussians, features=marks), views.world_to_camera, views.intrinsics,
+            views.width, views.height,
+        ).features  # fmt: skip
+    expected = (alone * error[..., None]).sum(dim=(0, 1, 2))
+    assert expected.min() > 0
+    # sums of float32 over a few hundred pixels
+    torch.testing.assert_close(found.errors[strongest], expected, rtol=1e-4, atol=0)
 
 
 def test_learning_rates_decay_to_the_final_factor(subject):

@@ -8,7 +8,7 @@ import torch
 from eavatar.avatar.gaussians import NeutralGaussians
 from eavatar.rendering.splatting import Gaussians, splat
 from eavatar.settings import SplitSettings
-from eavatar.splat.splitting import child_opacity, choose_parents, split
+from eavatar.splat.splitting import child_opacity, choose_by_error, choose_parents, remove, split
 from eavatar.training.optimiser import AveragingAdam
 from eavatar.transforms import quaternion_to_matrix
 
@@ -139,3 +139,31 @@ def test_only_the_displaced_and_the_largest_within_the_cap():
     assert chosen(first_count=10) == [1, 2, 3, 4]  # room for all
     assert chosen(first_count=6) == [2, 3, 4]  # room for three: the largest
     assert chosen(first_count=4) == []  # full
+
+
+def test_the_largest_errors_within_fraction_and_budget():
+    errors = torch.tensor([0.1, 0.0, 0.5, 0.2, 0.0, 0.9])
+
+    def chosen(fraction: float, most: int) -> list[int]:
+        return choose_by_error(errors, fraction, most).nonzero()[:, 0].tolist()
+
+    assert chosen(0.5, most=20) == [2, 3, 5]
+    assert chosen(0.5, most=7) == [5]  # room for one
+    assert chosen(0.5, most=5) == []  # more than the budget already
+    assert chosen(1.0, most=20) == [0, 2, 3, 5]  # never one without an error
+
+
+def test_what_is_removed_is_gone_and_the_others_stay():
+    neutral = random_set(6, opacity=0.4)
+    optimiser = adam(neutral)
+    for parameter in neutral.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.set_step(0)
+    optimiser.step()
+    before = {name: value.detach().clone() for name, value in neutral.named_parameters()}
+    removed = torch.tensor([True, False, False, True, False, False])
+    remove(neutral, removed, optimiser)
+    assert len(neutral) == 4
+    for name, value in neutral.named_parameters():
+        assert torch.equal(value, before[name][~removed])
+        assert len(optimiser.state[value]["exp_avg"]) == len(optimiser.state[value]["mean"]) == 4

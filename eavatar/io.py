@@ -138,6 +138,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class ExpressionBasis:
+    """``face/expression_basis.npz``: what expression makes of ``face/neutral.ply``.
+
+    Attributes:
+        basis: (V, 3, E) displacements of its vertices, canonical, a standard deviation each.
+    """
+
+    basis: Float32
+
+
+@dataclass(frozen=True)
 class Timestep:
     """What drives an avatar at one timestep.
 
@@ -199,7 +210,7 @@ class Tracking:
         return (self[index] for index in range(len(self)))
 
 
-Record = TypeVar("Record", Landmarks, Identity, Tracking)
+Record = TypeVar("Record", Landmarks, Identity, ExpressionBasis, Tracking)
 
 SHAPES: dict[type, dict[str, tuple[str | int, ...]]] = {
     Landmarks: {
@@ -208,6 +219,7 @@ SHAPES: dict[type, dict[str, tuple[str | int, ...]]] = {
         "confidence": ("T", "C", LANDMARKS),
     },
     Identity: {"identity": ("I",), "scale": (), "landmarks": (LANDMARKS, 3)},
+    ExpressionBasis: {"basis": ("V", 3, "E")},
     Tracking: {
         "expression": ("T", "E"),
         "rotation": ("T", 3),
@@ -235,7 +247,7 @@ def check_shapes(record: object, where: str) -> None:
         sizes |= {a: s for a, s in zip(expected, shape, strict=True) if isinstance(a, str)}
 
 
-def write_arrays(path: Path, record: Landmarks | Identity | Tracking) -> Path:
+def write_arrays(path: Path, record: Landmarks | Identity | ExpressionBasis | Tracking) -> Path:
     """Write one of the array contracts as ``.npz`` without pickles."""
     check_shapes(record, str(path))
     arrays = {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}

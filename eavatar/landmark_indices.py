@@ -7,6 +7,7 @@ OUTER_LIP_CORNERS = (48, 54)  # right, left
 BROWS = slice(17, 27)
 EYES = slice(36, 48)
 MOUTH = slice(48, 68)
+INNER_LIPS = slice(60, 68)
 # Rings, clockwise in an image of the front: their area is negative from behind.
 RIGHT_BROW, LEFT_BROW = list(range(17, 22)), list(range(22, 27))
 RIGHT_EYE, LEFT_EYE = list(range(36, 42)), list(range(42, 48))

@@ -354,6 +354,9 @@ class SdfSettings(Settings):
     near: float = Field(gt=0, description="full expression control below, squared distance, dm²")
     far: float = Field(gt=0, description="full pose control beyond, squared distance, dm²")
     deform_scale: float = Field(gt=0, description="largest displacement per axis, canonical units")
+    base_motion: Literal["morphable_model", "none"] = Field(
+        description="what the expression moves before the networks learn, in both stages"
+    )
     torso: TorsoSettings
     prior: SdfPriorSettings
     learning_rate: float = Field(gt=0, description="of all networks")

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.drivers import Drivers
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.avatar.torso import Torso
@@ -67,6 +68,7 @@ class StageOne:
         features: (S, F) of its vertices, in (-1, 1).
         geometry: tensors of the network of the signed distance (Eq. 14), for which later stages
             have no use.
+        base: what the expression moves before the drivers; None for nothing.
     """
 
     head: HeadSettings
@@ -76,6 +78,7 @@ class StageOne:
     vertices: Tensor
     features: Tensor
     geometry: Mapping[str, Tensor]
+    base: BaseMotion | None = None
 
 
 def write_stage_one(
@@ -96,6 +99,7 @@ def write_stage_one(
         **_above("geometry.", stage.geometry),
         **_above("drivers.", stage.drivers.state_dict()),
         **_above("torso.", stage.torso.state_dict()),
+        **_above("base.", stage.base.state_dict() if stage.base else {}),
         "neutral_landmarks": stage.landmarks,
         "surface.positions": stage.vertices,
         "surface.features": stage.features,
@@ -125,6 +129,7 @@ def read_stage_one(folder: Path) -> StageOne:
             tensors["surface.positions"],
             tensors["surface.features"],
             _below("geometry.", tensors),
+            _read_base("base.", tensors, head),
         )
 
 
@@ -164,7 +169,8 @@ def read_avatar(folder: Path) -> Avatar:
     settings = validate(AvatarSettings, description, str(folder / "model.yaml"))
     with _fitting(folder):
         tensors = _read_tensors(folder)
-        avatar = Avatar.blank(settings, len(tensors["neutral.positions"]))
+        base = _read_base("generator.base.", tensors, settings.head)
+        avatar = Avatar.blank(settings, len(tensors["neutral.positions"]), base)
         avatar.load_state_dict(tensors)
     return avatar.eval()
 
@@ -270,6 +276,16 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors`` by name."""
     return load_file(require(folder / "model.safetensors", "the model"))
+
+
+def _read_base(prefix: str, tensors: Mapping[str, Tensor], head: HeadSettings) -> BaseMotion | None:
+    """The base motion whose tensors have names with a prefix; None where a model has none."""
+    own = _below(prefix, tensors)
+    if not own:
+        return None
+    base = BaseMotion.empty(len(own["vertices"]), len(own["faces"]), head.expression_size)
+    base.load_state_dict(own)
+    return base
 
 
 @contextmanager

@@ -14,15 +14,14 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from eavatar.avatar.base_motion import Attachment, BaseMotion, mouth_box
 from eavatar.avatar.control import Neighbours, find_neighbours, propagate
 from eavatar.avatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
 from eavatar.avatar.networks import encode_position, encoded_size
 from eavatar.avatar.torso import Torso
-from eavatar.landmark_indices import MOUTH
 from eavatar.rendering.splatting import Gaussians
 from eavatar.settings import ControlSettings
 
-MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 DUPLICATE_DISTANCE = 1e-4  # canonical units: a hundredth of a millimetre
 CELL_HALVINGS = 20  # of the logarithm of the size of the cells: to 1e-5 of it
 MAX_FEATURE = 1 - 1e-4  # atanh is infinite at 1
@@ -145,12 +144,8 @@ def mouth_interior(landmarks: Tensor, count: int) -> Tensor:
         landmarks: (68, 3) of the neutral face, canonical.
         count: of points.
     """
-    mouth = landmarks[MOUTH]
-    centre = mouth.mean(dim=0)
-    reach = MOUTH_MARGIN * (mouth - centre).abs().amax(dim=0)
-    points = centre + reach * (2 * torch.rand(count, 3).to(landmarks) - 1)
-    points[:, 2] = mouth[:, 2].min()
-    return points
+    lower, upper = mouth_box(landmarks)
+    return torch.lerp(lower, upper, torch.rand(count, 3).to(landmarks))
 
 
 @dataclass(frozen=True)
@@ -162,12 +157,14 @@ class Arrangement:
         near: the expression has no weight from this Gaussian on.
         far: the pose has no weight before this Gaussian; at most ``near``.
         neighbours: the neighbour graph of the control Gaussians.
+        attachment: where the base motion's mesh carries them; None without base motion.
     """
 
     weights: Tensor
     near: int
     far: int
     neighbours: Neighbours
+    attachment: Attachment | None = None
 
     @classmethod
     def of(
@@ -177,6 +174,7 @@ class Arrangement:
         near: float,
         far: float,
         control: ControlSettings,
+        base: BaseMotion | None = None,
     ) -> Arrangement:
         """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical.
 
@@ -189,6 +187,7 @@ class Arrangement:
             int(torch.where(weights > 0, numbers + 1, 0).max()),
             int(torch.where(weights < 1, numbers, len(weights)).min()),
             find_neighbours(anchors, control.radius, control.neighbours),
+            base.attach(anchors) if base else None,
         )
 
 
@@ -199,7 +198,8 @@ class Generated:
     Attributes:
         gaussians: in world space (Eq. 8).
         displacements: (N,) norm of the raw expression displacement (Eq. 9, before scaling and
-            weighting), zero where the expression has no weight; no gradient.
+            weighting), the base motion in the same unit included; zero where the expression has no
+            weight; no gradient.
         controls: (N,) bool (Eq. 10).
     """
 
@@ -239,6 +239,7 @@ class Generator(nn.Module):
         width: units of a hidden layer of the attribute networks.
         deform_scale: largest displacement per axis, canonical units.
         attribute_scale: factor of the attribute residuals.
+        base: what the expression moves before the drivers learn; None for nothing, as in the paper.
 
     Attributes:
         mixed_precision: run the networks in bfloat16.
@@ -253,9 +254,10 @@ class Generator(nn.Module):
         width: int,
         deform_scale: float,
         attribute_scale: float,
+        base: BaseMotion | None = None,
     ):
         super().__init__()
-        self.drivers, self.torso = drivers, torso
+        self.drivers, self.torso, self.base = drivers, torso, base
         self.expression_attributes = ConditionedMLP(
             [feature_size + expression_size, width, width, width, RESIDUALS]
         )
@@ -284,7 +286,8 @@ class Generator(nn.Module):
             pose: (6,) axis-angle and translation.
             scale: canonical units to metres.
         """
-        driven = self._drive(neutral, arrangement, control.from_neutral, expression, pose)
+        base = self._base(arrangement, expression)
+        driven = self._drive(neutral, arrangement, control.from_neutral, expression, pose, base)
         controls = driven.displacements > control.threshold
         shifts = driven.shifts
         if control.enabled:
@@ -299,7 +302,10 @@ class Generator(nn.Module):
         residuals = self.attribute_scale * driven.residuals
         rotations = nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1)
         weight = self.torso.head_weight(neutral.anchors)
+        # The base motion is not propagated: neighbours on the two lips go apart.
         points = neutral.positions + shifts
+        if base is not None:
+            points = points + base
         means, quaternions = self.torso.to_world(points, rotations, weight, pose, scale)
         gaussians = Gaussians(
             means,
@@ -310,6 +316,12 @@ class Generator(nn.Module):
         )
         return Generated(gaussians, driven.displacements, controls)
 
+    def _base(self, arrangement: Arrangement, expression: Tensor) -> Tensor | None:
+        """The base motion (N, 3) of an expression (E,), canonical."""
+        if self.base is None or arrangement.attachment is None:
+            return None
+        return arrangement.attachment.carry(self.base(expression))
+
     def _drive(
         self,
         neutral: NeutralGaussians,
@@ -317,6 +329,7 @@ class Generator(nn.Module):
         from_neutral: bool,
         expression: Tensor,
         pose: Tensor,
+        base: Tensor | None,
     ) -> Driven:
         """Run each driver on the Gaussians where it has a weight, all its networks in one blend."""
         features = torch.tanh(neutral.features)
@@ -346,6 +359,8 @@ class Generator(nn.Module):
                 if from_neutral:
                     rest = nets.expression_deformation(expressed_points, 0 * expression)
                     moved = moved - torch.tanh(rest.float())
+                if base is not None:
+                    moved = moved + base[:near] / self.deform_scale
         norms = moved.norm(dim=1)
         norms = norms * (arrangement.weights[:near] > 0)
         first = arrangement.weights[:near, None] * _join(*by_expression)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
 from eavatar.avatar.torso import Torso
@@ -163,6 +164,7 @@ class Avatar(nn.Module):
         torso: stage I's blend of head and torso.
         neutral: the Gaussians.
         landmarks: (68, 3) of the neutral face, canonical.
+        base: stage I's base motion; None for none.
         mixed_precision: run the networks in bfloat16 where the device is CUDA.
     """
 
@@ -175,6 +177,7 @@ class Avatar(nn.Module):
         torso: Torso,
         neutral: NeutralGaussians,
         landmarks: Tensor,
+        base: BaseMotion | None = None,
         *,
         mixed_precision: bool = True,
     ):
@@ -189,6 +192,7 @@ class Avatar(nn.Module):
             settings.width,
             head.deform_scale,
             settings.attribute_scale,
+            base,
         )
         self.upsampler = make_upsampler(
             settings.upsampler, head.colour_size, settings.upsampler_width, settings.upsampling
@@ -198,11 +202,13 @@ class Avatar(nn.Module):
         self._arrangement: Arrangement | None = None
 
     @classmethod
-    def blank(cls, settings: AvatarSettings, gaussians: int) -> Self:
+    def blank(
+        cls, settings: AvatarSettings, gaussians: int, base: BaseMotion | None = None
+    ) -> Self:
         """An avatar with so many Gaussians whose tensors are loaded next."""
         neutral = NeutralGaussians.empty(gaussians, settings.head.feature_size)
         drivers = settings.head.make_drivers()
-        return cls(settings, drivers, Torso(), neutral, torch.zeros(LANDMARKS, 3))
+        return cls(settings, drivers, Torso(), neutral, torch.zeros(LANDMARKS, 3), base)
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +230,12 @@ class Avatar(nn.Module):
         if self._arrangement is None:
             head, control = self.settings.head, self.settings.control
             self._arrangement = Arrangement.of(
-                self.neutral.anchors, self.landmarks, head.near, head.far, control
+                self.neutral.anchors,
+                self.landmarks,
+                head.near,
+                head.far,
+                control,
+                self.generator.base,
             )
         return self._arrangement
 

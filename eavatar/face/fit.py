@@ -58,6 +58,7 @@ from eavatar.face.triangulation import (
 )
 from eavatar.io import (
     LANDMARKS,
+    ExpressionBasis,
     Identity,
     Landmarks,
     Mesh,
@@ -245,8 +246,8 @@ def fit_face(
         morphable_model: a file that `read_morphable_model` reads.
         capture: folder with ``cameras.json``.
         landmarks: ``<sequence>.npz`` of detections, one for each sequence.
-        output: folder; receives ``identity.npz``, ``neutral.ply``, ``tracking/<sequence>.npz`` and
-            ``quality.csv``.
+        output: folder; receives ``identity.npz``, ``neutral.ply``, ``expression_basis.npz``,
+            ``tracking/<sequence>.npz`` and ``quality.csv``.
 
     Returns:
         ``output``.
@@ -298,6 +299,8 @@ def _write_fit(
     write_arrays(output / "identity.npz", Identity(coefficients, scale, neutral))
     mesh = Mesh(model.vertices(coefficients), model.faces, model.colours)
     write_mesh(output / "neutral.ply", mesh)
+    basis = model.expression_basis[..., : face.expression.shape[2]]
+    write_arrays(output / "expression_basis.npz", ExpressionBasis(basis))
     logger.info("scale %.5f m per unit", shared.scale)
 
 

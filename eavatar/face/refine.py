@@ -44,6 +44,7 @@ from eavatar.face.photometric import (
 from eavatar.face.triangulation import project_points
 from eavatar.io import (
     LANDMARKS,
+    ExpressionBasis,
     Identity,
     Mesh,
     Tracking,
@@ -264,7 +265,7 @@ def refine_face(
         morphable_model: the file that the fit used.
         capture: ``results/<subject>/capture`` with sequences, frames, masks and cameras.
         fit: folder with the landmark fit's ``identity.npz`` and ``tracking/<sequence>.npz``.
-        output: folder; receives ``identity.npz``, ``neutral.ply`` and
+        output: folder; receives ``identity.npz``, ``neutral.ply``, ``expression_basis.npz`` and
             ``tracking/<sequence>.npz``. The reprojection errors there remain the landmark fit's.
 
     Returns:
@@ -284,6 +285,9 @@ def refine_face(
     write_arrays(output / "identity.npz", identity)
     mesh = Mesh(model.vertices(identity.identity), model.faces, model.colours)
     write_mesh(output / "neutral.ply", mesh)
+    expressions = next(iter(tracks.values())).expression.shape[1]
+    basis = ExpressionBasis(model.expression_basis[..., :expressions])
+    write_arrays(output / "expression_basis.npz", basis)
     return output
 
 

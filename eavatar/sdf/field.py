@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.files import StageOne
 from eavatar.avatar.model import HeadSettings
 from eavatar.avatar.networks import MLP, encode_position, encoded_size
 from eavatar.avatar.torso import Torso
 from eavatar.io import LANDMARKS
+from eavatar.sdf.attachment_table import AttachmentTable
 from eavatar.sdf.tetrahedra import Cut, Grid, Surface, body_centred_grid, cut
 from eavatar.settings import SdfSettings
 
@@ -53,6 +55,7 @@ class DrivenSurface:
         vertices: (B, S, 3).
         colours: (B, S, 3) RGB in (0, 1).
         landmarks: (B, L, 3) the neutral ones moved by the expression.
+        base: (B, S, 3) what the base motion has moved of the vertices; no gradient.
         raw_expression: (B, P, 3) displacements in (-1, 1) by the expression, neither scaled nor
             weighted, of all vertices where its weight is not zero, and perhaps of others.
         raw_pose: (B, Q, 3) likewise by the pose.
@@ -63,6 +66,7 @@ class DrivenSurface:
     vertices: Tensor
     colours: Tensor
     landmarks: Tensor
+    base: Tensor
     raw_expression: Tensor
     raw_pose: Tensor
     expressed: Tensor
@@ -77,13 +81,15 @@ class HeadField(nn.Module):
     Args:
         settings: sizes of the networks and of the grid.
         expression_size: E.
+        base: what the expression moves before the drivers learn; None for nothing, as in the paper.
     """
 
     lower: Tensor
     upper: Tensor
 
-    def __init__(self, settings: SdfSettings, expression_size: int):
+    def __init__(self, settings: SdfSettings, expression_size: int, base: BaseMotion | None = None):
         super().__init__()
+        self.base, self.table = base, AttachmentTable.of(base) if base else None
         self.settings = settings
         self.expression_size = expression_size
         width, outputs = settings.width, 1 + 3 + settings.feature_size
@@ -154,6 +160,7 @@ class HeadField(nn.Module):
             surface.vertices.detach(),
             surface.features.detach(),
             self.geometry.state_dict(),
+            self.base,
         )
 
     def drive(
@@ -197,16 +204,27 @@ class HeadField(nn.Module):
         both = points.new_zeros(len(poses), len(points), 6)
         both = both.index_add(1, near, near_weights[:, None] * first)
         both = both.index_add(1, far, far_weights[:, None] * second)
-        moved = points + both[..., :3]
+        base, base_at_landmarks = self._base(
+            torch.cat([points, self.neutral_landmarks]), expressions
+        ).split([len(points), LANDMARKS], dim=1)
+        moved = points + base + both[..., :3]
         return DrivenSurface(
             vertices=self.torso.hold_points(moved, self.torso.head_weight(points), poses),
             colours=torch.sigmoid(both[..., 3:]),
-            landmarks=self.neutral_landmarks + scale * at_landmarks,
+            landmarks=self.neutral_landmarks + base_at_landmarks + scale * at_landmarks,
+            base=base,
             raw_expression=by_expression,
             raw_pose=by_pose,
             expressed=near_weights > 0,
             posed=far_weights > 0,
         )
+
+    @torch.no_grad()
+    def _base(self, points: Tensor, expressions: Tensor) -> Tensor:
+        """The base motion (B, N, 3) of points (N, 3) under expressions (B, E)."""
+        if self.base is None or self.table is None:
+            return points.new_zeros(len(expressions), len(points), 3)
+        return self.table.attach(self.base, points).carry(self.base(expressions))
 
 
 def find_cut(grid: Grid, distances: Tensor) -> tuple[Tensor, Cut]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.files import write_stage_one
 from eavatar.backends import RENDERERS
 from eavatar.data.frames import FrameSet, unpack
@@ -87,7 +88,10 @@ def train_sdf(
         len(frames), len(frames.serials), frames.width, len(task.cuts.grid.vertices),
         task.field.expression_size, device,
     )  # fmt: skip
-    definition = define("sdf", settings, seed, frames, prior=prior, alignment=alignment)
+    files = {"prior": prior, "alignment": alignment}
+    if task.field.base:
+        files |= {name: face / name for name in ("neutral.ply", "expression_basis.npz")}
+    definition = define("sdf", settings, seed, frames, **files)
     run = Run("sdf", settings.steps, settings.run.checkpoint_every, definition)
     with task:
         train(task, run, output)
@@ -117,7 +121,10 @@ def prepare(
     frames = FrameSet.read(
         capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
-    field = HeadField(settings, frames.expression.shape[1]).to(device)
+    expressions = frames.expression.shape[1]
+    carried = settings.base_motion == "morphable_model"
+    base = BaseMotion.read(face, expressions) if carried else None
+    field = HeadField(settings, expressions, base).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
     known = _read_prior(prior, frames, field, seed) if prior else None
@@ -410,7 +417,9 @@ class SdfTraining(Trainable):
             "silhouette": losses.silhouette_loss(drawn.alpha, masks, visible),
             "offset": losses.offset_loss(driven.raw_expression, driven.expressed)
             + losses.offset_loss(driven.raw_pose, driven.posed),
-            "laplacian": losses.laplacian_loss(driven.vertices * frames.scale, surface.faces),
+            "laplacian": losses.laplacian_loss(
+                (driven.vertices - driven.base) * frames.scale, surface.faces
+            ),
             "deformation": losses.deformation_loss(
                 driven.landmarks, canonical.landmarks[batch.timesteps]
             ),

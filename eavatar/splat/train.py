@@ -130,6 +130,7 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         stage.torso,
         neutral,
         stage.landmarks,
+        stage.base,
         mixed_precision=settings.run.mixed_precision,
     )
     avatar.sort_by_expression_weight()

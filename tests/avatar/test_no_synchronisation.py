@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.nn import Module
 
+from eavatar.avatar.base_motion import Attachment, BaseMotion
 from eavatar.avatar.control import Neighbours
 from eavatar.avatar.gaussians import Arrangement
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
@@ -41,13 +42,15 @@ def make_avatar(settings: SplatSettings) -> Avatar:
         expression_size=64, feature_size=128, colour_size=32, width=256, near=0.1, far=0.25,
         deform_scale=0.3,
     )  # fmt: skip
-    return Avatar.blank(AvatarSettings.of(settings, head, scale=0.1), COUNT)
+    base = BaseMotion.empty(vertices=500, faces=900, expressions=64)
+    return Avatar.blank(AvatarSettings.of(settings, head, scale=0.1), COUNT, base)
 
 
 def test_generating_gaussians(fake_cuda):
     avatar = make_avatar(splat_settings())
     neighbours = Neighbours(torch.zeros(COUNT, 32, dtype=torch.long), torch.ones(COUNT, 32))
-    arrangement = Arrangement(torch.rand(COUNT), NEAR, FAR, neighbours)
+    attachment = Attachment(torch.zeros(COUNT, 3, dtype=torch.long), torch.rand(COUNT, 3))
+    arrangement = Arrangement(torch.rand(COUNT), NEAR, FAR, neighbours, attachment)
     generated = avatar.generator(
         avatar.neutral,
         arrangement,

@@ -28,6 +28,7 @@ from eavatar.face.fit import (
 from eavatar.face.layout import AVERAGE_FACE
 from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.io import (
+    ExpressionBasis,
     Identity,
     Landmarks,
     Tracking,
@@ -170,6 +171,9 @@ def test_known_faces_are_recovered(tmp_path: Path, turn: tuple[float, float, flo
         assert 1.2 < np.nanmedian(found.reprojection_error[seen]) < 2.0
     mesh = read_mesh(output / "neutral.ply")
     np.testing.assert_allclose(mesh.vertices[:68], identity.landmarks, atol=1e-5)
+    basis = read_arrays(ExpressionBasis, output / "expression_basis.npz").basis
+    kept = found.expression.shape[1]
+    np.testing.assert_array_equal(basis, model.expression_basis[..., :kept])
 
 
 def small_problem(tmp_path: Path) -> tuple[MorphableModel, list[Observations], FitEstimate]:

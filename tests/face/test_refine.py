@@ -37,9 +37,11 @@ from eavatar.face.refine import (
 )
 from eavatar.face.triangulation import project_points
 from eavatar.io import (
+    ExpressionBasis,
     Identity,
     Sequences,
     Tracking,
+    read_arrays,
     read_mesh,
     write_arrays,
     write_cameras,
@@ -272,6 +274,8 @@ def test_the_fit_is_taken_over_where_refinement_is_off(tmp_path: Path) -> None:
         assert (output / name).read_bytes() == (fit / name).read_bytes()
     neutral = read_mesh(output / "neutral.ply")
     np.testing.assert_allclose(neutral.vertices, model.vertices(coefficients), atol=1e-6)
+    basis = read_arrays(ExpressionBasis, output / "expression_basis.npz").basis
+    np.testing.assert_array_equal(basis, model.expression_basis)
 
 
 @pytest.mark.parametrize("known", [0.0, 1.0])

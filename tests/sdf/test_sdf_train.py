@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.files import read_stage_one, write_stage_one
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import (
     Alignment,
+    ExpressionBasis,
     Identity,
     Mesh,
     Sequences,
@@ -49,6 +51,7 @@ from eavatar.settings import RunSettings, SdfSettings, read_config
 from eavatar.training.loop import seed_everything
 from eavatar.transforms import Similarity
 from tests.scenes import ROOT
+from tests.scenes.carrier import EXPRESSIONS, carrier, face_landmarks
 from tests.scenes.rays import pixel_rays
 
 SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])
@@ -130,6 +133,9 @@ def subject(tmp_path: Path) -> Path:
     front = surface.vertices[surface.vertices[:, 2] > CENTRE[2] + 0.3]
     landmarks = front[torch.linspace(0, len(front) - 1, 68).long()].numpy()
     landmarks[8] = [0, CENTRE[1] - RADIUS, CENTRE[2]]
+    write_mesh(face / "neutral.ply", Mesh(surface.vertices.numpy(), surface.faces.numpy()))
+    still_basis = np.zeros((len(surface.vertices), 3, 2), np.float32)
+    write_arrays(face / "expression_basis.npz", ExpressionBasis(still_basis))
     write_arrays(face / "identity.npz", Identity(np.zeros(3), np.array(0.1, np.float32), landmarks))
     world = np.stack([landmarks * 0.1] * 2)
     still = np.zeros((2, 3))
@@ -404,3 +410,40 @@ def test_a_body_that_leaves_the_box_is_closed_at_its_sides() -> None:
     # The offsets move what is cut by up to a quarter of a cell.
     spans = surface.vertices.detach().amax(dim=0) - surface.vertices.detach().amin(dim=0)
     torch.testing.assert_close(spans, sides, rtol=0, atol=2 * field.offset_limit)
+
+
+def test_with_a_base_motion_new_drivers_move_the_surface_as_the_mesh() -> None:
+    """Landmarks too; without one nothing moves."""
+    mesh, basis = carrier()
+    base = BaseMotion.of(mesh, basis, face_landmarks())
+    surface = ball()
+    surface = replace(surface, features=torch.zeros(len(surface.vertices), 8))
+    expressions = torch.tensor([[0.5, -1.0, 0.3], [0.0, 0.0, 0.0]])
+    with torch.no_grad():
+        for own in (base, None):
+            field = HeadField(settings(), EXPRESSIONS, own)
+            field.neutral_landmarks.copy_(face_landmarks())
+            driven = field.drive(surface, expressions, torch.zeros(2, 6))
+            moved = driven.vertices - surface.vertices
+            torch.testing.assert_close(moved, driven.base, rtol=0, atol=1e-6)  # dm
+            assert (driven.base[1] == 0).all()
+            assert (driven.base[0].norm(dim=1).max() > 0.05) == (own is not None)
+    expected = base.attach(surface.vertices).carry(base(expressions))
+    field = HeadField(settings(), EXPRESSIONS, base)
+    field.neutral_landmarks.data.copy_(face_landmarks())
+    driven = field.drive(surface, expressions, torch.zeros(2, 6))
+    # Both take the nearest face, the table that of the cell's middle: see its own test.
+    assert (driven.base - expected).square().sum(dim=2).mean().sqrt() < 0.01
+    shifts = driven.landmarks - face_landmarks()
+    at_landmarks = base.attach(face_landmarks()).carry(base(expressions))
+    assert (shifts - at_landmarks).norm(dim=2).mean() < 0.01
+
+
+def test_the_base_motion_is_handed_on_with_the_model(tmp_path: Path) -> None:
+    base = BaseMotion.of(*carrier(), face_landmarks())
+    stage = HeadField(settings(), EXPRESSIONS, base).result(ball())
+    write_stage_one(tmp_path, stage, settings(), cameras=())
+    read = read_stage_one(tmp_path).base
+    assert read is not None
+    for name, value in base.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value), name

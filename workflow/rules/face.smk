@@ -2,11 +2,12 @@
 
 in   capture/<sequence>/, capture/cameras.json, a morphable model
 out  face/landmarks/<sequence>.npz   points (T, C, 68, 2) pixels, confidence (T, C, 68)
-     face/fit/                       the landmark fit: identity, tracking and neutral as below, and
+     face/fit/                       the landmark fit: identity, tracking, neutral and basis as below, and
                                      quality.csv: sequence, timestep, cameras, error, flag
      face/identity.npz               identity (I,), scale (), landmarks (68, 3) canonical
      face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3), …
      face/neutral.ply                canonical
+     face/expression_basis.npz       basis (V, 3, E) of its vertices, canonical
 """
 
 
@@ -51,6 +52,7 @@ rule fit_face:
     output:
         identity="results/{subject}/face/fit/identity.npz",
         neutral="results/{subject}/face/fit/neutral.ply",
+        expression_basis="results/{subject}/face/fit/expression_basis.npz",
         tracking=directory("results/{subject}/face/fit/tracking"),
         quality=report(
             "results/{subject}/face/fit/quality.csv",
@@ -91,6 +93,7 @@ rule refine_face:
     output:
         identity="results/{subject}/face/identity.npz",
         neutral="results/{subject}/face/neutral.ply",
+        expression_basis="results/{subject}/face/expression_basis.npz",
         tracking=directory("results/{subject}/face/tracking"),
     log:
         "results/{subject}/logs/refine_face.log",

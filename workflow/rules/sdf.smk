@@ -16,6 +16,8 @@ rule train_sdf:
         sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
         tracking=rules.refine_face.output.tracking,
+        face=rules.refine_face.output.neutral,
+        expression_basis=rules.refine_face.output.expression_basis,
         prior=rules.align_prior.output.mesh,
         alignment=rules.align_prior.output.alignment,
     output:

@@ -1,0 +1,210 @@
+"""Base motion: the morphable model's own expression displacement at the place of each point.
+
+Eq. 2 has a network learn all of it from zero; what training never showed, it cannot know. The
+fitted mesh does: ``neutral + basis · θ``. Here each point moves with the nearest place of the mesh,
+fully up to `FULL_REACH` and falling smoothly to nothing at `ZERO_REACH`, as for hair, neck and the
+back of the head; the networks learn the rest. Two sheets behind the lips stand for teeth and
+tongue: the upper one is still as the skull, the lower one moves with the chin.
+
+Canonical space, 1 unit = 1 dm. Letters: V vertices and F faces of the mesh, N points, E
+expression coefficients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+
+from eavatar.errors import UserError
+from eavatar.io import ExpressionBasis, Identity, Mesh, read_arrays, read_mesh
+from eavatar.landmark_indices import CHIN, INNER_LIPS, MOUTH
+from eavatar.threads import count_threads
+
+FULL_REACH = 0.1  # a fitted face is within a centimetre of the mesh
+ZERO_REACH = 0.4  # below the jaw skin follows it for some centimetres
+STILL = 5e-4  # 0.05 mm at one standard deviation: faces that move less are left out
+CANDIDATES = 12  # faces of the nearest centres, one of which is the nearest face
+CHUNK = 2**15  # points located at once
+MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
+SHEET_CELLS = 12, 6  # of the teeth's sheets, across and up
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where on the mesh each of N points is carried.
+
+    Attributes:
+        corners: (N, 3) vertices of a face.
+        weights: (N, 3) of these, with a sum of one near the mesh and of zero far from it.
+    """
+
+    corners: Tensor
+    weights: Tensor
+
+    def carry(self, displacements: Tensor) -> Tensor:
+        """Displacements (…, N, 3) of the points, from those of the vertices (…, V, 3)."""
+        taken = displacements.index_select(-2, self.corners.flatten())
+        taken = taken.unflatten(-2, self.corners.shape)
+        carried: Tensor = (self.weights[..., None] * taken).sum(dim=-2)
+        return carried
+
+
+class BaseMotion(nn.Module):
+    """The moving part of a person's fitted mesh, and the sheets of the teeth.
+
+    Attributes:
+        vertices: (V, 3) neutral.
+        faces: (F, 3).
+        basis: (V, 3, E) displacements, a standard deviation each.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    basis: Tensor
+
+    def __init__(self, vertices: Tensor, faces: Tensor, basis: Tensor):
+        super().__init__()
+        self.register_buffer("vertices", vertices)
+        self.register_buffer("faces", faces)
+        self.register_buffer("basis", basis)
+
+    @classmethod
+    def of(cls, mesh: Mesh, basis: Tensor, landmarks: Tensor) -> Self:
+        """From the whole mesh at rest, its basis (V, 3, E) and the neutral landmarks (68, 3)."""
+        vertices, faces = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces)
+        vertices, chin = vertices.float(), landmarks[CHIN]
+        of_chin = basis[(vertices - chin).square().sum(dim=1).argmin()]
+        moving = (basis.norm(dim=1) > STILL).any(dim=1)[faces].any(dim=1)
+        used, numbers = faces[moving].unique(return_inverse=True)
+        parts = [(vertices[used], numbers, basis[used])]
+        for upper in (True, False):
+            points, sheet = _teeth(landmarks, upper)
+            motion = torch.zeros_like(of_chin) if upper else of_chin
+            parts.append((points, sheet, motion.expand(len(points), -1, -1)))
+        starts = np.cumsum([0, *(len(part[0]) for part in parts[:-1])]).tolist()
+        return cls(
+            torch.cat([points for points, _, _ in parts]),
+            torch.cat([part[1] + start for part, start in zip(parts, starts, strict=True)]),
+            torch.cat([motion for _, _, motion in parts]),
+        )
+
+    @classmethod
+    def read(cls, face: Path, expressions: int) -> Self:
+        """From ``results/<subject>/face``, for a tracking of so many coefficients.
+
+        Raises:
+            UserError: a file is missing or malformed, or they do not belong together.
+        """
+        path = face / "expression_basis.npz"
+        basis = torch.from_numpy(read_arrays(ExpressionBasis, path).basis)
+        mesh = read_mesh(face / "neutral.ply")
+        identity = read_arrays(Identity, face / "identity.npz")
+        if basis.shape != (len(mesh.vertices), 3, expressions):
+            raise UserError(
+                f"{path} is of {len(basis)} vertices and {basis.shape[2]} expression coefficients, "
+                f"but neutral.ply has {len(mesh.vertices)} and the tracking {expressions}; run "
+                "`fit_face` again."
+            )
+        return cls.of(mesh, basis, torch.from_numpy(identity.landmarks))
+
+    @classmethod
+    def empty(cls, vertices: int, faces: int, expressions: int) -> Self:
+        """Of these sizes, to be filled from a file."""
+        corners = torch.zeros(faces, 3, dtype=torch.int64)
+        return cls(torch.zeros(vertices, 3), corners, torch.zeros(vertices, 3, expressions))
+
+    def forward(self, expressions: Tensor) -> Tensor:
+        """Displacements (…, V, 3) of the vertices under expressions (…, E)."""
+        moved: Tensor = expressions @ self.basis.flatten(0, 1).T
+        return moved.view(*expressions.shape[:-1], -1, 3)
+
+    @torch.no_grad()
+    def attach(self, points: Tensor) -> Attachment:
+        """Points (N, 3) to the nearest faces; works on the host."""
+        if not len(points):
+            return self.attach_to(points, torch.zeros(0, dtype=torch.int64, device=points.device))
+        triangles = self.vertices[self.faces].cpu()
+        tree = cKDTree(triangles.mean(dim=1).numpy())
+        chosen = []
+        for chunk in points.detach().cpu().split(CHUNK):
+            _, found = tree.query(chunk.numpy(), k=CANDIDATES, workers=count_threads())
+            faces = torch.from_numpy(found)
+            _, squared = _nearest_places(chunk[:, None], triangles[faces])
+            chosen.append(faces.gather(1, squared.argmin(dim=1, keepdim=True))[:, 0])
+        return self.attach_to(points, torch.cat(chosen).to(points.device))
+
+    @torch.no_grad()
+    def attach_to(self, points: Tensor, faces: Tensor) -> Attachment:
+        """Points (N, 3) to given faces (N,), on one device; no shape depends on values."""
+        corners = self.faces.index_select(0, faces)
+        triangles = self.vertices.index_select(0, corners.flatten()).view(-1, 3, 3)
+        weights, squared = _nearest_places(points, triangles)
+        fall = ((ZERO_REACH - squared.sqrt()) / (ZERO_REACH - FULL_REACH)).clamp(0, 1)
+        reach = fall * fall * (3 - 2 * fall)
+        return Attachment(corners, reach[:, None] * weights)
+
+
+def mouth_box(landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper corner (3,) of the upright rectangle behind the lips, for teeth and tongue.
+
+    Args:
+        landmarks: (68, 3) of the neutral face, canonical.
+    """
+    mouth = landmarks[MOUTH]
+    centre = mouth.mean(dim=0)
+    reach = MOUTH_MARGIN * (mouth - centre).abs().amax(dim=0)
+    lower, upper = centre - reach, centre + reach
+    lower[2] = upper[2] = mouth[:, 2].min()
+    return lower, upper
+
+
+def _teeth(landmarks: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
+    """Vertices (P, 3) and faces (Q, 3) of the sheet of the upper or the lower teeth, which meet at
+    the height of the inner lips."""
+    low, high = mouth_box(landmarks)
+    seam = landmarks[INNER_LIPS, 1].mean()
+    bottom, top = (seam, high[1]) if upper else (low[1], seam)
+    across, up = SHEET_CELLS
+    x = torch.lerp(low[0], high[0], torch.linspace(0, 1, across + 1).to(low))
+    y = torch.lerp(bottom, top, torch.linspace(0, 1, up + 1).to(low))
+    grid = torch.cartesian_prod(y, x)
+    points = torch.stack([grid[:, 1], grid[:, 0], low[2].expand(len(grid))], dim=1)
+    numbers = torch.arange(len(grid)).view(up + 1, across + 1)
+    a, b, c, d = (n.flatten() for n in (
+        numbers[:-1, :-1], numbers[:-1, 1:], numbers[1:, :-1], numbers[1:, 1:],
+    ))  # fmt: skip
+    return points, torch.cat([torch.stack([a, b, d], 1), torch.stack([a, d, c], 1)])
+
+
+def _nearest_places(points: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+    """Barycentric weights (…, 3) of the places of triangles (…, 3, 3) nearest to points (…, 3), and
+    the squared distances (…) to them."""
+    first, second, third = triangles.unbind(dim=-2)
+    u, v, w = second - first, third - first, points - first
+    uu, uv, vv, wu, wv = (
+        (one * other).sum(dim=-1) for one, other in ((u, u), (u, v), (v, v), (w, u), (w, v))
+    )
+    area = (uu * vv - uv * uv).clamp(min=1e-20)
+    of_second, of_third = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
+    inner = torch.stack([1 - of_second - of_third, of_second, of_third], dim=-1)
+    choices = [inner.clamp(min=0) / inner.clamp(min=0).sum(dim=-1, keepdim=True)]
+    for start in range(3):
+        end = (start + 1) % 3
+        edge = triangles[..., end, :] - triangles[..., start, :]
+        along = ((points - triangles[..., start, :]) * edge).sum(dim=-1)
+        part = (along / edge.square().sum(dim=-1).clamp(min=1e-20)).clamp(0, 1)
+        weights = torch.zeros_like(inner)
+        weights[..., start], weights[..., end] = 1 - part, part
+        choices.append(weights)
+    weights = torch.stack(choices)
+    places = (weights[..., None] * triangles).sum(dim=-2)
+    squared = (places - points).square().sum(dim=-1)
+    best = squared.argmin(dim=0, keepdim=True)
+    chosen = weights.gather(0, best[..., None].expand(-1, *weights.shape[1:]))[0]
+    return chosen, squared.gather(0, best)[0]

@@ -423,11 +423,14 @@ class SplatLearningRates(Settings):
 
 
 class SplatLossWeights(Settings):
-    """Weights of Eq. 19 and of GHA's coarse term."""
+    """Weights of Eq. 19, of GHA's coarse term, and of one for where no camera looks."""
 
     rgb: float = Field(ge=0)
     coarse: float = Field(ge=0)
     lpips: float = Field(ge=0)
+    padding: float = Field(
+        ge=0, description="what the upsampler adds in the padding of the crop, absolute"
+    )
 
 
 class SplatSettings(Settings):

@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from eavatar.avatar.model import Avatar
+from eavatar.avatar.upsample import stretch
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.settings import SplatSettings
 from eavatar.training.losses import rgb_loss
 from eavatar.training.perceptual import Perceptual
 
 logger = logging.getLogger(__name__)
+
+MIN_SEEN = 1e-6  # in place of no part of a splatted pixel
 
 
 class ImageLosses:
@@ -34,7 +37,11 @@ class ImageLosses:
     def terms(
         self, coarse: Tensor, pixels: Tensor, visible: Tensor, corner: Tensor
     ) -> dict[str, Tensor]:
-        """The unweighted terms of Eq. 19 and GHA's coarse term, by the names of their weights.
+        """The unweighted terms, by the names of their weights.
+
+        Those of Eq. 19; GHA's coarse term; and what the upsampler adds in the padding of the crop,
+        where no image says what it should be: at the borders of its images, which show nothing but
+        padding, a network of convolutions otherwise draws anything.
 
         Args:
             coarse: (V, h, w, K) splatted features.
@@ -44,17 +51,20 @@ class ImageLosses:
         """
         images, _ = unpack(pixels)
         fine, factor = self.avatar.upsample(coarse), self.avatar.settings.upsampling
+        colours, counted = coarse[..., :3], visible[..., None]
+        seen = shrink(counted, factor)
+        plain = stretch(colours, factor, align_corners=False)
         losses = {
             "rgb": rgb_loss(fine, images, visible),
             "coarse": rgb_loss(
-                coarse[..., :3],
-                shrink(images, factor),
-                shrink(visible[..., None], factor)[..., 0],
+                colours,
+                shrink(images * counted, factor) / seen.clamp(min=MIN_SEEN),
+                seen[..., 0],
             ),
+            "padding": rgb_loss(fine, plain, 1 - visible),
         }
         if self.perceptual is not None:
-            shown = visible[..., None]
-            pair = [self._patch(image * shown, corner) for image in (fine, images)]
+            pair = [self._patch(image * counted, corner) for image in (fine, images)]
             precision = self.avatar.mixed_precision
             with torch.autocast(coarse.device.type, torch.bfloat16, enabled=precision):
                 losses["lpips"] = self.perceptual(*pair).mean()

@@ -79,7 +79,7 @@ def test_upsampling_and_losses(fake_cuda, overlays):
         torch.zeros(2, dtype=torch.long),
     )
     assert {name: value.shape for name, value in losses.items()} == dict.fromkeys(
-        ("rgb", "coarse", "lpips"), torch.Size()
+        ("rgb", "coarse", "padding", "lpips"), torch.Size()
     )
 
 

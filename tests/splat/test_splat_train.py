@@ -224,6 +224,39 @@ def test_invisible_pixels_have_no_influence(subject):
     assert losses() == before
 
 
+def test_a_splatted_pixel_at_the_sensors_edge_is_compared_with_what_is_seen_of_it(subject):
+    """Its target is the mean of its visible part: white of the padding is none of the person's."""
+    task = training(subject, small_settings(upsampling=2))
+    task.frames.visible[:, :, :33] = 0  # half of the splatted column 16
+    pixels = torch.full((2, *task.frames.visible.shape[1:], 4), 255, dtype=torch.uint8)
+    pixels[:, :, 33:, :3] = 51
+    coarse = torch.full((2, *(side // 2 for side in pixels.shape[1:3]), 6), 0.2)
+    values = task.image_losses(coarse, pixels, task.frames.visible[:2], torch.zeros(2))
+    assert float(values["coarse"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_upsampler_is_held_to_plain_interpolation_in_the_padding(subject):
+    """The term has no other minimum: it is the network's residual there, and moves no colour."""
+    task = training(subject, small_settings(upsampling=2))
+    task.frames.visible[:, :, :32] = 0
+    pixels = torch.from_numpy(task.frames.store.read(0, [0, 1]))
+    coarse = torch.rand(2, *(side // 2 for side in pixels.shape[1:3]), 6, requires_grad=True)
+
+    def padding() -> torch.Tensor:
+        values = task.image_losses(coarse, pixels, task.frames.visible[:2], torch.zeros(2))
+        return values["padding"]
+
+    assert padding().item() == 0  # the residual begins at zero
+    last = task.avatar.upsampler.residual[-1]
+    with torch.no_grad():
+        last.bias += 0.1
+    value = padding()
+    assert value.item() == pytest.approx(0.1, rel=1e-5)
+    value.backward()
+    assert (last.bias.grad > 0).all()
+    assert coarse.grad.abs().max() < 1e-6  # of rounding
+
+
 def test_training_on_a_box_is_training_on_the_image(subject):
     """Outside the box is white, in the truth and in the picture; only the mean's area differs."""
     whole = training(subject, small_settings(upsampling=1))

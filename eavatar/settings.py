@@ -446,6 +446,9 @@ class SplatSettings(Settings):
     surface_points: int = Field(ge=100, description="most Gaussians on the surface at the start")
     mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")
     opacity: float = Field(gt=0, lt=1, description="of all Gaussians at the start")
+    drop_unseen: bool = Field(
+        description="leave out the Gaussians that are outside every camera's sensor at the start"
+    )
     width: int = Field(ge=8, description="units of a hidden layer of the attribute networks")
     attribute_scale: float = Field(gt=0, description="factor of the attribute residuals")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")

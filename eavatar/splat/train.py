@@ -21,6 +21,7 @@ from eavatar.errors import UserError
 from eavatar.settings import SplatSettings
 from eavatar.splat.densification import DisplacementDensifier, ErrorDensifier, GaussianErrors
 from eavatar.splat.image_losses import make_image_losses, patch_corner, shrink
+from eavatar.splat.visibility import drop_unseen
 from eavatar.training.definition import define
 from eavatar.training.graphs import GrowingGraph, PairCapacity
 from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
@@ -99,6 +100,8 @@ def prepare(
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     avatar = start_avatar(settings, sdf, frames).to(device)
+    if settings.drop_unseen:
+        drop_unseen(avatar, frames)
     return SplatTraining(settings, seed, frames, avatar, perceptual)
 
 

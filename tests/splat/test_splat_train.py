@@ -22,6 +22,7 @@ from eavatar.io import Tracking, read_arrays, read_cameras
 from eavatar.rendering.splatting import splat
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.train import SplatTraining, start_avatar, train_splat
+from eavatar.splat.visibility import drop_unseen
 from eavatar.training.loop import seed_everything
 from tests.scenes import CONFIG
 from tests.scenes.splat_scene import write_stage_one, write_subject
@@ -222,6 +223,21 @@ def test_invisible_pixels_have_no_influence(subject):
     before = losses()
     pixels[:, :, :32] = 37
     assert losses() == before
+
+
+def test_gaussians_outside_every_sensor_are_dropped_and_no_others(subject):
+    task = training(subject, small_settings())
+    drop_unseen(task.avatar, task.frames)
+    count = len(task.avatar.neutral)
+    assert count == len(training(subject, small_settings()).avatar.neutral)  # all are in all images
+    heights = task.avatar.neutral.positions[:, 1].detach()
+    task.frames.visible[:, 32:] = 0  # the lower half
+    drop_unseen(task.avatar, task.frames)
+    left = task.avatar.neutral.positions[:, 1].detach()
+    assert 0.4 * count < len(left) < 0.7 * count  # half of a ball, with the margin
+    assert left.max() == heights.max() and left.min() > 0.5 * heights.min()
+    weights = task.avatar.arrangement.weights.flatten()
+    assert (weights.diff() <= 0).all()
 
 
 def test_a_splatted_pixel_at_the_sensors_edge_is_compared_with_what_is_seen_of_it(subject):

@@ -85,7 +85,7 @@ class HAvatar(nn.Module):
         inputs = 3 + settings.feature_size
         self.upsampler = StyleUNet(inputs, 3, *sizes, style, settings.channels)
         nn.init.zeros_(self.upsampler.exit.weight)  # plain interpolation at first
-        nn.init.zeros_(self.upsampler.exit.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.upsampler.exit.bias)
         self.torso, self.hull = Torso(), Hull()
         self.register_buffer("code", torch.zeros(settings.latent_size))
         self.register_buffer("lower", torch.tensor(LOWER), persistent=False)
@@ -145,8 +145,8 @@ class HAvatar(nn.Module):
 
     def forward(
         self, planes: Planes, rays: TwoRays, ends: tuple[Tensor, Tensor], noise: float | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Colours with features (B, N, 3 + D), on white, and alpha (B, N) of both passes.
+    ) -> tuple[Composite, Composite]:
+        """What rays (B, N) see in both passes: colours with features (B, N, 3 + D), on white.
 
         Args:
             planes: of B images.
@@ -161,7 +161,7 @@ class HAvatar(nn.Module):
         added = spread_by_weight(distances, first.weights.detach(), settings.fine_samples, jitter)
         every_second = torch.cat([distances[..., ::2], added], dim=-1).sort(dim=-1).values
         second = self._render(planes, rays, every_second, noise)
-        return [(first.colours, first.alpha), (second.colours, second.alpha)]
+        return first, second
 
     def _render(
         self, planes: Planes, rays: TwoRays, distances: Tensor, noise: float | None
@@ -225,5 +225,5 @@ class HAvatar(nn.Module):
         met = (far > near)[0].nonzero()[:, 0]
         for part in met.split(max(POINTS[near.device.type] // self.settings.samples, 1)):
             ends = near[:, part], far[:, part]
-            image[part] = self(planes, rays.some(part), ends)[1][0][0]
+            image[part] = self(planes, rays.some(part), ends)[1].colours[0]
         return image

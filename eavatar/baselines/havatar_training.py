@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d
 
 from eavatar.baselines.conditions import DeformingMesh
 from eavatar.baselines.havatar import NAME, HAvatar, HavatarModelSettings
 from eavatar.baselines.pixels import choose_pixels, look_up, pixel_centres, squared_error
 from eavatar.baselines.plane_field import TwoRays
 from eavatar.baselines.training import FieldTraining, Values, train_field
+from eavatar.baselines.volume import Composite
 from eavatar.data.frames import FrameSet, unpack
 from eavatar.device import choose_device
 from eavatar.settings import HavatarDrawing, HavatarSettings, TorsoSettings
@@ -23,6 +24,7 @@ from eavatar.training.loop import seed_everything
 from eavatar.training.losses import rgb_loss
 from eavatar.training.perceptual import Perceptual, load_perceptual
 
+MIN_DEPTH = 1e-4  # optical depth, under the logarithm of alpha
 FIRST_WEIGHTS = TorsoSettings(enabled=True, start=0.1, end=0.6)  # decimetres below the chin
 
 
@@ -87,7 +89,7 @@ class HavatarTraining(FieldTraining):
         losses = self._field_losses(passes, truth, mask, visible, view)
         if self.perceptual is not None:
             shape = (len(pixels), size, size, 3)
-            pair = [(v * visible).view(shape) for v in (passes[1][0][..., :3], truth)]
+            pair = [(v * visible).view(shape) for v in (passes[1].colours[..., :3], truth)]
             losses["lpips_patch"] = self._distance(*pair)
         return self.descend(losses, self.weights)
 
@@ -101,7 +103,7 @@ class HavatarTraining(FieldTraining):
         truth, mask = unpack(pixels)
         small = [self._shrink(v) for v in (truth, mask[..., None], view.visible[..., None])]
         losses = self._field_losses(passes, small[0], small[1][..., 0], small[2], view)
-        images = self.havatar.upsample(passes[1][0], view.style)
+        images = self.havatar.upsample(passes[1].colours, view.style)
         losses["image"] = rgb_loss(images, truth, view.visible)
         if self.perceptual is not None:
             shown = view.visible[..., None]
@@ -122,28 +124,30 @@ class HavatarTraining(FieldTraining):
             frames.visible.index_select(0, cameras),
         )
 
-    def _render(self, view: _View, rays: TwoRays) -> list[tuple[Tensor, Tensor]]:
+    def _render(self, view: _View, rays: TwoRays) -> tuple[Composite, Composite]:
         planes = self.havatar.planes(view.expressions, view.style)
         ends = self.havatar.interval(rays.riding)
-        passes: list[tuple[Tensor, Tensor]] = self.havatar(
+        passes: tuple[Composite, Composite] = self.havatar(
             planes, rays, ends, self.settings.density_noise
         )
         return passes
 
     def _field_losses(
         self,
-        passes: list[tuple[Tensor, Tensor]],
+        passes: tuple[Composite, Composite],
         truth: Tensor,
         mask: Tensor,
         visible: Tensor,
         view: _View,
     ) -> Values:
         """The terms that both phases have: of rays (B, N), by the names of their weights."""
-        alpha = passes[1][1].clamp(1e-4, 1 - 1e-4)
-        entropy = binary_cross_entropy(alpha, mask, reduction="none")[..., None] * visible
+        # Cross-entropy of alpha = 1 - exp(-depth), whose gradient does not end where alpha is 1.
+        depth = passes[1].depth.clamp(min=MIN_DEPTH)
+        entropy = (1 - mask) * depth - mask * torch.log(-torch.expm1(-depth))
+        entropy = entropy[..., None] * visible
         return {
-            "coarse": squared_error(passes[0][0][..., :3], truth, visible),
-            "fine": squared_error(passes[1][0][..., :3], truth, visible),
+            "coarse": squared_error(passes[0].colours[..., :3], truth, visible),
+            "fine": squared_error(passes[1].colours[..., :3], truth, visible),
             "mask": entropy.sum() / visible.sum().clamp(min=1),
             "latent": torch.linalg.vector_norm(view.codes, dim=1).mean(),
             "blend": self.havatar.blend.roughness(),

@@ -1,6 +1,8 @@
 """A U-net with the decoder of StyleGAN2 (Karras et al. 2020): an image and a style to an image.
 
-Sizes are powers of two. Without the wavelets and the noise of the published StyleUNet.
+Sizes are powers of two. Without the wavelets and the noise of the published StyleUNet. Weights have
+unit variance and are scaled where they are used (equalised learning rate): the steps of Adam are
+then as large, beside the weights, in a layer of 512 channels as in one of 8.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, leaky_relu
+from torch.nn.functional import conv2d, interpolate, leaky_relu, linear
 
 SLOPE = 0.2
 GAIN = math.sqrt(2)  # keeps the variance of what a leaky ReLU lets through
 REFERENCE = 32  # size up to which layers have all channels; half at twice the size, and so on
 MAPPING_LAYERS = 4
+MAPPING_RATE = 0.01  # learning rate of the mapping / that of the others
 
 
 def channels_at(size: int, most: int) -> int:
@@ -50,15 +53,14 @@ class StyleUNet(nn.Module):
         for power in range(int(math.log2(max(in_size, out_size))) + 1):
             widths[2**power] = channels_at(2**power, channels)
         self.mapping = nn.ModuleList(
-            nn.Linear(style_size, style_size) for _ in range(MAPPING_LAYERS)
+            Linear(style_size, style_size, rate=MAPPING_RATE) for _ in range(MAPPING_LAYERS)
         )
-        self.entry = nn.Conv2d(inputs, widths[in_size], 1)
+        self.entry = Convolution(inputs, widths[in_size], 1)
         self.encoder = nn.ModuleList()
         size = in_size
         while size > middle_size:
-            self.encoder.append(nn.Conv2d(widths[size], widths[size], 3, padding=1))
-            down = nn.Conv2d(widths[size], widths[size // 2], 3, stride=2, padding=1)
-            self.encoder.append(down)
+            self.encoder.append(Convolution(widths[size], widths[size], 3))
+            self.encoder.append(Convolution(widths[size], widths[size // 2], 3, stride=2))
             size //= 2
         self.middle = StyledConvolution(widths[size], widths[size], style_size)
         self.decoder = nn.ModuleList()
@@ -68,7 +70,7 @@ class StyleUNet(nn.Module):
             first = StyledConvolution(widths[before] + skip, widths[size], style_size)
             self.decoder.append(first)
             self.decoder.append(StyledConvolution(widths[size], widths[size], style_size))
-        self.exit = nn.Conv2d(widths[out_size], outputs, 1)
+        self.exit = Convolution(widths[out_size], outputs, 1)
 
     def forward(self, image: Tensor, style: Tensor) -> Tensor:
         for layer in self.mapping:
@@ -89,22 +91,56 @@ class StyleUNet(nn.Module):
         return drawn
 
 
+class Linear(nn.Module):
+    """A linear layer with an equalised learning rate.
+
+    Args:
+        inputs: of a vector.
+        outputs: likewise.
+        rate: factor of the learning rate.
+        bias: of all outputs at first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
+        self.rate, self.scale = rate, rate / math.sqrt(inputs)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return linear(vectors, self.scale * self.weight, self.rate * self.bias)
+
+
+class Convolution(nn.Module):
+    """A convolution, zeros outside the image, with an equalised learning rate."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.stride, self.scale = stride, 1 / (size * math.sqrt(inputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.scale * self.weight
+        return conv2d(images, weight, self.bias, self.stride, weight.shape[-1] // 2)
+
+
 class StyledConvolution(nn.Module):
     """3×3, its input channels weighted by a style, its outputs brought back to unit variance."""
 
     def __init__(self, inputs: int, outputs: int, style_size: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3) / math.sqrt(9 * inputs))
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.style = nn.Linear(style_size, inputs)
-        nn.init.ones_(self.style.bias)
+        self.style = Linear(style_size, inputs, bias=1.0)
+        self.scale = 1 / math.sqrt(9 * inputs)
 
-    def forward(self, image: Tensor, style: Tensor) -> Tensor:
-        factors = self.style(style)
+    def forward(self, images: Tensor, style: Tensor) -> Tensor:
+        factors, weight = self.style(style), self.scale * self.weight
         # As if each image had a kernel of its own: the factors of its inputs, and one over the
         # root of what the squares of that kernel add up to.
-        norm = torch.rsqrt(factors.float().square() @ self.weight.square().sum((2, 3)).T + 1e-8)
-        drawn = conv2d(image * factors[:, :, None, None], self.weight, padding=1)
+        norm = torch.rsqrt(factors.float().square() @ weight.square().sum((2, 3)).T + 1e-8)
+        drawn = conv2d(images * factors[:, :, None, None], weight, padding=1)
         return _activate(drawn * norm.to(drawn.dtype)[:, :, None, None] + self.bias[:, None, None])
 
 

@@ -41,11 +41,13 @@ class Composite:
     Attributes:
         colours: (..., D) on the background.
         alpha: (...) opacity of what is before the background.
+        depth: (...) optical depth of it: alpha is 1 - exp(-depth).
         weights: (..., S) of the samples, the last of which is the background.
     """
 
     colours: Tensor
     alpha: Tensor
+    depth: Tensor
     weights: Tensor
 
 
@@ -157,4 +159,5 @@ def composite(
     weights = torch.cat([through[..., :-1] * -torch.expm1(-depth), through[..., -1:]], dim=-1)
     seen = (weights[..., :-1, None] * colours[..., :-1, :]).sum(dim=-2)
     behind = weights[..., -1]
-    return Composite(seen + background * behind[..., None], 1 - behind, weights)
+    colours = seen + background * behind[..., None]
+    return Composite(colours, 1 - behind, before[..., -1], weights)

@@ -58,6 +58,6 @@ def test_images_of_havatar(fake_cuda):
     centres, intrinsics = model.at_field_size(intrinsics)
     rays = model.cast(centres.expand(IMAGES, -1, -1), intrinsics, cameras, poses)
     passes = model(planes, rays, model.interval(rays.riding), noise=0.1)
-    images = model.upsample(passes[1][0], style)
+    images = model.upsample(passes[1].colours, style)
     assert images.shape == (IMAGES, 32, 32, 3) and images.is_cuda
     assert model.blend.roughness().shape == ()

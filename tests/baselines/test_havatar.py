@@ -16,6 +16,7 @@ from eavatar.baselines.conditions import LOWER, UPPER, DeformingMesh
 from eavatar.baselines.havatar import HAvatar, HavatarModelSettings
 from eavatar.baselines.havatar_training import FIRST_WEIGHTS, prepare_havatar, train_havatar
 from eavatar.baselines.plane_field import Blend, PlaneField, Planes
+from eavatar.baselines.volume import Composite
 from eavatar.data.frames import FrameSet
 from eavatar.errors import UserError
 from eavatar.settings import HavatarSettings, merge, read_config, read_yaml, validate
@@ -74,7 +75,7 @@ def test_the_networks_have_the_published_widths_and_parameters():
         own = real.model_dump(include=set(HavatarModelSettings.model_fields))
         drawn = HavatarModelSettings(**own, expression_size=64, vertices=9, faces=9, scale=0.1)
         model = HAvatar(drawn)
-    assert model.front.entry.in_channels == 7 and model.side.entry.in_channels == 13
+    assert [part.entry.weight.shape[1] for part in (model.front, model.side)] == [7, 13]
     counts = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in model.named_children()
@@ -191,6 +192,20 @@ def test_before_training_the_upsampler_interpolates_the_rendered_colours(subject
         style = task.havatar.style(torch.zeros(1, 6), torch.zeros(1, settings.latent_size))
         images = task.havatar.upsample(rendered, style)
         assert images.shape == (1, 32, 32, 3) and (images == 0.25).all()
+
+
+def test_the_loss_of_the_mask_has_a_gradient_where_the_field_is_opaque(subject, mesh):
+    seed_everything(0)
+    task = prepare_havatar(small_settings(), 0, mesh, subject / "capture", subject / "face", CPU)
+    depth = torch.full((1, 4), 50.0, requires_grad=True)  # alpha is 1 in single precision
+    colours, visible = torch.zeros(1, 4, 3), torch.ones(1, 4, 1)
+    seen = Composite(colours, 1 - torch.exp(-depth), depth, torch.zeros(1, 4, 2))
+    with task:
+        first = torch.zeros(1, dtype=torch.int64)
+        view = task._view(first, first)
+        losses = task._field_losses((seen, seen), colours, torch.zeros(1, 4), visible, view)
+    losses["mask"].backward()
+    torch.testing.assert_close(depth.grad, torch.full((1, 4), 0.25))
 
 
 @pytest.mark.gpu

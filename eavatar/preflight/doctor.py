@@ -36,6 +36,7 @@ from eavatar.settings import (
     EvaluateSettings,
     FitSettings,
     GenerateSettings,
+    HavatarSettings,
     IngestSettings,
     LandmarkSettings,
     MatteSettings,
@@ -45,6 +46,7 @@ from eavatar.settings import (
     find_faults,
     parse_settings,
     variant_contents,
+    variant_of,
 )
 
 RESULTS = Path("results")
@@ -167,11 +169,13 @@ def _find_config_faults(content: Mapping[str, Any]) -> list[str]:
 def _all_blocks(content: Mapping[str, Any]) -> tuple[Blocks, ...]:
     """The blocks of a configuration and, if it has no fault, of its variants."""
     variants = {} if find_faults(Config, content) else variant_contents(content)
-    return tuple(_read_blocks(tree) for tree in (content, *variants.values()))
+    methods = {name: content["variants"][variant_of(name)].get("method") for name in variants}
+    every = [_read_blocks(tree, methods[name]) for name, tree in variants.items()]
+    return (_read_blocks(content), *every)
 
 
-def _read_blocks(content: Mapping[str, Any]) -> Blocks:
-    """The blocks of a configuration that have no fault but unknown settings."""
+def _read_blocks(content: Mapping[str, Any], method: str | None = None) -> Blocks:
+    """The blocks of a configuration that have no fault but unknown settings, for a method."""
     return Blocks(
         _read_block(IngestSettings, content, "capture", "ingest"),
         _read_block(MatteSettings, content, "capture", "matte"),
@@ -181,6 +185,7 @@ def _read_blocks(content: Mapping[str, Any]) -> Blocks:
         _read_block(PriorRunSettings, content, "prior", "run"),
         _read_block(SdfSettings, content, "sdf"),
         _read_block(SplatSettings, content, "splat"),
+        _read_block(HavatarSettings, content, "havatar") if method == "havatar" else None,
         _read_block(EvaluateSettings, content, "tables", "evaluate"),
     )
 

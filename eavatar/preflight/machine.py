@@ -21,6 +21,7 @@ from eavatar.settings import (
     EvaluateSettings,
     FitSettings,
     GenerateSettings,
+    HavatarSettings,
     IngestSettings,
     LandmarkSettings,
     MatteSettings,
@@ -54,7 +55,8 @@ PACKAGES = ("av", "cv2", "h5py", "trimesh", "torch", "numba", "safetensors", "sk
 
 @dataclass(frozen=True)
 class Blocks:
-    """The settings of a subject that say what is needed; None for a block with a fault."""
+    """The settings of a subject that say what is needed; None for a block with a fault, and for
+    a baseline's where that is not trained."""
 
     ingest: IngestSettings | None
     matte: MatteSettings | None
@@ -64,6 +66,7 @@ class Blocks:
     prior_run: PriorRunSettings | None
     sdf: SdfSettings | None
     splat: SplatSettings | None
+    havatar: HavatarSettings | None
     evaluate: EvaluateSettings | None
 
     def choices(self) -> list[Choice]:
@@ -95,7 +98,8 @@ def examine_machine(
     priors = [(b.prior.chosen, b.prior_run) for b in blocks if b.prior and b.prior_run]
     examine_generators(found, [(chosen, Deployment(run, use_conda)) for chosen, run in priors])
     tables = [block.evaluate for block in blocks if block.evaluate]
-    examine_backbones(found, required_backbones(splats, tables))
+    baselines = [block.havatar for block in blocks if block.havatar]
+    examine_backbones(found, required_backbones([*splats, *baselines], tables))
     _examine_gpu(found, [backend for backend, _ in choices], splats)
     _examine_memory(found, kept)
 

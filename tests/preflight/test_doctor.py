@@ -259,3 +259,13 @@ def test_the_rendered_capture_is_green_in_under_a_minute(place):
     assert time.perf_counter() - start < 60
     assert [fault.text for fault in found.faults] == []
     assert sum("16 cameras ×" in finding.text for finding in found.findings) == 7
+
+
+def test_weights_that_only_a_baseline_insists_on_are_looked_for(healthy, place):
+    required = {"splat": {"lpips_required": False}, "havatar": {"lpips_required": True}}
+    variants = {"havatar": {"method": "havatar"}}
+    idle = overlay(place / "idle.yaml", **required)
+    used = overlay(place / "used.yaml", **required, variants=variants)
+    assert run(write_sheet(place, row(healthy, settings=idle)), "a").faults == []
+    found = run(write_sheet(place, row(healthy, settings=used)), "a")
+    find(found, "vgg16-397923af.pth does not exist")

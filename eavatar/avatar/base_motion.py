@@ -4,7 +4,8 @@ Eq. 2 has a network learn all of it from zero; what training never showed, it ca
 fitted mesh does: ``neutral + basis · θ``. Here each point moves with the nearest place of the mesh,
 fully up to `FULL_REACH` and falling smoothly to nothing at `ZERO_REACH`, as for hair, neck and the
 back of the head; the networks learn the rest. Two sheets behind the lips stand for teeth and
-tongue: the upper one is still as the skull, the lower one moves with the chin.
+tongue, the upper one still as the skull, the lower one moving with the chin, and a still cap in
+each eye for the eyeball: most models have none, and lids would drag it along.
 
 Canonical space, 1 unit = 1 dm. Letters: V vertices and F faces of the mesh, N points, E
 expression coefficients.
@@ -20,19 +21,23 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from eavatar.errors import UserError
 from eavatar.io import ExpressionBasis, Identity, Mesh, read_arrays, read_mesh
-from eavatar.landmark_indices import CHIN, INNER_LIPS, MOUTH
+from eavatar.landmark_indices import CHIN, INNER_LIPS, LEFT_EYE, MOUTH, RIGHT_EYE
 from eavatar.threads import count_threads
 
 FULL_REACH = 0.1  # a fitted face is within a centimetre of the mesh
 ZERO_REACH = 0.4  # below the jaw skin follows it for some centimetres
 STILL = 5e-4  # 0.05 mm at one standard deviation: faces that move less are left out
-CANDIDATES = 12  # faces of the nearest centres, one of which is the nearest face
+CANDIDATES = 10  # faces of the nearest centres, one of which is the nearest face
 CHUNK = 2**15  # points located at once
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 SHEET_CELLS = 12, 6  # of the teeth's sheets, across and up
+EYEBALL = 0.12  # radius: those of adults differ by 0.01
+EYE_CAP = 0.9  # radians from its front, as far as the cap reaches behind the lids
+CAP_CELLS = 4, 12  # of the cap, outwards and around
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,13 @@ class BaseMotion(nn.Module):
         moving = (basis.norm(dim=1) > STILL).any(dim=1)[faces].any(dim=1)
         used, numbers = faces[moving].unique(return_inverse=True)
         parts = [(vertices[used], numbers, basis[used])]
-        for upper in (True, False):
-            points, sheet = _teeth(landmarks, upper)
-            motion = torch.zeros_like(of_chin) if upper else of_chin
+        still = torch.zeros_like(of_chin)
+        for (points, sheet), motion in (
+            (_teeth(landmarks, upper=True), still),
+            (_teeth(landmarks, upper=False), of_chin),
+            (_eyeball(landmarks[RIGHT_EYE]), still),
+            (_eyeball(landmarks[LEFT_EYE]), still),
+        ):
             parts.append((points, sheet, motion.expand(len(points), -1, -1)))
         starts = np.cumsum([0, *(len(part[0]) for part in parts[:-1])]).tolist()
         return cls(
@@ -127,14 +136,14 @@ class BaseMotion(nn.Module):
     @torch.no_grad()
     def attach(self, points: Tensor) -> Attachment:
         """Points (N, 3) to the nearest faces; works on the host."""
-        if not len(points):
-            return self.attach_to(points, torch.zeros(0, dtype=torch.int64, device=points.device))
         triangles = self.vertices[self.faces].cpu()
-        tree = cKDTree(triangles.mean(dim=1).numpy())
+        sizes = (triangles - triangles.roll(1, dims=1)).norm(dim=2).amax(dim=1)
+        # Small and large faces apart, or the centres of many small ones would hide a large one.
+        groups = sizes.argsort().tensor_split(2)
+        trees = [(group, cKDTree(triangles[group].mean(dim=1).numpy())) for group in groups]
         chosen = []
         for chunk in points.detach().cpu().split(CHUNK):
-            _, found = tree.query(chunk.numpy(), k=CANDIDATES, workers=count_threads())
-            faces = torch.from_numpy(found)
+            faces = torch.cat([_candidates(chunk, *group) for group in trees], dim=1)
             _, squared = _nearest_places(chunk[:, None], triangles[faces])
             chosen.append(faces.gather(1, squared.argmin(dim=1, keepdim=True))[:, 0])
         return self.attach_to(points, torch.cat(chosen).to(points.device))
@@ -148,6 +157,12 @@ class BaseMotion(nn.Module):
         fall = ((ZERO_REACH - squared.sqrt()) / (ZERO_REACH - FULL_REACH)).clamp(0, 1)
         reach = fall * fall * (3 - 2 * fall)
         return Attachment(corners, reach[:, None] * weights)
+
+
+def _candidates(points: Tensor, faces: Tensor, centres: cKDTree) -> Tensor:
+    """Those (N, C) of the faces (F,) whose centres are nearest to points (N, 3)."""
+    _, found = centres.query(points.numpy(), k=CANDIDATES, workers=count_threads())
+    return faces[torch.from_numpy(found)]
 
 
 def mouth_box(landmarks: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,11 +190,38 @@ def _teeth(landmarks: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
     y = torch.lerp(bottom, top, torch.linspace(0, 1, up + 1).to(low))
     grid = torch.cartesian_prod(y, x)
     points = torch.stack([grid[:, 1], grid[:, 0], low[2].expand(len(grid))], dim=1)
-    numbers = torch.arange(len(grid)).view(up + 1, across + 1)
+    return points, _grid_faces(up, across)
+
+
+def _eyeball(ring: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertices (P, 3) and faces (Q, 3) of the front of an eyeball, from its landmarks (6, 3).
+
+    It is a cap of the sphere through the middles of both lids, about the axis of their opening."""
+    corners, lids = ring[[0, 3]], ring[[1, 2, 4, 5]]
+    middle, upper, lower = lids.mean(dim=0), lids[:2].mean(dim=0), lids[2:].mean(dim=0)
+    sideways = normalize(corners[1] - corners[0], dim=0)
+    front = normalize(torch.linalg.cross(upper - lower, sideways), dim=0)
+    front = front * front[2].sign()
+    half = ((upper - lower).norm() / 2).clamp(max=EYEBALL)
+    centre = middle - (EYEBALL**2 - half**2).sqrt() * front
+    upwards = torch.linalg.cross(front, sideways)
+    outwards, around = CAP_CELLS
+    tilt = torch.linspace(0, EYE_CAP, outwards + 1).to(ring)
+    turn = torch.linspace(0, 2 * torch.pi, around + 1).to(ring)
+    grid = torch.cartesian_prod(tilt, turn)
+    sine = grid[:, 0].sin()
+    axes = torch.stack([sine * grid[:, 1].cos(), sine * grid[:, 1].sin(), grid[:, 0].cos()], dim=1)
+    points = centre + EYEBALL * axes @ torch.stack([sideways, upwards, front])
+    return points, _grid_faces(outwards, around)
+
+
+def _grid_faces(up: int, across: int) -> Tensor:
+    """Faces (2 · up · across, 3) of a grid of so many cells, its points row by row."""
+    numbers = torch.arange((up + 1) * (across + 1)).view(up + 1, across + 1)
     a, b, c, d = (n.flatten() for n in (
         numbers[:-1, :-1], numbers[:-1, 1:], numbers[1:, :-1], numbers[1:, 1:],
     ))  # fmt: skip
-    return points, torch.cat([torch.stack([a, b, d], 1), torch.stack([a, d, c], 1)])
+    return torch.cat([torch.stack([a, b, d], 1), torch.stack([a, d, c], 1)])
 
 
 def _nearest_places(points: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from eavatar.avatar.files import read_avatar, write_avatar
 from eavatar.avatar.gaussians import mouth_interior
 from eavatar.errors import UserError
 from eavatar.io import ExpressionBasis, Identity, Mesh, write_arrays, write_mesh
-from eavatar.landmark_indices import CHIN, INNER_LIPS
+from eavatar.landmark_indices import CHIN, INNER_LIPS, LEFT_EYE
 from eavatar.settings import Settings
 from tests.scenes.carrier import EXPRESSIONS, carrier, face_landmarks
 from tests.scenes.small_avatar import make_avatar
@@ -79,6 +79,22 @@ def test_upper_teeth_stay_and_lower_teeth_follow_the_chin(base: BaseMotion) -> N
     torch.testing.assert_close(lower[0], chin[0], rtol=0, atol=0.06)
     low, high = mouth_box(landmarks)
     assert (points >= low - ROUNDING).all() and (points <= high + ROUNDING).all()
+
+
+def test_an_eyeball_stays_where_lids_move() -> None:
+    """Of a model without one: its mesh has a hole there."""
+    mesh, basis = carrier(3000)
+    landmarks = face_landmarks()
+    middle = landmarks[LEFT_EYE].mean(dim=0).numpy()
+    offsets = np.abs(mesh.vertices - middle)
+    hole = (offsets < [0.13, 0.05, 0.1]).all(axis=1)
+    faces = mesh.faces[~hole[mesh.faces].any(axis=1)]
+    base = BaseMotion.of(Mesh(mesh.vertices, faces), basis, landmarks)
+    moved = base(torch.ones(EXPRESSIONS))
+    places = [[0.0, 0.0, 0.01], [0.05, 0.0, 0.0], [0.0, 0.02, 0.0], [0.0, 0.12, -0.02]]
+    inside, lid = (torch.tensor(places) + torch.from_numpy(middle)).split([3, 1])
+    assert (base.attach(inside).carry(moved) == 0).all()
+    assert base.attach(lid).carry(moved).norm() > 0.05
 
 
 def test_what_never_moves_is_left_out(base: BaseMotion) -> None:

@@ -7,7 +7,7 @@ import torch
 from scipy.spatial import ConvexHull
 
 from eavatar.io import Mesh
-from eavatar.landmark_indices import INNER_LIPS, MOUTH
+from eavatar.landmark_indices import INNER_LIPS, LEFT_EYE, MOUTH, RIGHT_EYE
 from tests.scenes.splat_scene import AXES, sphere
 from tests.scenes.splat_scene import MOUTH as MOUTH_CENTRE
 
@@ -29,11 +29,15 @@ def carrier(count: int = VERTICES) -> tuple[Mesh, torch.Tensor]:
 
 
 def face_landmarks() -> torch.Tensor:
-    """(68, 3): a ring of lips on the front, the chin below it, all others on the forehead."""
+    """(68, 3): a ring of lips on the front, the chin below it, eyes, all others on the forehead."""
     result = torch.tensor([0.0, 0.5, 0.7]).repeat(68, 1)
     result[8] = torch.tensor([0.0, -0.9, 0.35])
     turns = torch.arange(20) * 2 * np.pi / 20
     ring = torch.stack([0.25 * turns.cos(), 0.1 * turns.sin(), -0.1 * turns.cos().square()], dim=1)
     result[MOUTH] = MOUTH_CENTRE + ring
     result[INNER_LIPS, 1] = MOUTH_CENTRE[1]
+    corner = torch.arange(6) * np.pi / 3
+    eye = torch.stack([-0.15 * corner.cos(), 0.06 * corner.sin(), torch.zeros(6)], dim=1)
+    result[RIGHT_EYE] = torch.tensor([-0.3, 0.15, 0.73]) + eye
+    result[LEFT_EYE] = torch.tensor([0.3, 0.15, 0.73]) + eye
     return result

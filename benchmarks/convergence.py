@@ -61,7 +61,7 @@ from eavatar.training.perceptual import load_perceptual
 TIMESTEPS = 8  # of each set that are measured, if no other number is asked for
 SEEN_CAMERAS = 4  # that are measured of those trained on, at training timesteps
 RATE_STEPS = 150  # steps that tell how many fit in the time
-GROWTH = 1.65  # mean time of a step / that of the first ones, as the Gaussians become more
+GROWTH = 1.1  # mean time of a step / that of the first ones, for the growth of the Gaussians
 COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f", "#7e22ce")  # of the curves, in the tables' order
 BLOCKS = {"avatar": SplatSettings, "nerface": NerfaceSettings, "havatar": HavatarSettings}
 
@@ -117,12 +117,19 @@ def fit_steps(training: Training, settings: Course, seconds: float) -> tuple[int
     """
     if not isinstance(settings, HavatarSettings):
         start, each = time_steps(training, 0)
-        growth = GROWTH if isinstance(settings, SplatSettings) else 1.0
+        growth = find_growth(settings) if isinstance(settings, SplatSettings) else 1.0
         return int((seconds - start) / (growth * each)), start
     first, second = (time_steps(training, step) for step in (0, settings.field_steps))
     share = settings.field_steps / settings.steps
     start, each = first[0] + second[0], share * first[1] + (1 - share) * second[1]
     return int((seconds - start) / each), start
+
+
+def find_growth(settings: SplatSettings) -> float:
+    """Mean time of a step / that of the first ones."""
+    split, densify = settings.split, settings.densify
+    most = max(split.enabled * split.cap, densify.enabled * densify.budget)
+    return GROWTH * max(most, 1 / GROWTH)
 
 
 def read_settings(options: argparse.Namespace) -> Course:

@@ -138,6 +138,7 @@ def _request(frames: FrameSet, timestep: int, cameras: list[int]) -> ViewRequest
         frames.sequences[timestep],
         frames.timesteps[timestep],
         frames.expression[timestep],
+        frames.appearance[timestep],
         frames.rotation[timestep],
         frames.translation[timestep],
         tuple(frames.serials[camera] for camera in cameras),

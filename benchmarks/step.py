@@ -158,7 +158,7 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
             avatar.neutral,
             avatar.arrangement,
             settings.control,
-            frames.expression[0],
+            frames.driving[0],
             pose,
             avatar.settings.scale,
         )
@@ -166,7 +166,7 @@ def parts(task: Task) -> dict[str, Callable[[Tensor], object]]:
 
     def draw() -> list[Tensor]:
         capacity = training.graph.capacity
-        drawn = avatar.draw(frames.expression[0], pose, views, capacity and capacity.pairs)
+        drawn = avatar.draw(frames.driving[0], pose, views, capacity and capacity.pairs)
         return [drawn.features]
 
     with torch.no_grad():

@@ -107,6 +107,14 @@ def refine_face(a: Arguments) -> None:
     run(block, a.morphable_model, a.capture, a.fit, a.output)
 
 
+def measure_appearance(a: Arguments) -> None:
+    """Measure what the tracked eyes, brows and mouth look like."""
+    from eavatar.face.appearance import measure_appearance as run
+
+    block = settings.parse_block(settings.AppearanceSettings, a.settings)
+    run(block, a.morphable_model, a.capture, a.face, a.output)
+
+
 def prepare_prior(a: Arguments) -> None:
     """Cut out the images that a generator is shown, and write what it is asked."""
     from eavatar.prior.request import prepare_prior as run
@@ -335,7 +343,7 @@ def block(name: str, path: str) -> Flag:
 
 
 # Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side.
-ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face}
+ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_appearance}
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
     train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,
@@ -427,13 +435,20 @@ RULES: dict[Verb, list[Flag]] = {
         MODEL,
         CAPTURE,
         ("--landmarks", list, "face/landmarks/<sequence>.npz of each sequence", True),
-        output("results/<subject>/face"),
+        output("results/<subject>/face/fit"),
     ],
     refine_face: [
         SETTINGS,
         MODEL,
         CAPTURE,
         ("--fit", Path, "face/fit", True),
+        output("results/<subject>/face/refine"),
+    ],
+    measure_appearance: [
+        SETTINGS,
+        MODEL,
+        CAPTURE,
+        ("--face", Path, "face/refine", True),
         output("results/<subject>/face"),
     ],
     prepare_prior: [SETTINGS, CAPTURE, FACE, output("results/<subject>/prior")],

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import MISSING, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -156,15 +156,24 @@ class Timestep:
         expression: (E,) expression coefficients, in standard deviations.
         rotation: (3,) axis-angle, radians.
         translation: (3,) metres.
+        appearance: (K,) appearance coefficients that were measured, or none: then an avatar that
+            is driven by them, too, predicts them from the expression.
     """
 
     expression: Float32
     rotation: Float32
     translation: Float32
+    appearance: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def driving(self) -> Float32:
+        """(E + K,) expression and appearance, side by side."""
+        return np.concatenate([self.expression, self.appearance])
 
     def with_expression(self, expression: ArrayLike) -> Timestep:
-        """The same pose with other expression coefficients (E,)."""
-        return replace(self, expression=np.asarray(expression, dtype=np.float32))
+        """The same pose with other expression coefficients (E,), and no appearance measured."""
+        values = np.asarray(expression, dtype=np.float32)
+        return replace(self, expression=values, appearance=values[:0])
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,8 @@ class Tracking:
         translation: (T, 3) metres.
         landmarks: (T, L, 3) world, metres.
         reprojection_error: (T, C) mean distance to the detections, pixels; NaN where none was seen.
+        appearance: (T, K) appearance coefficients, in standard deviations; K = 0 if none were
+            measured.
     """
 
     expression: Float32
@@ -186,6 +197,22 @@ class Tracking:
     translation: Float32
     landmarks: Float32
     reprojection_error: Float32
+    appearance: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        if self.appearance.size == 0:
+            empty = np.zeros((len(self.expression), 0), np.float32)
+            object.__setattr__(self, "appearance", empty)
+
+    @property
+    def driving(self) -> Float32:
+        """(T, E + K) expression and appearance, side by side."""
+        return np.concatenate([self.expression, self.appearance], axis=1)
+
+    def with_expression(self, expression: ArrayLike) -> Tracking:
+        """The same poses with other expression coefficients (T, E), and no appearance measured."""
+        values = np.asarray(expression, dtype=np.float32)
+        return replace(self, expression=values, appearance=values[:, :0])
 
     @property
     def poses(self) -> Float32:
@@ -203,8 +230,13 @@ class Tracking:
 
     def __getitem__(self, index: int | slice) -> Timestep | Tracking:
         if isinstance(index, slice):
-            return Tracking(*(getattr(self, field.name)[index] for field in fields(self)))
-        return Timestep(self.expression[index], self.rotation[index], self.translation[index])
+            return Tracking(*(getattr(self, each.name)[index] for each in fields(self)))
+        return Timestep(
+            self.expression[index],
+            self.rotation[index],
+            self.translation[index],
+            self.appearance[index],
+        )
 
     def __iter__(self) -> Iterator[Timestep]:
         return (self[index] for index in range(len(self)))
@@ -226,6 +258,7 @@ SHAPES: dict[type, dict[str, tuple[str | int, ...]]] = {
         "translation": ("T", 3),
         "landmarks": ("T", LANDMARKS, 3),
         "reprojection_error": ("T", "C"),
+        "appearance": ("T", "K"),
     },
 }
 
@@ -250,7 +283,7 @@ def check_shapes(record: object, where: str) -> None:
 def write_arrays(path: Path, record: Landmarks | Identity | ExpressionBasis | Tracking) -> Path:
     """Write one of the array contracts as ``.npz`` without pickles."""
     check_shapes(record, str(path))
-    arrays = {field.name: np.asarray(getattr(record, field.name)) for field in fields(record)}
+    arrays = {each.name: np.asarray(getattr(record, each.name)) for each in fields(record)}
     arrays = {k: v if v.dtype.kind == "U" else v.astype(np.float32) for k, v in arrays.items()}
     with atomic(path) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
@@ -270,10 +303,11 @@ def read_arrays(kind: type[Record], path: Path) -> Record:
             arrays = {name: archive[name] for name in archive.files}
     except DAMAGED_ARRAY as error:
         raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}.") from error
-    missing = [field.name for field in fields(kind) if field.name not in arrays]
+    optional = {each.name for each in fields(kind) if each.default_factory is not MISSING}
+    missing = [each.name for each in fields(kind) if each.name not in arrays.keys() | optional]
     if missing:
         raise UserError(f"{path} lacks the array '{missing[0]}'; it holds {sorted(arrays)}.")
-    record = kind(**{field.name: arrays[field.name] for field in fields(kind)})
+    record = kind(**{name: arrays[name] for name in SHAPES[kind] if name in arrays})
     check_shapes(record, str(path))
     return record
 
@@ -293,7 +327,7 @@ def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     """
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(rows[0])])
+        writer.writerow([each.name for each in fields(rows[0])])
         writer.writerows(astuple(row) for row in rows)
     return path
 

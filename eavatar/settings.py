@@ -238,6 +238,14 @@ class RefineSettings(Settings):
     )
 
 
+class AppearanceSettings(Settings):
+    """`measure_appearance`: coefficients of what the tracked eyes, brows and mouth look like."""
+
+    enabled: bool = Field(description="otherwise expression and pose alone drive the avatar")
+    components: int = Field(ge=1, le=64, description="coefficients of a timestep, of all regions")
+    image_size: int = Field(ge=64, description="most, side of the images looked at, pixels")
+
+
 class GenerateSettings(BackendSettings):
     """`generate_prior`: a complete head mesh in its own frame."""
 
@@ -614,6 +622,7 @@ class FaceBlock(Settings):
     landmarks: LandmarkSettings
     fit: FitSettings
     refine: RefineSettings
+    appearance: AppearanceSettings
 
 
 class PriorBlock(Settings):

@@ -10,6 +10,7 @@ import pytest
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import (
+    SHAPES,
     Alignment,
     Identity,
     Landmarks,
@@ -70,11 +71,11 @@ def test_arrays_come_back(record: Record, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("record", RECORDS, ids=NAMES)
 def test_a_lacking_array_is_named(record: Record, tmp_path: Path) -> None:
-    path, last = tmp_path / "file.npz", fields(record)[-1].name
+    path, first = tmp_path / "file.npz", fields(record)[0].name
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
-    arrays.pop(last)
+    arrays.pop(first)
     np.savez(path, **arrays)
-    with pytest.raises(UserError, match=f"lacks the array '{last}'"):
+    with pytest.raises(UserError, match=f"lacks the array '{first}'"):
         read_arrays(type(record), path)
 
 
@@ -274,3 +275,20 @@ def test_a_finished_write_replaces_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     assert path.stat().st_mode & 0o777 == 0o644
     assert require(path, "the file") == path
+
+
+def test_a_tracking_without_appearance_is_read_as_one_of_none(tmp_path: Path) -> None:
+    arrays = {name: getattr(TRACKING, name) for name in SHAPES[Tracking] if name != "appearance"}
+    np.savez(tmp_path / "file.npz", **arrays)
+    read = read_arrays(Tracking, tmp_path / "file.npz")
+    assert read.appearance.shape == (len(TRACKING), 0)
+    assert read[1].appearance.shape == (0,) and len(read[1:].appearance) == len(TRACKING) - 1
+
+
+def test_what_drives_an_avatar_is_expression_and_appearance() -> None:
+    measured = replace(TRACKING, appearance=np.ones((len(TRACKING), 2), np.float32))
+    assert measured.driving.shape[1] == TRACKING.expression.shape[1] + 2
+    assert np.array_equal(measured[1].driving, measured.driving[1])
+    edited = measured.with_expression(0 * measured.expression)
+    assert edited.appearance.shape == (len(TRACKING), 0)
+    assert measured[1].with_expression([1.0]).driving.tolist() == [1.0]

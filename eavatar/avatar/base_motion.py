@@ -129,8 +129,8 @@ class BaseMotion(nn.Module):
         return cls(torch.zeros(vertices, 3), corners, torch.zeros(vertices, 3, expressions))
 
     def forward(self, expressions: Tensor) -> Tensor:
-        """Displacements (…, V, 3) of the vertices under expressions (…, E)."""
-        moved: Tensor = expressions @ self.basis.flatten(0, 1).T
+        """Displacements (…, V, 3) of the vertices under expressions (…, E), and what may follow."""
+        moved: Tensor = expressions[..., : self.basis.shape[2]] @ self.basis.flatten(0, 1).T
         return moved.view(*expressions.shape[:-1], -1, 3)
 
     @torch.no_grad()

@@ -266,6 +266,7 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
     sizes, settings = ({**(content.get(name) or {})} for name in ("sizes", "settings"))
     for name in ("expression", "feature", "colour"):
         sizes[f"{name}_size"] = sizes.pop(name, None)
+    sizes["appearance_size"] = 0
     head = {name: sizes.get(name) for name in HeadSettings.model_fields}
     if "scale" not in sizes:
         return {"head": head}

@@ -1,6 +1,6 @@
 """The avatar: neutral Gaussians, generator and upsampler as one model, and rendering it.
 
-Letters: T timesteps, C cameras, E expression coefficients, K colour channels.
+Letters: T timesteps, C cameras, E expression and A appearance coefficients, K colour channels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.drivers import Drivers, expression_weights
 from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
+from eavatar.avatar.prediction import predict
 from eavatar.avatar.torso import Torso
 from eavatar.avatar.upsample import make_upsampler
 from eavatar.cameras import Camera
@@ -33,6 +34,7 @@ class HeadSettings(Settings):
     """What stage I decided, beside its tensors; the names are those of `SdfSettings`."""
 
     expression_size: int = Field(ge=1, description="expression coefficients")
+    appearance_size: int = Field(0, ge=0, description="appearance coefficients, after these")
     feature_size: int = Field(ge=1, description="channels of the feature of a Gaussian")
     colour_size: int = Field(ge=3, description="channels of its colour; the first three RGB")
     width: int = Field(ge=1, description="units of a hidden layer of the drivers")
@@ -41,14 +43,19 @@ class HeadSettings(Settings):
     deform_scale: float = Field(description="largest displacement per axis, canonical units")
 
     @classmethod
-    def of(cls, settings: SdfSettings, expression_size: int) -> Self:
+    def of(cls, settings: SdfSettings, expression_size: int, appearance_size: int = 0) -> Self:
         """What the settings of a training of stage I leave behind."""
         kept = settings.model_dump(include=set(cls.model_fields))
-        return cls(expression_size=expression_size, **kept)
+        return cls(expression_size=expression_size, appearance_size=appearance_size, **kept)
+
+    @property
+    def driving_size(self) -> int:
+        """Coefficients of a timestep, expression and appearance."""
+        return self.expression_size + self.appearance_size
 
     def make_drivers(self) -> Drivers:
         """Networks of these sizes that have learned nothing."""
-        return Drivers(self.expression_size, self.feature_size, self.colour_size, self.width)
+        return Drivers(self.driving_size, self.feature_size, self.colour_size, self.width)
 
 
 class AvatarSettings(Settings):
@@ -169,6 +176,7 @@ class Avatar(nn.Module):
     """
 
     landmarks: Tensor
+    appearance_by_expression: Tensor
 
     def __init__(
         self,
@@ -187,7 +195,7 @@ class Avatar(nn.Module):
         self.generator = Generator(
             drivers,
             torso,
-            head.expression_size,
+            head.driving_size,
             head.feature_size,
             settings.width,
             head.deform_scale,
@@ -198,6 +206,10 @@ class Avatar(nn.Module):
             settings.upsampler, head.colour_size, settings.upsampler_width, settings.upsampling
         )
         self.register_buffer("landmarks", landmarks)
+        shape = head.appearance_size, 1 + head.expression_size
+        self.register_buffer(
+            "appearance_by_expression", torch.zeros(shape), persistent=shape[0] > 0
+        )
         self._mixed_precision = mixed_precision
         self._arrangement: Arrangement | None = None
 
@@ -267,10 +279,12 @@ class Avatar(nn.Module):
         An image whose sides are no multiples of the upsampling is drawn up to the next ones.
 
         Args:
-            expression: (E,).
+            expression: (E + A,), or (E,): then the appearance is predicted from it.
             pose: (6,) axis-angle in radians, translation in metres.
             cameras: of the final images.
             capacity: see `eavatar.rendering.splatting.splat`.
+        Raises:
+            UserError: the expression has another number of coefficients.
         """
         factor, intrinsics = self.settings.upsampling, cameras.intrinsics
         self.generator.mixed_precision = self.mixed_precision
@@ -278,7 +292,7 @@ class Avatar(nn.Module):
             self.neutral,
             self.arrangement,
             self.settings.control,
-            expression,
+            self._with_appearance(expression),
             pose,
             self.settings.scale,
         )
@@ -292,6 +306,19 @@ class Avatar(nn.Module):
             capacity=capacity,
         )
         return Coarse(drawn.features, generated, drawn.pairs)
+
+    def _with_appearance(self, expression: Tensor) -> Tensor:
+        """(E + A,) of an expression as of `draw`."""
+        head = self.settings.head
+        if expression.shape == (head.driving_size,):
+            return expression
+        if expression.shape == (head.expression_size,):
+            return torch.cat([expression, predict(self.appearance_by_expression, expression)])
+        own = f" and {head.appearance_size} of its appearance" if head.appearance_size else ""
+        raise UserError(
+            f"the expression to draw has the shape {tuple(expression.shape)}, but the avatar has "
+            f"{head.expression_size} coefficients{own}; use the tracking that it was trained with."
+        )
 
     def upsample(self, features: Tensor) -> Tensor:
         """Splatted features (C, h, w, K) to final colours (C, H, W, 3), not clamped."""
@@ -332,8 +359,8 @@ class Avatar(nn.Module):
             (H, W, 3) float32 on the avatar's device. Several cameras add an axis C in front, then
             several timesteps an axis T: up to (T, C, H, W, 3).
         Raises:
-            UserError: there is no timestep or camera, image sizes differ, or the expression has
-                another number of coefficients than the avatar's.
+            UserError: there is no timestep or camera, image sizes differ, or the timesteps have
+                another number of coefficients than the avatar.
         """
         steps = [timesteps] if isinstance(timesteps, Timestep) else list(timesteps)
         if not steps:
@@ -351,14 +378,8 @@ class Avatar(nn.Module):
         """(C, H, W, 3) in [0, 1], drawn at the size of the training."""
         expression, rotation, translation = (
             torch.as_tensor(value, dtype=torch.float32, device=self.device)
-            for value in (timestep.expression, timestep.rotation, timestep.translation)
+            for value in (timestep.driving, timestep.rotation, timestep.translation)
         )
-        wanted = self.settings.head.expression_size
-        if expression.shape != (wanted,):
-            raise UserError(
-                f"the expression to draw has the shape {tuple(expression.shape)}, but the avatar "
-                f"has {wanted} coefficients; use the tracking that it was trained with."
-            )
         trained = cameras.resize(self.settings.image_size)
         fine = self(expression, torch.cat([rotation, translation]), trained).fine
         if trained is not cameras:

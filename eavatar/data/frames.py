@@ -54,6 +54,7 @@ class FrameSet:
         sequences: T names.
         timesteps: T indices within the sequence.
         expression: (T, E).
+        appearance: (T, K).
         rotation: (T, 3) axis-angle.
         translation: (T, 3) metres.
         landmarks: (T, 68, 3) world, metres.
@@ -71,6 +72,7 @@ class FrameSet:
     sequences: tuple[str, ...]
     timesteps: tuple[int, ...]
     expression: Tensor
+    appearance: Tensor
     rotation: Tensor
     translation: Tensor
     landmarks: Tensor
@@ -98,6 +100,11 @@ class FrameSet:
     def device(self) -> torch.device:
         """Where tracking and cameras are, and images go to."""
         return self.expression.device
+
+    @property
+    def driving(self) -> Tensor:
+        """(T, E + K) expression and appearance, side by side."""
+        return torch.cat([self.expression, self.appearance], dim=1)
 
     @property
     def poses(self) -> Tensor:
@@ -204,6 +211,7 @@ class FrameSet:
             sequences=tuple(sequence for sequence, _ in keys),
             timesteps=tuple(timestep for _, timestep in keys),
             expression=gather("expression"),
+            appearance=gather("appearance"),
             rotation=gather("rotation"),
             translation=gather("translation"),
             landmarks=gather("landmarks"),

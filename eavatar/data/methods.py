@@ -16,6 +16,7 @@ class ViewRequest:
         sequence: its name.
         timestep: index within the sequence.
         expression: (E,) coefficients, in standard deviations.
+        appearance: (K,) that was measured with this expression, in standard deviations, or none.
         rotation: (3,) axis-angle, radians.
         translation: (3,) metres.
         serials: C serial numbers of the cameras.
@@ -26,6 +27,7 @@ class ViewRequest:
     sequence: str
     timestep: int
     expression: Tensor
+    appearance: Tensor
     rotation: Tensor
     translation: Tensor
     serials: tuple[str, ...]

@@ -338,7 +338,7 @@ def start_problem(
     """
     expressions = next(iter(tracks.values())).expression.shape[1]
     surface = _choose_surface(model, len(identity.identity), expressions)
-    cameras = _read_resized_cameras(capture / "cameras.json", settings.image_size)
+    cameras = read_resized_cameras(capture / "cameras.json", settings.image_size)
     offsets = np.zeros((LANDMARKS, 3))
     face = SharedFace(identity.identity.astype(np.float64), float(identity.scale), offsets)
     count = len(surface.chosen)
@@ -364,7 +364,7 @@ def _choose_surface(model: MorphableModel, identities: int, expressions: int) ->
     return FaceSurface(model, chosen, areas, basis[chosen].astype(np.float32), landmark_basis)
 
 
-def _read_resized_cameras(path: Path, size: int) -> ResizedCameras:
+def read_resized_cameras(path: Path, size: int) -> ResizedCameras:
     """The cameras for images of a size; at most that of the ingested ones."""
     cameras = read_cameras(path)
     size = min(size, next(iter(cameras.values())).width)

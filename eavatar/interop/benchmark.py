@@ -157,7 +157,7 @@ def draw_frame(avatar: Avatar, timestep: Timestep, camera: Camera, magnification
     drawn = CameraBatch.of([camera.resize(width, height)], avatar.device)
     expression, rotation, translation = (
         torch.as_tensor(values, dtype=torch.float32, device=avatar.device)
-        for values in (timestep.expression, timestep.rotation, timestep.translation)
+        for values in (timestep.driving, timestep.rotation, timestep.translation)
     )
     fine = avatar(expression, torch.cat([rotation, translation]), drawn).fine.permute(0, 3, 1, 2)
     size = (camera.height, camera.width)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eavatar.avatar.base_motion import BaseMotion
-from eavatar.avatar.drivers import Drivers, expression_weights
+from eavatar.avatar.drivers import expression_weights
 from eavatar.avatar.files import StageOne
 from eavatar.avatar.model import HeadSettings
 from eavatar.avatar.networks import MLP, encode_position, encoded_size
@@ -81,22 +81,27 @@ class HeadField(nn.Module):
     Args:
         settings: sizes of the networks and of the grid.
         expression_size: E.
+        appearance_size: further coefficients beside them; E counts them, too, from here on.
         base: what the expression moves before the drivers learn; None for nothing, as in the paper.
     """
 
     lower: Tensor
     upper: Tensor
 
-    def __init__(self, settings: SdfSettings, expression_size: int, base: BaseMotion | None = None):
+    def __init__(
+        self,
+        settings: SdfSettings,
+        expression_size: int,
+        appearance_size: int = 0,
+        base: BaseMotion | None = None,
+    ):
         super().__init__()
         self.base, self.table = base, AttachmentTable.of(base) if base else None
         self.settings = settings
-        self.expression_size = expression_size
+        self.head = HeadSettings.of(settings, expression_size, appearance_size)
         width, outputs = settings.width, 1 + 3 + settings.feature_size
         self.geometry = MLP([encoded_size(3), *[width] * HIDDEN_LAYERS, outputs])
-        self.drivers = Drivers(
-            expression_size, settings.feature_size, settings.colour_size, settings.width
-        )
+        self.drivers = self.head.make_drivers()
         self.torso = Torso()
         self.neutral_landmarks = nn.Parameter(torch.zeros(LANDMARKS, 3))
         longest = max(upper - lower for lower, upper in zip(LOWER, UPPER, strict=True))
@@ -153,7 +158,7 @@ class HeadField(nn.Module):
     def result(self, surface: Surface) -> StageOne:
         """What stage II starts from, with the neutral surface."""
         return StageOne(
-            HeadSettings.of(self.settings, self.expression_size),
+            self.head,
             self.drivers,
             self.torso,
             self.neutral_landmarks.detach(),

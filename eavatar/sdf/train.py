@@ -84,9 +84,9 @@ def train_sdf(
         logger.warning("stage I does without a prior: %s says that it was not accepted", alignment)
     logger.info(
         "stage I: %d timesteps, %d cameras at %d pixels, %d grid vertices, %d expression "
-        "coefficients, on %s",
+        "and %d appearance coefficients, on %s",
         len(frames), len(frames.serials), frames.width, len(task.cuts.grid.vertices),
-        task.field.expression_size, device,
+        task.field.head.expression_size, task.field.head.appearance_size, device,
     )  # fmt: skip
     files = {"prior": prior, "alignment": alignment}
     if task.field.base:
@@ -124,7 +124,7 @@ def prepare(
     expressions = frames.expression.shape[1]
     carried = settings.base_motion == "morphable_model"
     base = BaseMotion.read(face, expressions) if carried else None
-    field = HeadField(settings, expressions, base).to(device)
+    field = HeadField(settings, expressions, frames.appearance.shape[1], base).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
     known = _read_prior(prior, frames, field, seed) if prior else None
@@ -391,7 +391,7 @@ class SdfTraining(Trainable):
         )
         driven = self.field.drive(
             surface,
-            frames.expression[batch.timesteps],
+            frames.driving[batch.timesteps],
             canonical.poses[batch.timesteps],
             near,
             far,
@@ -474,7 +474,7 @@ def save(task: SdfTraining, output: Path) -> Path:
     """
     field, frames, surface = task.field, task.frames, neutral_surface(task)
     calmest = int(frames.expression.norm(dim=1).argmin())
-    still = torch.zeros_like(frames.expression[:1])
+    still = torch.zeros_like(frames.driving[:1])
     driven = field.drive(surface, still, frames.poses[calmest, None])
     path = write_stage_one(output, field.result(surface), field.settings, frames.serials)
     mesh = Mesh(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from eavatar.avatar.files import read_stage_one, write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
 from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch, Coarse
+from eavatar.avatar.prediction import regress
 from eavatar.data.frames import FrameSet
 from eavatar.data.loader import Loader, select
 from eavatar.device import choose_device
@@ -118,11 +119,12 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         UserError: stage I's model is missing, malformed, or of another number of expressions.
     """
     stage = read_stage_one(sdf)
-    expressions = frames.expression.shape[1]
-    if stage.head.expression_size != expressions:
+    found = frames.expression.shape[1], frames.appearance.shape[1]
+    trained = stage.head.expression_size, stage.head.appearance_size
+    if trained != found:
         raise UserError(
-            f"{sdf} was trained with {stage.head.expression_size} expression coefficients, but the "
-            f"tracking has {expressions}; run `train_sdf` again."
+            f"{sdf} was trained with {trained[0]} expression and {trained[1]} appearance "
+            f"coefficients, but the tracking has {found[0]} and {found[1]}; run `train_sdf` again."
         )
     vertices, features = merge_points(stage.vertices, stage.features, settings.surface_points)
     mouth = mouth_interior(stage.landmarks, settings.mouth_points)
@@ -136,6 +138,7 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         stage.base,
         mixed_precision=settings.run.mixed_precision,
     )
+    avatar.appearance_by_expression.copy_(regress(frames.expression, frames.appearance))
     avatar.sort_by_expression_weight()
     return avatar
 
@@ -334,7 +337,7 @@ def _draw(
         frames.width,
     )
     return avatar.draw(
-        frames.expression.index_select(0, timestep)[0],
+        frames.driving.index_select(0, timestep)[0],
         poses.index_select(0, timestep)[0],
         views,
         capacity.pairs if capacity else None,

@@ -34,5 +34,6 @@ class AvatarMethod:
         pose = torch.cat([request.rotation, request.translation])
         size = self.image_size
         cameras = CameraBatch(request.intrinsics, request.world_to_camera, size, size)
-        images: Tensor = self.avatar(request.expression, pose, cameras).fine.clamp(0, 1)
+        driving = torch.cat([request.expression, request.appearance])
+        images: Tensor = self.avatar(driving, pose, cameras).fine.clamp(0, 1)
         return images

@@ -306,10 +306,13 @@ def _find_regions(frames: FrameSet, index: int, cameras: list[int], views: Views
 
 
 def _request(frames: FrameSet, index: int, cameras: list[int], factor: float) -> ViewRequest:
+    """A timestep; the appearance that was measured belongs to the expression that was."""
+    measured = frames.appearance[index]
     return ViewRequest(
         sequence=frames.sequences[index],
         timestep=frames.timesteps[index],
         expression=factor * frames.expression[index],
+        appearance=measured if factor == 1 else measured[:0],
         rotation=frames.rotation[index],
         translation=frames.translation[index],
         serials=tuple(frames.serials[camera] for camera in cameras),

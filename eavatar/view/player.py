@@ -10,7 +10,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Player:
         It is finished when the call returns.
 
         Args:
-            expression: (E,).
+            expression: as of `Avatar.draw`.
             pose: (6,) axis-angle in radians, translation in metres.
             intrinsics: (1, 3, 3) of the final image, pixels.
             world_to_camera: (1, 4, 4).
@@ -200,7 +200,7 @@ def read_drive(path: Path, expressions: int, neutral: bool) -> Tracking:
     Args:
         path: ``face/tracking/<sequence>.npz``.
         expressions: coefficients that the avatar has.
-        neutral: freeze the expression at neutral.
+        neutral: freeze the expression at neutral, and the appearance at what goes with it.
 
     Raises:
         UserError: the file is missing or malformed, is of another model, or holds no timestep.
@@ -213,7 +213,7 @@ def read_drive(path: Path, expressions: int, neutral: bool) -> Tracking:
         )
     if len(tracking) == 0:
         raise UserError(f"{path} holds no timestep; track the sequence again.")
-    return replace(tracking, expression=0 * tracking.expression) if neutral else tracking
+    return tracking.with_expression(0 * tracking.expression) if neutral else tracking
 
 
 def choose_cameras(path: Path, patterns: Sequence[str], tracking: Tracking) -> dict[str, Camera]:
@@ -259,7 +259,7 @@ def draw_tracking(
     """Camera by camera, all timesteps; adds the seconds of each frame to the times."""
     side, device = player.avatar.settings.image_size, player.avatar.device
     expressions, poses = (
-        torch.from_numpy(values).to(device) for values in (tracking.expression, tracking.poses)
+        torch.from_numpy(values).to(device) for values in (tracking.driving, tracking.poses)
     )
     for serial, camera in cameras.items():
         batch = CameraBatch.of([camera.resize(side, side)], device)

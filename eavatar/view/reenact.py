@@ -76,9 +76,9 @@ class Rest:
 def retarget(tracking: Tracking, driver: Rest, avatar: Rest, smoothing: float) -> Tracking:
     """The tracking of one person as motion of another.
 
-    The expression is the driver's less the driver's at rest, plus the avatar's at rest. The head
-    turns and moves from the avatar's pose at rest as the driver's does from theirs, in the head's
-    axes and relative to the size of the head.
+    The expression is the driver's less the driver's at rest, plus the avatar's at rest; the
+    appearance is what the avatar predicts from it. The head turns and moves from the avatar's pose
+    at rest as the driver's does from theirs, in the head's axes and relative to the head's size.
 
     Args:
         tracking: of the driver.
@@ -91,8 +91,7 @@ def retarget(tracking: Tracking, driver: Rest, avatar: Rest, smoothing: float) -
     turned = Rotation.from_rotvec(low_pass(turned.as_rotvec(), smoothing))
     moved = avatar.scale * low_pass(moved, smoothing)
     return replace(
-        tracking,
-        expression=tracking.expression - driver.expression + avatar.expression,
+        tracking.with_expression(tracking.expression - driver.expression + avatar.expression),
         rotation=(avatar.rotation * turned).as_rotvec().astype(np.float32),
         translation=(avatar.rotation.apply(moved) + avatar.translation).astype(np.float32),
     )

@@ -60,7 +60,9 @@ def measure_speed(
         frame, track = frame_of_avatar(drawing.avatar), read_drive(tracking, size, neutral=False)
         gaussians = len(drawing.avatar.neutral)
     else:
-        frame, track, gaussians = frame_of_method(drawing), read_tracking(tracking), None
+        track = read_tracking(tracking)
+        frame, track = frame_of_method(drawing), track.with_expression(track.expression)
+        gaussians = None
     milliseconds = time_frames(frame, track, cameras)
     hours = [_read_hours(path) for path in benchmarks]
     content = {
@@ -89,8 +91,8 @@ class Frame:
     """How a method draws one frame.
 
     Attributes:
-        draw: takes expression (E,), pose (6,), intrinsics (1, 3, 3) and world-to-camera (1, 4, 4),
-            and returns when the image is done.
+        draw: takes what drives the method (E,), pose (6,), intrinsics (1, 3, 3) and world-to-camera
+            (1, 4, 4), and returns when the image is done.
         image_size: side, pixels.
         device: where it draws.
     """
@@ -110,7 +112,7 @@ def frame_of_method(method: Method) -> Frame:
     device = choose_device()
 
     def draw(expression: Tensor, pose: Tensor, intrinsics: Tensor, camera: Tensor) -> None:
-        driven = expression, pose[:3], pose[3:]
+        driven = expression, expression[:0], pose[:3], pose[3:]
         method.render(ViewRequest("", 0, *driven, ("",), intrinsics, camera))
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -125,7 +127,7 @@ def time_frames(frame: Frame, track: Tracking, cameras: Path) -> list[float]:
     camera = known[most_frontal(known, track)].resize(side, side)
     view = CameraBatch.of([camera], device)
     expressions, poses = (
-        torch.from_numpy(values).to(device) for values in (track.expression, track.poses)
+        torch.from_numpy(values).to(device) for values in (track.driving, track.poses)
     )
     times: list[float] = []
     while len(times) < WARM_UP + MIN_FRAMES or sum(times) < 1e3 * MIN_SECONDS:

@@ -123,6 +123,7 @@ def request(frames: FrameSet, timestep: int) -> ViewRequest:
         frames.sequences[timestep],
         frames.timesteps[timestep],
         frames.expression[timestep],
+        frames.appearance[timestep],
         frames.rotation[timestep],
         frames.translation[timestep],
         frames.serials,

@@ -13,14 +13,14 @@ from tests.scenes import CONFIG
 SIZE, EXPRESSIONS = 64, 3
 
 
-def make_avatar(size: int = SIZE) -> Avatar:
+def make_avatar(size: int = SIZE, appearances: int = 0) -> Avatar:
     """The networks are random, so that expression changes what one sees."""
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
     settings = settings.model_copy(update={"image_size": size})
     head = HeadSettings(
-        expression_size=EXPRESSIONS, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
-        deform_scale=0.3,
+        expression_size=EXPRESSIONS, appearance_size=appearances, feature_size=8, colour_size=8,
+        width=16, near=0.1, far=0.25, deform_scale=0.3,
     )  # fmt: skip
     points = 0.5 * torch.nn.functional.normalize(torch.randn(600, 3), dim=1)
     neutral = NeutralGaussians.from_surface(

@@ -13,8 +13,8 @@ rule train_nerface:
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
-        identity=rules.refine_face.output.identity,
-        tracking=rules.refine_face.output.tracking,
+        identity=rules.measure_appearance.output.identity,
+        tracking=rules.measure_appearance.output.tracking,
     output:
         model="results/{subject}/nerface/{variant}/model.safetensors",
         settings="results/{subject}/nerface/{variant}/model.yaml",
@@ -51,9 +51,9 @@ rule train_havatar:
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
-        identity=rules.refine_face.output.identity,
-        tracking=rules.refine_face.output.tracking,
-        neutral=rules.refine_face.output.neutral,
+        identity=rules.measure_appearance.output.identity,
+        tracking=rules.measure_appearance.output.tracking,
+        neutral=rules.measure_appearance.output.neutral,
         morphable_model=morphable_model,
     output:
         model="results/{subject}/havatar/{variant}/model.safetensors",

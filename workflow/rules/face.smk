@@ -1,11 +1,14 @@
-"""Face: 68 landmarks per image, the morphable-model fit to all of them, and its refinement.
+"""Face: 68 landmarks per image, the morphable-model fit to all of them, its refinement, and what
+the tracked face looks like.
 
 in   capture/<sequence>/, capture/cameras.json, a morphable model
 out  face/landmarks/<sequence>.npz   points (T, C, 68, 2) pixels, confidence (T, C, 68)
-     face/fit/                       the landmark fit: identity, tracking, neutral and basis as below, and
-                                     quality.csv: sequence, timestep, cameras, error, flag
+     face/fit/                       the landmark fit: identity, tracking, neutral and basis as
+                                     below, and quality.csv: sequence, timestep, cameras, error, flag
+     face/refine/                    its refinement: identity, tracking, neutral and basis as below
      face/identity.npz               identity (I,), scale (), landmarks (68, 3) canonical
-     face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3), …
+     face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3),
+                                     appearance (T, K), …
      face/neutral.ply                canonical
      face/expression_basis.npz       basis (V, 3, E) of its vertices, canonical
 """
@@ -91,10 +94,10 @@ rule refine_face:
         morphable_model=morphable_model,
         check=checked("fit_face"),
     output:
-        identity="results/{subject}/face/identity.npz",
-        neutral="results/{subject}/face/neutral.ply",
-        expression_basis="results/{subject}/face/expression_basis.npz",
-        tracking=directory("results/{subject}/face/tracking"),
+        identity="results/{subject}/face/refine/identity.npz",
+        neutral="results/{subject}/face/refine/neutral.ply",
+        expression_basis="results/{subject}/face/refine/expression_basis.npz",
+        tracking=directory("results/{subject}/face/refine/tracking"),
     log:
         "results/{subject}/logs/refine_face.log",
     benchmark:
@@ -114,3 +117,42 @@ rule refine_face:
         "python -m eavatar refine-face --settings {params.settings:q}"
         " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
         " --fit {params.fit:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule measure_appearance:
+    input:
+        identity=rules.refine_face.output.identity,
+        neutral=rules.refine_face.output.neutral,
+        expression_basis=rules.refine_face.output.expression_basis,
+        tracking=rules.refine_face.output.tracking,
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        index=every_sequence(rules.ingest.output.index),
+        cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
+        morphable_model=morphable_model,
+        check=checked("fit_face"),
+    output:
+        identity="results/{subject}/face/identity.npz",
+        neutral="results/{subject}/face/neutral.ply",
+        expression_basis="results/{subject}/face/expression_basis.npz",
+        tracking=directory("results/{subject}/face/tracking"),
+    log:
+        "results/{subject}/logs/measure_appearance.log",
+    benchmark:
+        "results/{subject}/benchmarks/measure_appearance.tsv"
+    conda:
+        "../../envs/face.yaml"
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=block("face.appearance"),
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        folder=output_folder("identity"),
+    shell:
+        "python -m eavatar measure-appearance --settings {params.settings:q}"
+        " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
+        " --face {params.face:q} --output {params.folder:q} 2>&1 | tee {log:q}"

@@ -13,8 +13,8 @@ rule train_splat:
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
-        identity=rules.refine_face.output.identity,
-        tracking=rules.refine_face.output.tracking,
+        identity=rules.measure_appearance.output.identity,
+        tracking=rules.measure_appearance.output.tracking,
         sdf=stage_one,
     output:
         model="results/{subject}/splat/{variant}/model.safetensors",

@@ -20,8 +20,8 @@ rule evaluate:
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
-        identity=rules.refine_face.output.identity,
-        tracking=rules.refine_face.output.tracking,
+        identity=rules.measure_appearance.output.identity,
+        tracking=rules.measure_appearance.output.tracking,
         source=of_trained("model"),
     output:
         images="results/{subject}/tables/{variant}/images.csv",
@@ -59,8 +59,8 @@ rule floors:
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
-        identity=rules.refine_face.output.identity,
-        tracking=rules.refine_face.output.tracking,
+        identity=rules.measure_appearance.output.identity,
+        tracking=rules.measure_appearance.output.tracking,
     output:
         "results/{subject}/tables/floors.csv",
     log:
@@ -127,10 +127,10 @@ rule report:
         masks=every_sequence(rules.matte.output.masks),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
-        tracking=rules.refine_face.output.tracking,
+        tracking=rules.measure_appearance.output.tracking,
         fit_quality=rules.fit_face.output.quality,
         fit_tracking=rules.fit_face.output.tracking,
-        neutral=rules.refine_face.output.neutral,
+        neutral=rules.measure_appearance.output.neutral,
         request=of_generator(rules.prepare_prior.output.request),
         generation=of_generator(rules.run_generator.output.record),
         prior=rules.align_prior.output.mesh,
@@ -169,7 +169,7 @@ rule overview:
         metrics=every_subject(rules.metrics.output.table),
         regions=every_subject(rules.metrics.output.regions),
         pictures=every_subject(rules.evaluate.output.pictures),
-        tracking=every_subject(rules.refine_face.output.tracking),
+        tracking=every_subject(rules.measure_appearance.output.tracking),
     output:
         report(
             "results/overview.html",
@@ -194,7 +194,7 @@ rule overview:
 
 rule measure_speed:
     input:
-        tracking=rules.refine_face.output.tracking,
+        tracking=rules.measure_appearance.output.tracking,
         cameras=rules.calibrate.output.cameras,
         source=of_trained("model"),
         curves=of_trained("curves"),
@@ -263,7 +263,7 @@ rule paper_figure:
     input:
         sources=figure_sources,
         cameras=rules.calibrate.output.cameras,
-        tracking=rules.refine_face.output.tracking,
+        tracking=rules.measure_appearance.output.tracking,
     output:
         report(
             "results/figures/{figure}_{subject}.png",
@@ -291,12 +291,12 @@ rule reenact:
         avatars=reenacted,
         avatar_cameras=of_avatar(rules.calibrate.output.cameras),
         avatar_sequences=of_avatar(rules.choose_sequences.output[0]),
-        avatar_identity=of_avatar(rules.refine_face.output.identity),
-        avatar_tracking=of_avatar(rules.refine_face.output.tracking),
+        avatar_identity=of_avatar(rules.measure_appearance.output.identity),
+        avatar_tracking=of_avatar(rules.measure_appearance.output.tracking),
         cameras=of_driver(rules.calibrate.output.cameras),
         sequences=of_driver(rules.choose_sequences.output[0]),
-        identity=of_driver(rules.refine_face.output.identity),
-        tracking=of_driver(rules.refine_face.output.tracking),
+        identity=of_driver(rules.measure_appearance.output.identity),
+        tracking=of_driver(rules.measure_appearance.output.tracking),
         frames=of_driver(rules.ingest.output.frames),
     output:
         video=report(

@@ -421,7 +421,7 @@ def test_with_a_base_motion_new_drivers_move_the_surface_as_the_mesh() -> None:
     expressions = torch.tensor([[0.5, -1.0, 0.3], [0.0, 0.0, 0.0]])
     with torch.no_grad():
         for own in (base, None):
-            field = HeadField(settings(), EXPRESSIONS, own)
+            field = HeadField(settings(), EXPRESSIONS, base=own)
             field.neutral_landmarks.copy_(face_landmarks())
             driven = field.drive(surface, expressions, torch.zeros(2, 6))
             moved = driven.vertices - surface.vertices
@@ -429,7 +429,7 @@ def test_with_a_base_motion_new_drivers_move_the_surface_as_the_mesh() -> None:
             assert (driven.base[1] == 0).all()
             assert (driven.base[0].norm(dim=1).max() > 0.05) == (own is not None)
     expected = base.attach(surface.vertices).carry(base(expressions))
-    field = HeadField(settings(), EXPRESSIONS, base)
+    field = HeadField(settings(), EXPRESSIONS, base=base)
     field.neutral_landmarks.data.copy_(face_landmarks())
     driven = field.drive(surface, expressions, torch.zeros(2, 6))
     # Both take the nearest face, the table that of the cell's middle: see its own test.
@@ -441,7 +441,7 @@ def test_with_a_base_motion_new_drivers_move_the_surface_as_the_mesh() -> None:
 
 def test_the_base_motion_is_handed_on_with_the_model(tmp_path: Path) -> None:
     base = BaseMotion.of(*carrier(), face_landmarks())
-    stage = HeadField(settings(), EXPRESSIONS, base).result(ball())
+    stage = HeadField(settings(), EXPRESSIONS, base=base).result(ball())
     write_stage_one(tmp_path, stage, settings(), cameras=())
     read = read_stage_one(tmp_path).base
     assert read is not None

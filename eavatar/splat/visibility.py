@@ -25,7 +25,7 @@ def drop_unseen(avatar: Avatar, frames: FrameSet) -> None:
             avatar.neutral,
             avatar.arrangement,
             avatar.settings.control,
-            frames.expression[timestep],
+            frames.driving[timestep],
             frames.poses[timestep],
             avatar.settings.scale,
         )

@@ -133,12 +133,14 @@ def write_sequence(root: Path, name: str, track: Tracking, views: dict[str, Came
     write_arrays(root / "face" / "tracking" / f"{name}.npz", track)
 
 
-def write_stage_one(folder: Path, vertices: int, width: int, features: int, colours: int) -> None:
+def write_stage_one(
+    folder: Path, vertices: int, width: int, features: int, colours: int, appearances: int = 0
+) -> None:
     """Stage I's model as if just begun: the right surface, networks that know nothing."""
     torch.manual_seed(0)
     head = HeadSettings(
         expression_size=EXPRESSIONS, feature_size=features, colour_size=colours, width=width,
-        near=0.1, far=0.25, deform_scale=0.3,
+        appearance_size=appearances, near=0.1, far=0.25, deform_scale=0.3,
     )  # fmt: skip
     stage = files.StageOne(
         head,

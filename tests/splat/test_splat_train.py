@@ -8,6 +8,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,7 +19,7 @@ from eavatar.avatar.model import CameraBatch
 from eavatar.data.frames import FrameSet
 from eavatar.data.loader import Loader, select
 from eavatar.errors import UserError
-from eavatar.io import Tracking, read_arrays, read_cameras
+from eavatar.io import Tracking, read_arrays, read_cameras, write_arrays
 from eavatar.rendering.splatting import splat
 from eavatar.settings import SplatSettings, merge, read_yaml, validate
 from eavatar.splat.train import SplatTraining, start_avatar, train_splat
@@ -76,6 +77,24 @@ def test_trains_and_reads_back(subject, tmp_path):
     truth = frames.views(0, range(3)).images
     blank = (1 - truth).square().mean()
     assert (images - truth).square().mean() < 0.25 * blank
+
+
+def test_an_avatar_driven_by_appearance_too_trains(subject, tmp_path):
+    """With all that draws it in between: what is never seen, and both ways of splitting."""
+    for name in ("capture", "face"):
+        shutil.copytree(subject / name, tmp_path / name)
+    for path in (tmp_path / "face/tracking").glob("*.npz"):
+        track = read_arrays(Tracking, path)
+        appearance = np.random.default_rng(0).normal(size=(len(track.expression), 2))
+        write_arrays(path, replace(track, appearance=appearance.astype(np.float32)))
+    write_stage_one(tmp_path / "sdf", 1500, 16, 8, 6, appearances=2)
+    settings = small_settings(
+        steps=8, drop_unseen=True,
+        split={"threshold": 0.01, "start": 2, "every": 2, "stop": 6},
+        densify={"enabled": True, "start": 3, "every": 2, "stop": 7, "timesteps": 2},
+    )  # fmt: skip
+    train_splat(settings, 0, *folders(tmp_path), tmp_path / "splat")
+    assert read_avatar(tmp_path / "splat").settings.head.appearance_size == 2
 
 
 SPLITS = {

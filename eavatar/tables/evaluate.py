@@ -33,7 +33,7 @@ from eavatar.tables.metrics import (
     GAUSSIAN,
     UNIFORM,
     psnr,
-    similarity,
+    similarity_of_tensors,
     squared_error,
     ssim,
     whiten_padding,
@@ -215,8 +215,7 @@ def measure(images: Tensor, truth: Truth, lpips: Lpips) -> pd.DataFrame:
     """
     tensors = (images, truth.images, truth.with_set, truth.visible, truth.masks)
     with make_pool() as pool:
-        arrays = [tensor.cpu().numpy() for tensor in tensors]
-        rows = list(pool.map(_measure_image, *arrays, truth.regions))
+        rows = list(pool.map(_measure_image, *tensors, truth.regions))
     return pd.DataFrame(rows).join(lpips.measure(images, truth.images))
 
 
@@ -262,26 +261,27 @@ def strongest_of_runs(strength: Float32, count: int) -> list[int]:
 
 
 def _measure_image(
-    render: Float32,
-    truth: Float32,
-    with_set: Float32,
-    visible: Float32,
-    mask: Float32,
+    render: Tensor,
+    truth: Tensor,
+    with_set: Tensor,
+    visible: Tensor,
+    mask: Tensor,
     regions: Regions,
 ) -> dict[str, float]:
     """The metrics of an image by column, without LPIPS."""
-    inside = visible > 0
-    person = inside & (mask >= PERSON)
-    error = squared_error(render, truth)
-    similarities = similarity(render, truth, GAUSSIAN)
+    inside = (visible > 0).cpu().numpy()
+    person = inside & (mask >= PERSON).cpu().numpy()
+    drawn, recorded, composited = (image.cpu().numpy() for image in (render, truth, with_set))
+    error = squared_error(drawn, recorded)
+    similarities = similarity_of_tensors(render, truth, GAUSSIAN)
     found = {
         "psnr_db": psnr(error, inside),
         "ssim": ssim(similarities, inside),
-        "ssim_uniform": ssim(similarity(render, truth, UNIFORM), inside),
+        "ssim_uniform": ssim(similarity_of_tensors(render, truth, UNIFORM), inside),
         "psnr_masked": psnr(error, person),
         "ssim_masked": ssim(similarities, person),
-        "psnr_with_set": psnr(squared_error(render, with_set), inside),
-        "ssim_with_set": ssim(similarity(render, with_set, GAUSSIAN), inside),
+        "psnr_with_set": psnr(squared_error(drawn, composited), inside),
+        "ssim_with_set": ssim(similarity_of_tensors(render, with_set, GAUSSIAN), inside),
     }
     regional = measure_regions(error, regions)
     return found | {f"psnr_{name}": value for name, value in regional.items()}

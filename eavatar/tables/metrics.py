@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numba import njit
 from torch import Tensor
 
@@ -125,6 +126,42 @@ def similarity(render: Float32, truth: Float32, window: Window) -> Float32:
     )
     means: Float32 = found.mean(axis=-1)
     return means
+
+
+def similarity_of_tensors(render: Tensor, truth: Tensor, window: Window) -> Float32:
+    """As `similarity`, computed where the images are; on CUDA in the same order of operations."""
+    if not render.is_cuda:
+        return similarity(render.numpy(), truth.numpy(), window)
+    return similarity_in_torch(render, truth, window).cpu().numpy()
+
+
+def similarity_in_torch(render: Tensor, truth: Tensor, window: Window) -> Tensor:
+    """As `similarity`, as a tensor on the device of the images."""
+    moments = torch.stack([render, truth, render * render, truth * truth, render * truth])
+    for axis in (1, 2):
+        moments = _weigh(moments, window, axis)
+    x, y, xx, yy, xy = moments
+    of_x, of_y, of_both = (
+        window.covariance * (mean - product)
+        for mean, product in ((xx, x * x), (yy, y * y), (xy, x * y))
+    )
+    c1, c2 = 0.01**2, 0.03**2
+    above = (2 * x * y + c1) * (2 * of_both + c2)
+    return (above / ((x * x + y * y + c1) * (of_x + of_y + c2))).mean(dim=-1)
+
+
+def _weigh(values: Tensor, window: Window, axis: int) -> Tensor:
+    """What the window makes of values along an axis, without a border of its radius."""
+    radius, size = window.radius, values.shape[axis] - 2 * window.radius
+
+    def moved(places: int) -> Tensor:
+        return values.narrow(axis, radius + places, size).double()
+
+    first, *others = window.weights.tolist()
+    total = first * moved(0)
+    for distance in range(radius, 0, -1):
+        total += others[distance - 1] * (moved(-distance) + moved(distance))
+    return total.float()
 
 
 @njit(cache=True, nogil=True)

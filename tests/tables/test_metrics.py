@@ -10,6 +10,7 @@ from eavatar.tables.metrics import (
     UNIFORM,
     psnr,
     similarity,
+    similarity_in_torch,
     squared_error,
     ssim,
     whiten_padding,
@@ -70,6 +71,17 @@ def test_ssim_around_each_pixel_is_scikit_images_to_the_last_bit() -> None:
     )
     expected = full.mean(axis=-1)[5:-5, 5:-5]
     np.testing.assert_array_equal(similarity(render, truth, GAUSSIAN), expected)
+
+
+@pytest.mark.parametrize("window", [GAUSSIAN, UNIFORM])
+def test_ssim_of_a_gpu_is_that_of_the_cpu(window) -> None:
+    render, truth = image(0, 60, 50), image(1, 60, 50)
+    render[:30] = truth[:30] * np.float32(0.98)
+    found = similarity_in_torch(torch.from_numpy(render), torch.from_numpy(truth), window)
+    expected = similarity(render, truth, window)
+    assert abs(found.numpy().mean() - expected.mean()) < 1e-7
+    # Rounding of float32, which the small variances of the upper half make larger.
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 def test_ssim_against_a_slow_loop() -> None:

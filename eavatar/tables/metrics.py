@@ -147,7 +147,8 @@ def similarity_in_torch(render: Tensor, truth: Tensor, window: Window) -> Tensor
     )
     c1, c2 = 0.01**2, 0.03**2
     above = (2 * x * y + c1) * (2 * of_both + c2)
-    return (above / ((x * x + y * y + c1) * (of_x + of_y + c2))).mean(dim=-1)
+    similarities: Tensor = above / ((x * x + y * y + c1) * (of_x + of_y + c2))
+    return similarities.mean(dim=-1)
 
 
 def _weigh(values: Tensor, window: Window, axis: int) -> Tensor:
@@ -158,7 +159,7 @@ def _weigh(values: Tensor, window: Window, axis: int) -> Tensor:
         return values.narrow(axis, radius + places, size).double()
 
     first, *others = window.weights.tolist()
-    total = first * moved(0)
+    total: Tensor = first * moved(0)
     for distance in range(radius, 0, -1):
         total += others[distance - 1] * (moved(-distance) + moved(distance))
     return total.float()

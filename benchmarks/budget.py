@@ -122,7 +122,7 @@ def _sum_parts(
 ) -> Tensor:
     """(3, P, K) sums of squared error and similarity, and counts, of the parts of K frames."""
     frames = measured.frames
-    image = method.render(_request(frames, timestep, cameras))
+    image = method.render(ViewRequest.of(frames, timestep, cameras))
     views = frames.views(timestep, cameras)
     error = (image - views.images).square().mean(dim=-1)
     maps = torch.stack([error, structural_similarity(image, views.images), torch.ones_like(error)])
@@ -131,20 +131,6 @@ def _sum_parts(
         labels = measured.parts(timestep, cameras)
         parts = torch.cat([parts, torch.stack([labels == 1 + i for i in range(len(DISJOINT))])])
     return torch.einsum("mkhw,pkhw->mpk", maps, parts.to(maps.dtype))
-
-
-def _request(frames: FrameSet, timestep: int, cameras: list[int]) -> ViewRequest:
-    return ViewRequest(
-        frames.sequences[timestep],
-        frames.timesteps[timestep],
-        frames.expression[timestep],
-        frames.appearance[timestep],
-        frames.rotation[timestep],
-        frames.translation[timestep],
-        tuple(frames.serials[camera] for camera in cameras),
-        frames.intrinsics[cameras],
-        frames.world_to_camera[cameras],
-    )
 
 
 def write_budget(rows: pd.DataFrame) -> str:

@@ -49,6 +49,7 @@ class HavatarTraining(FieldTraining):
         self.weights = settings.weights.model_dump()
 
     def groups(self) -> list[dict[str, Any]]:
+        """Parameters of the optimiser: the upsampler's with their own rate, and all others."""
         upsampler = list(self.havatar.upsampler.parameters())
         known = {id(parameter) for parameter in upsampler}
         others = [p for p in self.havatar.parameters() if id(p) not in known and p.requires_grad]

@@ -73,6 +73,7 @@ class StyleUNet(nn.Module):
         self.exit = Convolution(widths[out_size], outputs, 1)
 
     def forward(self, image: Tensor, style: Tensor) -> Tensor:
+        """(B, D, out_size, out_size), not clamped."""
         for layer in self.mapping:
             style = _activate(layer(style))
         hidden = _activate(self.entry(image))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
+
+from eavatar.data.frames import FrameSet
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class ViewRequest:
     serials: tuple[str, ...]
     intrinsics: Tensor
     world_to_camera: Tensor
+
+    @classmethod
+    def of(cls, frames: FrameSet, timestep: int, cameras: Sequence[int]) -> Self:
+        """One of the T timesteps of frames as it was tracked, in some of their cameras."""
+        chosen = list(cameras)
+        return cls(
+            sequence=frames.sequences[timestep],
+            timestep=frames.timesteps[timestep],
+            expression=frames.expression[timestep],
+            appearance=frames.appearance[timestep],
+            rotation=frames.rotation[timestep],
+            translation=frames.translation[timestep],
+            serials=tuple(frames.serials[camera] for camera in chosen),
+            intrinsics=frames.intrinsics[chosen],
+            world_to_camera=frames.world_to_camera[chosen],
+        )
 
 
 class Method(Protocol):

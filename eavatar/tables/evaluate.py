@@ -9,7 +9,7 @@ expression adds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -307,18 +307,11 @@ def _find_regions(frames: FrameSet, index: int, cameras: list[int], views: Views
 
 def _request(frames: FrameSet, index: int, cameras: list[int], factor: float) -> ViewRequest:
     """A timestep; the appearance that was measured belongs to the expression that was."""
-    measured = frames.appearance[index]
-    return ViewRequest(
-        sequence=frames.sequences[index],
-        timestep=frames.timesteps[index],
-        expression=factor * frames.expression[index],
-        appearance=measured if factor == 1 else measured[:0],
-        rotation=frames.rotation[index],
-        translation=frames.translation[index],
-        serials=tuple(frames.serials[camera] for camera in cameras),
-        intrinsics=frames.intrinsics[cameras],
-        world_to_camera=frames.world_to_camera[cameras],
-    )
+    request = ViewRequest.of(frames, index, cameras)
+    if factor == 1:
+        return request
+    expression = factor * request.expression
+    return replace(request, expression=expression, appearance=request.appearance[:0])
 
 
 def _write_pictures(

@@ -119,17 +119,7 @@ def test_a_short_training_lowers_the_loss_and_draws_the_scene(subject, trained):
 
 
 def request(frames: FrameSet, timestep: int) -> ViewRequest:
-    return ViewRequest(
-        frames.sequences[timestep],
-        frames.timesteps[timestep],
-        frames.expression[timestep],
-        frames.appearance[timestep],
-        frames.rotation[timestep],
-        frames.translation[timestep],
-        frames.serials,
-        frames.intrinsics,
-        frames.world_to_camera,
-    )
+    return ViewRequest.of(frames, timestep, range(len(frames.serials)))
 
 
 def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(subject, tmp_path):

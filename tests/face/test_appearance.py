@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from eavatar.errors import UserError
 from eavatar.face.appearance import (
@@ -24,7 +23,7 @@ from eavatar.face.appearance import (
     measure_tracks,
     project,
 )
-from eavatar.face.refine import FacePose, SharedFace
+from eavatar.face.refine import SharedFace
 from eavatar.io import (
     ExpressionBasis,
     Identity,
@@ -36,22 +35,10 @@ from eavatar.io import (
 )
 from eavatar.landmark_indices import LEFT_EYE, RIGHT_EYE
 from eavatar.settings import AppearanceSettings
-from tests.scenes.bump import SCALE, SIDE, bump, track_of, write_capture
+from tests.scenes.bump import SCALE, SIDE, bump, random_poses, track_of, write_capture
 
 SETTINGS = AppearanceSettings(enabled=True, components=2, image_size=SIDE)
 HIDDEN = {"EXP-2-eyes": [-1.5, -0.9, -0.3, 0.3, 0.9, 1.5], "FREE": [-1.2, 0.6]}
-
-
-def make_poses(count: int) -> list[FacePose]:
-    random = np.random.default_rng(count)
-    return [
-        FacePose(
-            Rotation.from_rotvec(random.normal(0, 0.1, 3)).as_matrix(),
-            random.normal(0, 0.003, 3),
-            random.normal(0, 0.7, 2),
-        )
-        for _ in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +50,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("subject")
     model, _ = bump()
     face = SharedFace(np.array([0.8, -0.6]), SCALE, np.zeros((68, 3)))
-    poses = {name: make_poses(len(numbers)) for name, numbers in HIDDEN.items()}
+    poses = {name: random_poses(len(numbers), len(numbers)) for name, numbers in HIDDEN.items()}
     eyes = model.mean[model.landmark_vertices[[*RIGHT_EYE, *LEFT_EYE]]]
     distance = np.linalg.norm(model.mean[:, None] - eyes, axis=-1).min(axis=1)
     iris = np.exp(-((distance / 0.06) ** 2))[:, None]

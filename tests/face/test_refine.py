@@ -44,7 +44,7 @@ from eavatar.io import (
     write_sequences,
 )
 from eavatar.settings import RefineSettings
-from tests.scenes.bump import SCALE, SIDE, bump, track_of, write_capture
+from tests.scenes.bump import SCALE, SIDE, bump, random_poses, track_of, write_capture
 from tests.scenes.morphable_models import random_parts, write_2017
 
 SETTINGS = RefineSettings(
@@ -59,26 +59,13 @@ SETTINGS = RefineSettings(
 )
 
 
-def true_poses(seed: int, count: int) -> list[FacePose]:
-    """Small turns and moderate expressions."""
-    random = np.random.default_rng(seed)
-    return [
-        FacePose(
-            Rotation.from_rotvec(random.normal(0, 0.1, 3)).as_matrix(),
-            random.normal(0, 0.003, 3),
-            random.normal(0, 0.7, 2),
-        )
-        for _ in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """A capture with a training and a held-out sequence, and what is true of it."""
     root = tmp_path_factory.mktemp("capture")
     model, _ = bump()
     face = SharedFace(np.array([0.8, -0.6]), SCALE, np.zeros((68, 3)))
-    poses = {"EXP-1-head": true_poses(1, 3), "FREE": true_poses(2, 1)}
+    poses = {"EXP-1-head": random_poses(1, 3), "FREE": random_poses(2, 1)}
     write_capture(root, model, face, poses)
     return root, model, face, poses
 

@@ -118,3 +118,16 @@ def track_of(model: MorphableModel, face: SharedFace, poses: list[FacePose]) -> 
         np.zeros((len(poses), 5)),
     )
     return Tracking(*(array.astype(np.float32) for array in arrays))
+
+
+def random_poses(seed: int, count: int) -> list[FacePose]:
+    """Small turns and moderate expressions."""
+    random = np.random.default_rng(seed)
+    return [
+        FacePose(
+            Rotation.from_rotvec(random.normal(0, 0.1, 3)).as_matrix(),
+            random.normal(0, 0.003, 3),
+            random.normal(0, 0.7, 2),
+        )
+        for _ in range(count)
+    ]

@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from eavatar.arrays import Bool, Float32, Float64
+from eavatar.arrays import Float32, Float64
 
 DEFINITION = (
     "Whole images on white, RGB in [0, 1], at the method's size; the render is not masked by the "
@@ -64,75 +64,61 @@ def whiten_padding(images: Tensor, visible: Tensor) -> Tensor:
     return images * visible[..., None] + (1 - visible[..., None])
 
 
-def squared_error(render: Float32, truth: Float32) -> Float64:
-    """The squared difference of two images, mean over their channels, (H, W)."""
-    error: Float64 = ((render.astype(np.float64) - truth) ** 2).mean(axis=-1)
-    return error
+def squared_error(render: Tensor, truth: Tensor) -> Tensor:
+    """The squared difference of two images, mean over their channels, (H, W) float64."""
+    return (render.double() - truth).square().mean(dim=-1)
 
 
-def psnr(error: Float64, inside: Bool) -> float:
+def psnr(error: Tensor, inside: Tensor) -> Tensor:
     """Peak signal-to-noise ratio over some pixels, dB.
 
     Args:
         error: (H, W) of `squared_error`.
-        inside: (H, W) the pixels that count.
+        inside: (..., H, W) bool, the pixels that count.
     Returns:
-        Infinite for equal images, NaN where no pixel counts.
+        (...) float64, infinite for equal images, NaN where no pixel counts.
     """
-    return to_decibels((error * inside).sum(), inside.sum())
+    pixels = (-2, -1)
+    return -10 * torch.log10((error * inside).sum(dim=pixels) / inside.sum(dim=pixels))
 
 
-def to_decibels(total: float, count: float) -> float:
-    """PSNR of a sum of squared errors over some pixels, as of `psnr`."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(-10 * np.log10(np.float64(total) / count))
-
-
-def ssim(similarities: Float32, inside: Bool) -> float:
+def ssim(similarities: Tensor, inside: Tensor) -> Tensor:
     """Mean structural similarity over some pixels.
 
     Args:
         similarities: of `similarity`; the border that they lack does not count.
-        inside: (H, W) the pixels that count.
+        inside: (H, W) bool, the pixels that count.
     Returns:
-        NaN where no pixel counts.
+        () float64, NaN where no pixel counts.
     """
     border = (inside.shape[0] - similarities.shape[0]) // 2
-    counted = similarities[inside[border:-border, border:-border]]
-    return float(counted.mean()) if counted.size else np.nan
+    counted = inside[border:-border, border:-border]
+    return (similarities.double() * counted).sum() / counted.sum()
 
 
-def similarity(render: Float32, truth: Float32, window: Window) -> Float32:
+def similarity(render: Tensor, truth: Tensor, window: Window) -> Tensor:
     """Structural similarity (Wang et al. 2004) around each pixel, data range 1, mean over channels.
 
-    The values are those of scikit-image's `structural_similarity` of float32 images, rounding
-    included.
+    On the CPU the values are those of scikit-image's `structural_similarity` of float32 images,
+    rounding included; on CUDA they are computed in the same order of operations.
 
     Returns:
         (H - 2 r, W - 2 r) without a border as wide as the window's radius r, as there.
     """
+    if render.is_cuda:
+        return similarity_in_torch(render, truth, window)
     height, width, channels = render.shape
-    first, second = (np.ascontiguousarray(image) for image in (render, truth))
     shape = (height - 2 * window.radius, width - 2 * window.radius, channels)
     found = np.empty(shape, np.float32)
-    covariance = np.float32(window.covariance)
     _fill_similarity(
-        first.reshape(height, -1),
-        second.reshape(height, -1),
+        render.reshape(height, -1).contiguous().numpy(),
+        truth.reshape(height, -1).contiguous().numpy(),
         channels,
         window.weights,
-        covariance,
+        np.float32(window.covariance),
         found.reshape(shape[0], -1),
     )
-    means: Float32 = found.mean(axis=-1)
-    return means
-
-
-def similarity_of_tensors(render: Tensor, truth: Tensor, window: Window) -> Float32:
-    """As `similarity`, computed where the images are; on CUDA in the same order of operations."""
-    if not render.is_cuda:
-        return similarity(render.numpy(), truth.numpy(), window)
-    return similarity_in_torch(render, truth, window).cpu().numpy()
+    return torch.from_numpy(found.mean(axis=-1))
 
 
 def similarity_in_torch(render: Tensor, truth: Tensor, window: Window) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from eavatar.arrays import Bool, Float64, Uint8
 from eavatar.cameras import Camera
@@ -25,7 +27,7 @@ from eavatar.landmark_indices import (
     RIGHT_BROW,
     RIGHT_EYE,
 )
-from eavatar.tables.metrics import psnr, to_decibels
+from eavatar.tables.metrics import psnr
 
 LABELLED = ("face", "hair", "torso", "eyes", "brows", "mouth")  # labels 1, 2, …; 0 is no region
 REGIONS = ("eyes", "brows", "mouth", "face", "hair", "outline", "torso")
@@ -103,24 +105,22 @@ def find_regions(head: Head, camera: Camera, mask: Bool, visible: Bool) -> Regio
     return Regions(labels, _near_edge(mask, visible, max(OUTLINE * pixels, 1)))
 
 
-def measure_regions(error: Float64, regions: Regions) -> dict[str, float]:
-    """PSNR in dB of each of `REGIONS`; NaN where it is not seen.
+def measure_regions(error: Tensor, regions: Regions) -> dict[str, Tensor]:
+    """PSNR in dB of each of `REGIONS`, () float64; NaN where it is not seen.
 
     Args:
         error: (H, W) of `eavatar.tables.metrics.squared_error`.
         regions: of the same image.
     """
-    labels, size = regions.labels.ravel(), 1 + len(LABELLED)
-    counts = np.bincount(labels, minlength=size)
-    totals = np.bincount(labels, weights=error.ravel(), minlength=size)
-    found = {
-        name: to_decibels(totals[_label(name)], counts[_label(name)])
-        if counts[_label(name)] >= MIN_PIXELS
-        else np.nan
-        for name in LABELLED
-    }
-    seen = regions.outline.sum() >= MIN_PIXELS
-    found["outline"] = psnr(error, regions.outline) if seen else np.nan
+    labels, outline = (
+        torch.from_numpy(pixels).to(error.device) for pixels in (regions.labels, regions.outline)
+    )
+    names = torch.arange(1, 1 + len(LABELLED), device=error.device)
+    inside = torch.cat([labels == names[:, None, None], outline[None]])
+    seen = inside.sum(dim=(1, 2)) >= MIN_PIXELS
+    found = dict(
+        zip((*LABELLED, "outline"), psnr(error, inside).where(seen, torch.nan), strict=True)
+    )
     return {name: found[name] for name in REGIONS}
 
 

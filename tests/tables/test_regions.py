@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from eavatar.cameras import Camera
@@ -119,8 +120,8 @@ def test_nothing_outside_the_sensor_belongs_to_a_region() -> None:
 
 def test_an_error_in_a_part_is_measured_there_alone() -> None:
     regions = find()
-    error = np.full((SIZE, SIZE), 0.01)
-    error[regions.labels == 1 + LABELLED.index("mouth")] = 0.1
+    error = torch.full((SIZE, SIZE), 0.01, dtype=torch.float64)
+    error[torch.from_numpy(regions.labels) == 1 + LABELLED.index("mouth")] = 0.1
     measured = measure_regions(error, regions)
     assert tuple(measured) == REGIONS
     assert measured.pop("mouth") == pytest.approx(10.0)
@@ -128,6 +129,6 @@ def test_an_error_in_a_part_is_measured_there_alone() -> None:
 
 
 def test_what_is_not_seen_is_not_measured() -> None:
-    measured = measure_regions(np.full((SIZE, SIZE), 0.01), find(azimuth=180))
-    missing = {name for name, value in measured.items() if np.isnan(value)}
+    measured = measure_regions(torch.full((SIZE, SIZE), 0.01), find(azimuth=180))
+    missing = {name for name, value in measured.items() if value.isnan()}
     assert missing == {"eyes", "brows", "mouth", "face"}

@@ -62,7 +62,7 @@ TIMESTEPS = 8  # of each set that are measured, if no other number is asked for
 SEEN_CAMERAS = 4  # that are measured of those trained on, at training timesteps
 RATE_STEPS = 150  # steps that tell how many fit in the time
 GROWTH = 1.1  # mean time of a step / that of the first ones, for the growth of the Gaussians
-COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f", "#7e22ce")  # of the curves, in the tables' order
+COLOURS = ("#c2410c", "#1d4ed8", "#4d7c0f", "#7e22ce", "#0f766e")  # in the tables' order
 BLOCKS = {"avatar": SplatSettings, "nerface": NerfaceSettings, "havatar": HavatarSettings}
 
 Training = SplatTraining | FieldTraining
@@ -215,7 +215,7 @@ def train(options: argparse.Namespace) -> None:
             if last:
                 print(write_budget(found))
                 break
-            until = min(seconds, elapsed + max(15, elapsed / 2))
+            until = min(seconds, elapsed + max(options.interval, elapsed / 2))
             step, taken = train_for(until - elapsed, training, step, settings.steps)
             elapsed += taken
 
@@ -328,6 +328,9 @@ def main() -> None:
     training.add_argument("--size", type=int, required=True, help="side of the images, pixels")
     training.add_argument("--minutes", type=float, default=8)
     training.add_argument("--steps", type=int, help="in place of the minutes")
+    training.add_argument(
+        "--interval", type=float, default=15, help="least seconds between two measurements"
+    )
     training.add_argument("--seed", type=int, default=0, help="of all random draws")
     training.add_argument("--parts-at-end", action="store_true", help="else in each measurement")
     training.add_argument(

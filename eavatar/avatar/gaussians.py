@@ -209,6 +209,29 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class CanonicalGaussians:
+    """The Gaussians of one timestep before the head pose (Eq. 2–6), in canonical space.
+
+    Attributes:
+        points: (N, 3) canonical.
+        quaternions: (N, 4) wxyz of length 1.
+        scales: (N, 3) logarithms of canonical units.
+        opacities: (N,) logits.
+        colours: (N, K) before the sigmoid.
+        displacements: (N,) as in `Generated`.
+        controls: (N,) likewise.
+    """
+
+    points: Tensor
+    quaternions: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colours: Tensor
+    displacements: Tensor
+    controls: Tensor
+
+
+@dataclass(frozen=True)
 class Driven:
     """What the networks add for one timestep, blended.
 
@@ -276,7 +299,37 @@ class Generator(nn.Module):
         pose: Tensor,
         scale: float,
     ) -> Generated:
-        """The Gaussians of a timestep in world space.
+        """The Gaussians of a timestep in world space; arguments as of `deform`.
+
+        Args:
+            scale: canonical units to metres.
+        """
+        deformed = self.deform(neutral, arrangement, control, expression, pose)
+        means, quaternions = self.torso.to_world(
+            deformed.points,
+            deformed.quaternions,
+            self.torso.head_weight(neutral.anchors),
+            pose,
+            scale,
+        )
+        gaussians = Gaussians(
+            means,
+            quaternions,
+            scales=scale * torch.exp(deformed.scales),
+            opacities=torch.sigmoid(deformed.opacities),
+            features=torch.sigmoid(deformed.colours),
+        )
+        return Generated(gaussians, deformed.displacements, deformed.controls)
+
+    def deform(
+        self,
+        neutral: NeutralGaussians,
+        arrangement: Arrangement,
+        control: ControlSettings,
+        expression: Tensor,
+        pose: Tensor,
+    ) -> CanonicalGaussians:
+        """The Gaussians of a timestep in canonical space.
 
         Args:
             neutral: the set.
@@ -284,7 +337,6 @@ class Generator(nn.Module):
             control: which displacements are propagated, and how far.
             expression: (E,).
             pose: (6,) axis-angle and translation.
-            scale: canonical units to metres.
         """
         base = self._base(arrangement, expression)
         driven = self._drive(neutral, arrangement, control.from_neutral, expression, pose, base)
@@ -300,21 +352,19 @@ class Generator(nn.Module):
                 control.mode,
             )
         residuals = self.attribute_scale * driven.residuals
-        rotations = nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1)
-        weight = self.torso.head_weight(neutral.anchors)
         # The base motion is not propagated: neighbours on the two lips go apart.
         points = neutral.positions + shifts
         if base is not None:
             points = points + base
-        means, quaternions = self.torso.to_world(points, rotations, weight, pose, scale)
-        gaussians = Gaussians(
-            means,
-            quaternions,
-            scales=scale * torch.exp(neutral.scales + residuals[:, :3]),
-            opacities=torch.sigmoid(neutral.opacities + residuals[:, 7:])[:, 0],
-            features=torch.sigmoid(driven.colours),
+        return CanonicalGaussians(
+            points,
+            nn.functional.normalize(neutral.rotations + residuals[:, 3:7], dim=-1),
+            neutral.scales + residuals[:, :3],
+            (neutral.opacities + residuals[:, 7:])[:, 0],
+            driven.colours,
+            driven.displacements,
+            controls,
         )
-        return Generated(gaussians, driven.displacements, controls)
 
     def _base(self, arrangement: Arrangement, expression: Tensor) -> Tensor | None:
         """The base motion (N, 3) of an expression (E,), canonical."""

@@ -19,7 +19,13 @@ from torch.nn.functional import interpolate
 
 from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.drivers import Drivers, expression_weights
-from eavatar.avatar.gaussians import Arrangement, Generated, Generator, NeutralGaussians
+from eavatar.avatar.gaussians import (
+    Arrangement,
+    CanonicalGaussians,
+    Generated,
+    Generator,
+    NeutralGaussians,
+)
 from eavatar.avatar.prediction import predict
 from eavatar.avatar.torso import Torso
 from eavatar.avatar.upsample import make_upsampler
@@ -306,6 +312,21 @@ class Avatar(nn.Module):
             capacity=capacity,
         )
         return Coarse(drawn.features, generated, drawn.pairs)
+
+    def deform(self, expression: Tensor, pose: Tensor) -> CanonicalGaussians:
+        """The Gaussians of one timestep before the head pose moves them; arguments as of `draw`.
+
+        Raises:
+            UserError: the expression has another number of coefficients.
+        """
+        self.generator.mixed_precision = self.mixed_precision
+        return self.generator.deform(
+            self.neutral,
+            self.arrangement,
+            self.settings.control,
+            self._with_appearance(expression),
+            pose,
+        )
 
     def _with_appearance(self, expression: Tensor) -> Tensor:
         """(E + A,) of an expression as of `draw`."""

@@ -293,15 +293,7 @@ class Avatar(nn.Module):
             UserError: the expression has another number of coefficients.
         """
         factor, intrinsics = self.settings.upsampling, cameras.intrinsics
-        self.generator.mixed_precision = self.mixed_precision
-        generated = self.generator(
-            self.neutral,
-            self.arrangement,
-            self.settings.control,
-            self._with_appearance(expression),
-            pose,
-            self.settings.scale,
-        )
+        generated = self.generate(expression, pose)
         drawn = splat(
             generated.gaussians,
             cameras.world_to_camera,
@@ -312,6 +304,19 @@ class Avatar(nn.Module):
             capacity=capacity,
         )
         return Coarse(drawn.features, generated, drawn.pairs)
+
+    def generate(self, expression: Tensor, pose: Tensor) -> Generated:
+        """The Gaussians of one timestep in world space; arguments and errors as of `deform`."""
+        self.generator.mixed_precision = self.mixed_precision
+        generated: Generated = self.generator(
+            self.neutral,
+            self.arrangement,
+            self.settings.control,
+            self._with_appearance(expression),
+            pose,
+            self.settings.scale,
+        )
+        return generated
 
     def deform(self, expression: Tensor, pose: Tensor) -> CanonicalGaussians:
         """The Gaussians of one timestep before the head pose moves them; arguments as of `draw`.

@@ -289,6 +289,20 @@ def score(a: Arguments) -> None:
     run(a.results, a.truth, a.variant)
 
 
+def export(a: Arguments) -> None:
+    """Write Gaussians, mesh or tracking for other programs.
+
+    eavatar export results/074 --format gaussians.ply --output neutral.ply
+    eavatar export results/074 --format mesh.glb --sequence FREE --output free.glb
+    eavatar export results/074 --format gaussians.spz --sequence FREE --timestep 12 --output 12.spz
+    """
+    from eavatar.interop.export import ExportOptions
+    from eavatar.interop.export import export as run
+
+    asked = (a.variant, a.sequence, a.timestep, a.world, a.unfiltered, a.fine_tune)
+    run(a.results, ExportOptions(a.format, a.output, *asked))
+
+
 def export_gha(a: Arguments) -> None:
     """Write a subject in the layout that Gaussian Head Avatar's code trains on.
 
@@ -347,7 +361,7 @@ ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_appearance}
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
     train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,
-    render,
+    render, export,
 }  # fmt: skip
 
 PEOPLE: dict[Verb, list[Flag]] = {
@@ -376,6 +390,23 @@ PEOPLE: dict[Verb, list[Flag]] = {
         RESULTS,
         ("--truth", Path, "folder of ground truth; results/<subject>/truth if not given", False),
         CHOSEN,
+    ],
+    export: [
+        RESULTS,
+        (
+            "--format",
+            str,
+            "gaussians.ply, gaussians.spz, gaussians.glb, mesh.ply, mesh.glb, tracking.npz or "
+            "tracking.csv",
+            True,
+        ),
+        ("--sequence", str, "a tracked sequence; the neutral expression if not given", False),
+        ("--timestep", int, "one of the sequence's, from 0; all if not given", False),
+        ("--world", bool, "as in the capture; else canonical, the head still and upright", False),
+        ("--unfiltered", bool, "Gaussians as trained; they have gaps in large images", False),
+        ("--fine-tune", bool, "fit the Gaussians' colours to the training frames first", False),
+        CHOSEN,
+        ("--output", Path, "a file, or a folder for a file of each timestep", True),
     ],
     export_gha: [
         RESULTS,

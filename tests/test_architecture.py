@@ -78,6 +78,11 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "face/backends/face_alignment": "face/test_landmarks.py",
     "face/backends/provided": "face/test_landmarks.py",
     "face/photometric": "face/test_refine.py",
+    "interop/avatar_splats": "interop/test_export.py",
+    "interop/fine_tuning": "interop/test_export.py",
+    "interop/glb": "interop/test_export.py",
+    "interop/mesh_files": "interop/test_head_mesh.py",
+    "interop/splat_files": "interop/test_export.py",
     "landmark_indices": "avatar/test_torso.py",  # constants
     "preflight/findings": "preflight/test_doctor.py",
     "preflight/machine": "preflight/test_doctor.py",

@@ -1,7 +1,8 @@
 """Cross-identity reenactment (Sec. 4.4): one person's avatar moved by another's tracking.
 
 What is transferred is the difference from rest, of expression and of pose, as two people's neutral
-faces, seats and cameras differ. Letters: T timesteps, E expression coefficients.
+faces, seats and cameras differ. Their morphable models may differ, too: see
+`eavatar.view.expressions`. Letters: T timesteps, E expression coefficients.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from eavatar.results import Results
 from eavatar.tables.drawing import write_image
 from eavatar.tables.evaluate import strongest_of_runs
 from eavatar.tables.figures import assemble, to_tile
+from eavatar.view.expressions import Face, expression_map
 from eavatar.view.player import QUALITY, RATE, Player, draw_tracking, most_frontal, read_drive
 
 SHEET_COLUMNS = 6
@@ -73,25 +75,30 @@ class Rest:
         )
 
 
-def retarget(tracking: Tracking, driver: Rest, avatar: Rest, smoothing: float) -> Tracking:
+def retarget(
+    tracking: Tracking, driver: Rest, avatar: Rest, expressions: Float64, smoothing: float
+) -> Tracking:
     """The tracking of one person as motion of another.
 
-    The expression is the driver's less the driver's at rest, plus the avatar's at rest; the
-    appearance is what the avatar predicts from it. The head turns and moves from the avatar's pose
-    at rest as the driver's does from theirs, in the head's axes and relative to the head's size.
+    The expression is the driver's less the driver's at rest, in the avatar's model, plus the
+    avatar's at rest; the appearance is what the avatar predicts from it. The head turns and moves
+    from the avatar's pose at rest as the driver's does from theirs, in the head's axes and relative
+    to the head's size.
 
     Args:
         tracking: of the driver.
         driver: at rest.
         avatar: at rest.
+        expressions: (E of the avatar, E of the driver), see `expression_map`.
         smoothing: of the pose, see `low_pass`.
     """
+    acted = tracking.expression - driver.expression
     turned = driver.rotation.inv() * Rotation.from_rotvec(tracking.rotation)
     moved = driver.rotation.inv().apply(tracking.translation - driver.translation) / driver.scale
     turned = Rotation.from_rotvec(low_pass(turned.as_rotvec(), smoothing))
     moved = avatar.scale * low_pass(moved, smoothing)
     return replace(
-        tracking.with_expression(tracking.expression - driver.expression + avatar.expression),
+        tracking.with_expression(acted @ expressions.T + avatar.expression),
         rotation=(avatar.rotation * turned).as_rotvec().astype(np.float32),
         translation=(avatar.rotation.apply(moved) + avatar.translation).astype(np.float32),
     )
@@ -131,19 +138,20 @@ def reenact(
     Returns:
         ``output``.
     Raises:
-        UserError: a file is missing or malformed, or the two have other numbers of expression
-            coefficients.
+        UserError: a file is missing or malformed, or a person's files are of several trackings.
     """
     people = Results.open(avatar), Results.open(driver)
+    own, theirs = (Face.read(results.face) for results in people)
     rests = [Rest.read(results) for results in people]
-    if len({len(rest.expression) for rest in rests}) > 1:
-        raise UserError(
-            f"{avatar} and {driver} were tracked with {len(rests[0].expression)} and "
-            f"{len(rests[1].expression)} expression coefficients; track both with one morphable "
-            "model and the same face.fit.expression_components."
-        )
-    tracking = read_drive(people[1].tracking(sequence), len(rests[0].expression), neutral=False)
-    moved = retarget(tracking, rests[1], rests[0], smoothing)
+    for person, face, rest in zip(people, (own, theirs), rests, strict=True):
+        if face.basis.shape[2] != len(rest.expression):
+            raise UserError(
+                f"{person.face}/expression_basis.npz has {face.basis.shape[2]} expression "
+                f"coefficients, but the tracking beside it {len(rest.expression)}; track the "
+                "person again."
+            )
+    tracking = read_drive(people[1].tracking(sequence), len(rests[1].expression), neutral=False)
+    moved = retarget(tracking, rests[1], rests[0], expression_map(theirs, own), smoothing)
     strips = _draw_strips(people, list(variants.values()), sequence, tracking, moved)
     shown = strongest_of_runs(np.linalg.norm(tracking.expression, axis=1), SHEET_COLUMNS)
     kept: dict[int, list[Image]] = {}

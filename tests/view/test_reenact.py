@@ -9,18 +9,32 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from eavatar.__main__ import main
-from eavatar.avatar.files import write_avatar
-from eavatar.io import Identity, Sequences, Tracking, write_arrays, write_image, write_sequences
+from eavatar.avatar.files import load_avatar, write_avatar
+from eavatar.io import (
+    ExpressionBasis,
+    Sequences,
+    Tracking,
+    read_arrays,
+    read_tracking,
+    write_arrays,
+    write_image,
+    write_sequences,
+)
+from eavatar.results import Results
 from eavatar.settings import Settings
 from eavatar.tables.figures import GAP, HEADER, TILE
+from eavatar.view.expressions import Face, expression_map
 from eavatar.view.reenact import Rest, low_pass, retarget
+from tests.scenes.faces import make_face, write_face
 from tests.scenes.small_avatar import EXPRESSIONS, make_avatar
 from tests.scenes.small_results import TIMESTEPS, make_tracking, write_results
 
 CLOSE = 1e-6  # rounding of float32 around 1
+SAME = np.eye(EXPRESSIONS)  # one morphable model
 
 
 def rest_of(tracking: Tracking, scale: float = 0.1) -> Rest:
@@ -42,7 +56,7 @@ def tracking() -> Tracking:
 
 def test_a_person_moves_their_own_avatar_as_tracked(tracking):
     own = rest_of(tracking)
-    moved = retarget(tracking, own, own, smoothing=0)
+    moved = retarget(tracking, own, own, SAME, smoothing=0)
     for name in ("expression", "rotation", "translation"):
         assert np.allclose(getattr(moved, name), getattr(tracking, name), atol=CLOSE)
 
@@ -61,7 +75,7 @@ def test_the_drivers_neutral_face_seat_and_world_play_no_part(tracking):
     there = replace(rest_of(other), translation=turn.apply(rest.translation) + shift)
     avatar = replace(rest, expression=rest.expression + 1, scale=0.12)
     here, moved = (
-        retarget(track, driver, avatar, smoothing=0.5)
+        retarget(track, driver, avatar, SAME, smoothing=0.5)
         for track, driver in ((tracking, rest), (other, there))
     )
     for name in ("expression", "rotation", "translation"):
@@ -71,7 +85,7 @@ def test_the_drivers_neutral_face_seat_and_world_play_no_part(tracking):
 def test_a_larger_head_moves_as_far_in_its_own_size(tracking):
     small = rest_of(tracking)
     large = replace(small, scale=2 * small.scale)
-    moved = retarget(tracking, small, large, smoothing=0)
+    moved = retarget(tracking, small, large, SAME, smoothing=0)
     step = tracking.translation - small.translation
     assert np.allclose(moved.translation - large.translation, 2 * step, atol=CLOSE)
 
@@ -86,11 +100,7 @@ def write_person(root: Path) -> Path:
     write_results(root)
     write_avatar(root / "splat/baseline", make_avatar(), Settings())
     write_sequences(root / "capture/sequences.json", Sequences(("FREE",), ()))
-    identity = Identity(np.zeros(1), np.array(0.1), np.zeros((68, 3)))
-    write_arrays(
-        root / "face/identity.npz",
-        Identity(*(np.asarray(value, np.float32) for value in vars(identity).values())),
-    )
+    write_face(root / "face", make_face(0, EXPRESSIONS))
     for timestep in range(TIMESTEPS):
         frame = np.full((32, 32, 3), 80 + timestep, np.uint8)
         write_image(root / f"capture/FREE/222200037/{timestep:05d}.jpg", frame)
@@ -116,10 +126,32 @@ def test_the_video_shows_the_driver_and_each_variant(tmp_path):
     assert sheet.shape[:2] == (HEADER + 3 * (TILE + GAP), TIMESTEPS * (TILE + GAP) - GAP)
 
 
-def test_people_of_other_models_are_told(tmp_path, capsys):
+def test_a_neutral_driver_leaves_the_avatar_neutral(tmp_path):
+    """Through the files, between two models: its Gaussians stay within 0.5 mm of the avatar's."""
+    avatar, driver = (Results(write_person(tmp_path / name)) for name in ("a", "b"))
+    write_face(driver.face, make_face(1, EXPRESSIONS + 2))
+    tracking = read_tracking(driver.tracking("FREE"))
+    about, acted = np.random.default_rng(2).normal(size=(2, EXPRESSIONS + 2))
+    acting = tracking.with_expression([about - acted, about, about + acted])  # rest in the middle
+    write_arrays(driver.tracking("FREE"), acting)
+    own, theirs = (Face.read(results.face) for results in (avatar, driver))
+    at_rest, of_driver = (Rest.read(results) for results in (avatar, driver))
+    driven = retarget(acting, of_driver, at_rest, expression_map(theirs, own), smoothing=0)
+    drawn = load_avatar(avatar.avatar("full"))
+    pose = torch.from_numpy(driven.poses[0])
+    neutral, still, moved = (
+        drawn.deform(torch.from_numpy(expression), pose).points
+        for expression in (at_rest.expression, driven.expression[1], driven.expression[2])
+    )
+    assert (still - neutral).norm(dim=1).max() < 0.005  # canonical units
+    assert (moved - neutral).norm(dim=1).max() > 0.005
+
+
+def test_files_of_two_trackings_are_told(tmp_path, capsys):
     people = [write_person(tmp_path / name) for name in ("a", "b")]
-    tracking = make_tracking()
-    fewer = replace(tracking, expression=tracking.expression[:, :-1])
-    write_arrays(people[1] / "face/tracking/FREE.npz", fewer)
+    path = people[1] / "face/expression_basis.npz"
+    basis = read_arrays(ExpressionBasis, path).basis
+    write_arrays(path, ExpressionBasis(basis[..., :-1]))
     assert call(*people, tmp_path / "x.mp4") == 2
-    assert f"{EXPRESSIONS} and {EXPRESSIONS - 1} expression" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"has {EXPRESSIONS - 1} expression" in told and "track the person again" in told

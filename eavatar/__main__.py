@@ -323,6 +323,21 @@ def export_benchmark(a: Arguments) -> None:
     run([Path(folder) for folder in a.results], a.download, a.variant, a.output)
 
 
+def export_page(a: Arguments) -> None:
+    """Write an avatar as one page for any browser, with sliders and a played sequence.
+
+    eavatar export-page results/074
+    eavatar export-page results/074 --sequence EXP-1-head --components 40 --output avatar.html
+    """
+    from eavatar.view.page import COMPONENTS, PageOptions
+    from eavatar.view.page import export_page as run
+    from eavatar.view.player import RATE
+
+    rate = RATE if a.rate is None else a.rate
+    components = COMPONENTS if a.components is None else a.components
+    run(a.results, PageOptions(a.variant, a.sequence, components, rate, a.output))
+
+
 Verb = Callable[[Arguments], None]
 Flag = tuple[str, type, str, bool]
 """Name, type, help, and whether it is required; a name without dashes is a word without a flag."""
@@ -361,7 +376,7 @@ ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_appearance}
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
     train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,
-    render, export,
+    render, export, export_page,
 }  # fmt: skip
 
 PEOPLE: dict[Verb, list[Flag]] = {
@@ -385,6 +400,14 @@ PEOPLE: dict[Verb, list[Flag]] = {
             "not given",
             False,
         ),
+    ],
+    export_page: [
+        RESULTS,
+        ("--sequence", str, "that the page plays; the first held-out one if not given", False),
+        CHOSEN,
+        ("--components", int, "blendshapes, 20 if not given", False),
+        ("--rate", float, "timesteps per second of the sequence, 24 if not given", False),
+        ("--output", Path, "the page, .html; avatar.html beside the avatar if not given", False),
     ],
     score: [
         RESULTS,

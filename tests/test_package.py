@@ -32,7 +32,8 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_holds_every_module_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "eavatar").rglob("*.py")}
-    assert held == modules | {"eavatar/py.typed", "eavatar/tables/published.csv"}
+    data = {"py.typed", "tables/published.csv", "view/page.html", "view/page.js"}
+    assert held == modules | {f"eavatar/{name}" for name in data}
 
 
 def test_installed_command_tells_its_version(wheel, tmp_path):

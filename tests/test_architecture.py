@@ -83,6 +83,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "interop/glb": "interop/test_export.py",
     "interop/mesh_files": "interop/test_head_mesh.py",
     "interop/splat_files": "interop/test_export.py",
+    "interop/tracking_files": "interop/test_export.py",
     "landmark_indices": "avatar/test_torso.py",  # constants
     "preflight/findings": "preflight/test_doctor.py",
     "preflight/machine": "preflight/test_doctor.py",

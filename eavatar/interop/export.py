@@ -5,18 +5,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from eavatar.arrays import Float32
 from eavatar.avatar.files import load_avatar
 from eavatar.avatar.torso import Torso
 from eavatar.errors import UserError
@@ -31,11 +26,11 @@ from eavatar.interop.fine_tuning import fine_tune
 from eavatar.interop.head_mesh import HeadMesh
 from eavatar.interop.mesh_files import write_animation, write_mesh_glb
 from eavatar.interop.splat_files import WRITERS
+from eavatar.interop.tracking_files import write_tracking
 from eavatar.io import (
     Identity,
     Timestep,
     Tracking,
-    atomic,
     read_arrays,
     read_cameras,
     read_tracking,
@@ -111,6 +106,10 @@ def _check(options: ExportOptions) -> None:
         raise UserError("--timestep counts in a sequence; name one with --sequence.")
     if options.sequence is None and form.startswith("tracking"):
         raise UserError(f"--format {form} is of a sequence; name one with --sequence.")
+    if (options.unfiltered or options.fine_tune) and not form.startswith("gaussians"):
+        raise UserError(
+            f"--unfiltered and --fine-tune are of Gaussians; leave them out for {form}."
+        )
     whole = options.sequence is not None and options.timestep is None
     wanted = "" if whole and form not in IN_ONE_FILE else suffix
     if output.suffix != wanted:
@@ -122,42 +121,9 @@ def _check(options: ExportOptions) -> None:
 
 
 def _write_tracking(results: Results, options: ExportOptions) -> None:
-    tracking, first = _read_tracking(results, options), options.timestep or 0
+    tracking = _read_tracking(results, options)
     scale = float(read_arrays(Identity, results.face / "identity.npz").scale)
-    arrays: dict[str, NDArray[Any]] = {
-        "timestep": np.arange(first, first + len(tracking)),
-        "expression": tracking.expression,
-        "appearance": tracking.appearance,
-        "rotation": tracking.rotation,
-        "translation": tracking.translation,
-        "canonical_to_world": _to_matrices(tracking, scale),
-        "landmarks": tracking.landmarks,
-    }
-    with atomic(options.output) as temporary:
-        if options.output.suffix == ".npz":
-            np.savez_compressed(temporary, allow_pickle=False, **arrays)
-        else:
-            _write_columns(temporary, arrays)
-
-
-def _to_matrices(tracking: Tracking, scale: float) -> Float32:
-    """(T, 4, 4) from canonical units to metres of the world."""
-    matrices = np.tile(np.eye(4, dtype=np.float32), (len(tracking), 1, 1))
-    matrices[:, :3, :3] = scale * Rotation.from_rotvec(tracking.rotation).as_matrix()
-    matrices[:, :3, 3] = tracking.translation
-    return matrices
-
-
-def _write_columns(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """A row per timestep, a column per number: ``landmarks_30_2`` is z of landmark 30."""
-    columns = {}
-    for name, array in arrays.items():
-        for place in np.ndindex(array.shape[1:]):
-            columns["_".join([name, *map(str, place)])] = array[(slice(None), *place)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    write_tracking(options.output, tracking, scale, options.timestep or 0)
 
 
 def _write_meshes(results: Results, options: ExportOptions) -> None:

@@ -237,7 +237,7 @@ def test_fine_tuning_draws_held_out_frames_better(tmp_path: Path, monkeypatch: p
         ("gaussians.obj", "a.obj", [], r"'gaussians\.obj' is unknown; name one of: gaussians\.ply"),
         ("gaussians.ply", "a.ply", ["--timestep", "0"], "name one with --sequence"),
         ("tracking.csv", "a.csv", [], "name one with --sequence"),
-        ("mesh.ply", "a.ply", ["--fine-tune"], r"are for Gaussians; mesh\.ply does without"),
+        ("mesh.ply", "a.ply", ["--fine-tune"], r"leave them out for mesh\.ply"),
         ("gaussians.ply", "a.spz", [], r"name a file that ends in \.ply"),
         ("gaussians.ply", "a.ply", ["--sequence", "FREE"], "name a folder, without a suffix"),
         ("gaussians.ply", "a", ["--sequence", "SEN-1"], "no sequence 'SEN-1'; tracked are: FREE"),

@@ -292,15 +292,20 @@ class Avatar(nn.Module):
         Raises:
             UserError: the expression has another number of coefficients.
         """
+        return self.splat(self.generate(expression, pose), cameras, capacity)
+
+    def splat(
+        self, generated: Generated, cameras: CameraBatch, capacity: int | None = None
+    ) -> Coarse:
+        """The features of generated Gaussians in C views; arguments as of `draw`."""
         factor, intrinsics = self.settings.upsampling, cameras.intrinsics
-        generated = self.generate(expression, pose)
         drawn = splat(
             generated.gaussians,
             cameras.world_to_camera,
             torch.cat([intrinsics[:, :2] / factor, intrinsics[:, 2:]], dim=1),
             math.ceil(cameras.width / factor),
             math.ceil(cameras.height / factor),
-            background=intrinsics.new_ones(self.settings.head.colour_size),
+            background=intrinsics.new_ones(generated.gaussians.features.shape[-1]),
             capacity=capacity,
         )
         return Coarse(drawn.features, generated, drawn.pairs)

@@ -31,6 +31,7 @@ from eavatar.io import Tracking, read_cameras, read_tracking, write_image
 from eavatar.results import Results
 from eavatar.settings import select
 from eavatar.training.graphs import GrowingGraph, PairCapacity
+from eavatar.view.modes import Mode, draw_mode
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +61,18 @@ class Player:
             logger.info("compiling the networks; that takes up to a minute and is kept on disk")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)
-        self._graph: GrowingGraph[PairCapacity, tuple[Tensor, Tensor]] = GrowingGraph(
-            partial(draw_frame, avatar), captures=on_cuda
-        )
+        self._graphs: dict[tuple[Mode, int], GrowingGraph[PairCapacity, tuple[Tensor, Tensor]]] = {}
 
     def __call__(
-        self, expression: Tensor, pose: Tensor, intrinsics: Tensor, world_to_camera: Tensor
+        self,
+        expression: Tensor,
+        pose: Tensor,
+        intrinsics: Tensor,
+        world_to_camera: Tensor,
+        mode: Mode = Mode.FINE,
+        side: int | None = None,
     ) -> Tensor:
-        """The image (H, W, 3) uint8, on white, on the avatar's device; the next call overwrites it.
+        """The image (H, H, 3) uint8, on white, on the avatar's device; the next call overwrites it.
 
         It is finished when the call returns.
 
@@ -76,18 +81,30 @@ class Player:
             pose: (6,) axis-angle in radians, translation in metres.
             intrinsics: (1, 3, 3) of the final image, pixels.
             world_to_camera: (1, 4, 4).
+            mode: what is drawn.
+            side: H of the image, pixels; what the avatar was trained at if not given.
         """
+        side = side or self.avatar.settings.image_size
+        graph = self._graph(mode, side)
         given = (expression, pose, intrinsics, world_to_camera)
         inputs = [tensor.to(self.avatar.device) for tensor in given]
         while True:
-            capacity = self._graph.capacity
-            image, pairs = self._graph(*inputs)
+            capacity = graph.capacity
+            image, pairs = graph(*inputs)
             needed = int(pairs)  # a host-device synchronisation: the frame is finished
             whole = capacity is None or needed <= capacity.pairs
-            if self._graph.captures and (capacity is None or not whole):
-                self._graph.fit(PairCapacity(int(HEADROOM * needed)))
+            if graph.captures and (capacity is None or not whole):
+                graph.fit(PairCapacity(int(HEADROOM * needed)))
             if whole:
                 return image
+
+    def _graph(self, mode: Mode, side: int) -> GrowingGraph[PairCapacity, tuple[Tensor, Tensor]]:
+        if (mode, side) not in self._graphs:
+            draw = partial(draw_frame, self.avatar, mode=mode, side=side)
+            self._graphs[mode, side] = GrowingGraph(
+                draw, captures=self.avatar.device.type == "cuda"
+            )
+        return self._graphs[mode, side]
 
 
 @torch.no_grad()
@@ -98,6 +115,8 @@ def draw_frame(
     pose: Tensor,
     intrinsics: Tensor,
     world_to_camera: Tensor,
+    mode: Mode = Mode.FINE,
+    side: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One frame without a graph: the image as of `Player`, and () the pairs that it needed.
 
@@ -108,11 +127,14 @@ def draw_frame(
         pose: likewise.
         intrinsics: likewise.
         world_to_camera: likewise.
+        mode: as of `Player`.
+        side: as of `Player`.
     """
-    side = avatar.settings.image_size
+    side = side or avatar.settings.image_size
     camera = CameraBatch(intrinsics, world_to_camera, side, side)
-    drawn = avatar(expression, pose, camera, capacity.pairs if capacity else None)
-    return (255 * drawn.fine[0].clamp(0, 1) + 0.5).to(torch.uint8), drawn.pairs
+    limit = capacity.pairs if capacity else None
+    image, pairs = draw_mode(avatar, mode, expression, pose, camera, limit)
+    return (255 * image.clamp(0, 1) + 0.5).to(torch.uint8), pairs
 
 
 @dataclass(frozen=True)
@@ -183,7 +205,7 @@ def render(folder: Path, sequence: str, options: RenderOptions) -> Path:
     frames = draw_tracking(Player(avatar), tracking, cameras, times)
     progress = tqdm(frames, desc="render", unit="frame", total=len(tracking) * len(cameras))
     if output.suffix:
-        images = (_even(frame.image) for frame in progress)
+        images = (even(frame.image) for frame in progress)
         write_video(output, images, options.rate, "yuv420p", QUALITY)
     else:
         for frame in progress:
@@ -271,7 +293,7 @@ def draw_tracking(
             yield DrawnFrame(serial, timestep, image.cpu().numpy())
 
 
-def _even(image: Image) -> Image:
+def even(image: Image) -> Image:
     """Without the last row or column where their number is odd: videos have half the colours."""
     height, width = image.shape[:2]
     return image[: height // 2 * 2, : width // 2 * 2]

@@ -1,0 +1,81 @@
+"""What of an avatar is drawn: its image, the image before the upsampler, or a heat map.
+
+All of it may be captured in a CUDA graph. Letters: N Gaussians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from eavatar.avatar.gaussians import Generated
+from eavatar.avatar.model import Avatar, CameraBatch
+
+FULL_DISPLACEMENT = 0.1  # canonical units, 10 mm: gets the heat map's colour in full
+HEAT = (0.85, 0.2, 0.05)  # RGB, on the avatar in grey
+
+
+class Mode(StrEnum):
+    """What is drawn; the values are what people read.
+
+    Attributes:
+        FINE: the image.
+        COARSE: the splatted colours, before the upsampler.
+        DISPLACEMENT: how far the expression moves each Gaussian (Eq. 9).
+        CONTROLS: which Gaussians are controls (Eq. 10).
+    """
+
+    FINE = "fine"
+    COARSE = "coarse"
+    DISPLACEMENT = "displacement"
+    CONTROLS = "control Gaussians"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it can be compared with a frame."""
+        return self in (Mode.FINE, Mode.COARSE)
+
+
+def draw_mode(
+    avatar: Avatar,
+    mode: Mode,
+    expression: Tensor,
+    pose: Tensor,
+    camera: CameraBatch,
+    capacity: int | None,
+) -> tuple[Tensor, Tensor]:
+    """An image (H, W, 3), on white and not clamped, and () the pairs that it needed.
+
+    Args:
+        avatar: what is drawn.
+        mode: what of it.
+        expression: as of `Avatar.draw`, as are the next three.
+        pose: likewise.
+        camera: likewise, a single one.
+        capacity: likewise.
+    """
+    if mode is Mode.FINE:
+        drawn = avatar(expression, pose, camera, capacity)
+        return drawn.fine[0], drawn.pairs
+    generated = avatar.generate(expression, pose)
+    if not mode.is_image:
+        colours = _heat(avatar, mode, generated)
+        generated = replace(generated, gaussians=replace(generated.gaussians, features=colours))
+    coarse = avatar.splat(generated, camera, capacity)
+    factor = avatar.settings.upsampling
+    image = coarse.features[0, ..., :3].repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    return image[: camera.height, : camera.width], coarse.pairs
+
+
+def _heat(avatar: Avatar, mode: Mode, generated: Generated) -> Tensor:
+    """Colours (N, 3): the Gaussians' own in grey, and red as far as the mode has it."""
+    if mode is Mode.CONTROLS:
+        heat = generated.controls.float()
+    else:
+        moved = avatar.settings.head.deform_scale * generated.displacements
+        heat = (moved / FULL_DISPLACEMENT).clamp(max=1)
+    grey = generated.gaussians.features[:, :3].mean(dim=1)
+    return torch.stack([grey + heat * (value - grey) for value in HEAT], dim=1)

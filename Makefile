@@ -16,7 +16,7 @@ VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 # rembg stands apart: it needs a newer numpy than the rest.
-EXTRAS := capture,face,prior,train,tables,workflow,develop
+EXTRAS := capture,face,prior,train,tables,view,workflow,develop
 
 .PHONY: demo test test-oldest test-trellis test-hunyuan3d lint wheel benchmark install clean
 

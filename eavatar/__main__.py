@@ -278,6 +278,18 @@ def render(a: Arguments) -> None:
     run(a.results, a.sequence, options)
 
 
+def view(a: Arguments) -> None:
+    """Look at a trained avatar in the browser: turn it around, play sequences, pull sliders.
+
+    eavatar view results/074
+    eavatar view results/074 --port 8090
+    """
+    from eavatar.view.browser import HOST, PORT
+    from eavatar.view.browser import view as run
+
+    run(a.results, a.variant, a.host or HOST, PORT if a.port is None else a.port)
+
+
 def score(a: Arguments) -> None:
     """Compare a subject's results with ground truth, which no stage reads.
 
@@ -376,7 +388,7 @@ ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_appearance}
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
     train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,
-    render, export, export_page,
+    render, export, export_page, view,
 }  # fmt: skip
 
 PEOPLE: dict[Verb, list[Flag]] = {
@@ -408,6 +420,12 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("--components", int, "blendshapes, 20 if not given", False),
         ("--rate", float, "timesteps per second of the sequence, 24 if not given", False),
         ("--output", Path, "the page, .html; avatar.html beside the avatar if not given", False),
+    ],
+    view: [
+        RESULTS,
+        CHOSEN,
+        ("--host", str, "address to listen at; of this machine alone, 127.0.0.1, if none", False),
+        ("--port", int, "port to listen at, 8080 if not given", False),
     ],
     score: [
         RESULTS,

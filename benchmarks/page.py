@@ -8,23 +8,29 @@ images. PSNR (dB) over the cameras:
 page        the page's images against the networks' coarse images
 networks    the networks' coarse images against the frames, reduced to their size
 to frames   the page's images against these frames
+eyes, …     of page, the mean of the cameras that see the region
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from eavatar.avatar.files import load_avatar
 from eavatar.avatar.model import Avatar, CameraBatch
+from eavatar.cameras import Camera
 from eavatar.data.frames import FrameSet
 from eavatar.io import read_cameras, read_sequences
 from eavatar.splat.image_losses import shrink
+from eavatar.tables.regions import PERSON, REGIONS, Head, find_regions, measure_regions
 from eavatar.view.page import COMPONENTS, PageOptions, export_page, pick_distinct
 from tests.scenes.chromium import open_page
 from tests.scenes.pages import NEUTRAL, PageView, draw_page
@@ -67,16 +73,44 @@ def measure(results: Path, page: Path) -> None:
 
     rest = avatar.generator.torso.rest_pose
     neutral = torch.zeros(avatar.settings.head.expression_size)
-    print(f"{'':14} {'page':>6} {'networks':>9} {'to frames':>10}")
-    print(f"{'neutral':14} {psnr(drawn[0], draw_networks(avatar, neutral, rest, batch)):6.2f}")
+    columns = "".join(f"{name:>10}" for name in ("page", "networks", "to frames", *REGIONS))
+    print(f"{'':14}{columns}")
+    print(f"{'neutral':14}{psnr(drawn[0], draw_networks(avatar, neutral, rest, batch)):10.2f}")
     for place, shown in zip(places, drawn[1:], strict=True):
         networks = draw_networks(avatar, frames.driving[place], frames.poses[place], batch)
         truth = shrink(frames.views(place, range(len(coarse))).images, factor)
+        values = [psnr(shown, networks), psnr(networks, truth), psnr(shown, truth)]
+        values += regional_psnr(shown, networks, frames, place, coarse)
         name = f"{sequence} {frames.timesteps[place]}"
-        print(
-            f"{name:14} {psnr(shown, networks):6.2f} {psnr(networks, truth):9.2f} "
-            f"{psnr(shown, truth):10.2f}"
-        )
+        print(f"{name:14}{''.join(f'{value:10.2f}' for value in values)}")
+
+
+def regional_psnr(
+    shown: Tensor, networks: Tensor, frames: FrameSet, place: int, cameras: Sequence[Camera]
+) -> list[float]:
+    """Decibels of each region, the mean of the cameras that see it.
+
+    Args:
+        shown: (C, h, w, 3).
+        networks: likewise.
+        frames: of the final images.
+        place: of the timestep in them.
+        cameras: of the images.
+    """
+    rotation = Rotation.from_rotvec(frames.rotation[place].numpy()).as_matrix()
+    head = Head(frames.landmarks[place].double().numpy(), rotation)
+    views = frames.views(place, range(len(cameras)))
+    factor = frames.width // cameras[0].width
+    masks, visible = (
+        (shrink(pixels[..., None], factor)[..., 0] >= PERSON).numpy()
+        for pixels in (views.masks, views.visible)
+    )
+    errors = (shown - networks).square().mean(dim=-1).double()
+    found = [
+        measure_regions(error, find_regions(head, camera, mask, seen))
+        for error, camera, mask, seen in zip(errors, cameras, masks, visible, strict=True)
+    ]
+    return pd.DataFrame(found).astype(float).mean()[list(REGIONS)].tolist()
 
 
 def main() -> None:

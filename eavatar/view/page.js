@@ -20,7 +20,8 @@ const canvas = document.querySelector("canvas");
 /** The arrays of the page by name: codes, and the value low + step · code of each column. */
 async function readArrays() {
   const text = atob(document.getElementById("data").textContent);
-  const packed = Uint8Array.from({ length: text.length }, (_, i) => text.charCodeAt(i));
+  const packed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const bytes = await new Response(stream).arrayBuffer();
   const arrays = {};

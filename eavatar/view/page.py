@@ -2,12 +2,12 @@
 
 It holds the linear avatar of `eavatar.view.blendshapes` and a script for WebGL 2, and asks for
 nothing outside: it can be mailed, and opened from disk. A splat library for the web that lets
-shaders move splats (Spark, with three.js) is 3 MB of script, more than the avatar, and has no
-Gaussians that ride on the head in part.
+shaders move splats (Spark, with three.js) is 3 MB of script, as much as an avatar, and the shader
+that moves, colours and poses the Gaussians would remain.
 
 Arrays are quantised column by column (16 bits) or, the blendshapes, component by component (8 bits,
 where zero is exact and nothing moves that should stay), joined, compressed (gzip) and written as
-base64. For 100,000 Gaussians and 20 blendshapes these are 20 MB before the compression.
+base64. For 100,000 Gaussians and 20 blendshapes that is 20 MB without the compression.
 
 Letters: N Gaussians, K components, T timesteps.
 """
@@ -43,7 +43,7 @@ from eavatar.view.player import RATE, read_drive
 
 COMPONENTS = 20
 EXPRESSIONS = 6  # buttons
-MAX_TIMESTEPS = 200  # of the fit, evenly chosen: half a GB for 100,000 Gaussians
+MAX_TIMESTEPS = 200  # of the fit, evenly chosen: 1.5 GB while it runs, for 100,000 Gaussians
 MARGIN = 1.25  # of the view around the head
 
 

@@ -160,6 +160,9 @@ def open_page(address: str, width: int = 800, height: int = 600) -> Iterator[Pag
 
 def _start(flags: Sequence[str]) -> tuple[subprocess.Popen[bytes], int, int]:
     """Chromium in a group of its own, where to write commands and where to read answers."""
+    program = find_chromium()
+    if program is None:
+        raise FileNotFoundError(MISSING)
     # With these four open, no pipe of subprocess has the two numbers that Chromium wants.
     reading, commands = os.pipe()
     answers, writing = os.pipe()
@@ -170,7 +173,7 @@ def _start(flags: Sequence[str]) -> tuple[subprocess.Popen[bytes], int, int]:
         os.dup2(copies[1], ANSWERS)
 
     process = subprocess.Popen(
-        [str(find_chromium()), *FLAGS, *flags],
+        [program, *FLAGS, *flags],
         preexec_fn=connect,
         pass_fds=(COMMANDS, ANSWERS),
         stdout=subprocess.DEVNULL,

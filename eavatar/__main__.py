@@ -290,6 +290,20 @@ def view(a: Arguments) -> None:
     run(a.results, a.variant, a.host or HOST, PORT if a.port is None else a.port)
 
 
+def track_video(a: Arguments) -> None:
+    """Track the face in one ordinary video: a driver for `reenact`.
+
+    eavatar track-video clip.mp4 --morphable-model models/model2017-1_face12_nomouth.h5 \\
+        --output driver
+    """
+    from eavatar.view.track_video import track_video as run
+
+    config = settings.read_config(*map(Path, a.config or ["config/config.yaml"]))
+    if config.face.landmarks.chosen.gpu != "unused" and a.landmarks is None:
+        device.claim_gpu()
+    run(config, a.video, a.morphable_model, a.landmarks, a.focal, a.output)
+
+
 def score(a: Arguments) -> None:
     """Compare a subject's results with ground truth, which no stage reads.
 
@@ -426,6 +440,14 @@ PEOPLE: dict[Verb, list[Flag]] = {
         CHOSEN,
         ("--host", str, "address to listen at; of this machine alone, 127.0.0.1, if none", False),
         ("--port", int, "port to listen at, 8080 if not given", False),
+    ],
+    track_video: [
+        ("video", Path, "a video of one person", True),
+        MODEL,
+        ("--landmarks", Path, "folder of detections made elsewhere, <video>.npz", False),
+        ("--focal", float, "focal length, pixels of the upright video; else estimated", False),
+        ("--config", list, "settings as YAML files; config/config.yaml if not given", False),
+        output("folder for the driver"),
     ],
     score: [
         RESULTS,

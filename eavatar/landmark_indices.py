@@ -3,6 +3,7 @@
 COUNT = 68
 JAW_ENDS = (0, 16)  # right, left
 CHIN = 8
+JAW_SIDES = [*range(6), *range(11, 17)]
 OUTER_LIP_CORNERS = (48, 54)  # right, left
 BROWS = slice(17, 27)
 EYES = slice(36, 48)

@@ -304,7 +304,7 @@ def _ingest_camera(
         # Straight to its name: the index, written last, makes the whole sequence atomic.
         path = folder / f"{index // every:05d}.jpg"
         path.write_bytes(encode_image(path.suffix, frame, quality))
-        sharpness = _sharpness(frame[inside])
+        sharpness = measure_sharpness(frame[inside])
         rows.append(FrameRow(index // every, serial, index, sharpness))
     return rows
 
@@ -366,7 +366,7 @@ def _read_plate(capture: Capture, serial: str, window: Window) -> Image:
     return cv2.resize(plate, size, interpolation=cv2.INTER_AREA)
 
 
-def _sharpness(frame: Image) -> float:
+def measure_sharpness(frame: Image) -> float:
     """Variance of the Laplacian of every fourth row of the green channel, squared 8-bit levels."""
     laplacian = cv2.Laplacian(np.ascontiguousarray(frame[::4, :, 1]), cv2.CV_16S)
     mean_square = cv2.norm(laplacian, cv2.NORM_L2SQR) / laplacian.size

@@ -258,7 +258,7 @@ def fit_face(
     """
     model = read_morphable_model(morphable_model)
     cameras = read_cameras(capture / "cameras.json")
-    sequences = [_read_observations(settings, path, cameras) for path in sorted(landmarks)]
+    sequences = [read_observations(settings, path, cameras) for path in sorted(landmarks)]
     width = next(iter(cameras.values())).width
     distance = settings.outlier_distance * width
     triangulated = [
@@ -273,15 +273,15 @@ def fit_face(
     sequences = [_with_noise(settings, each, noise, width) for each in sequences]
     face = landmark_model(settings, model)
     start = _start_estimate(settings, face, sequences, triangulated, outvoted)
-    estimate = _minimise(settings, face, sequences, start)
-    quality = _measure_fit(face, sequences, estimate)
+    estimate = minimise(settings, face, sequences, start)
+    quality = measure_fit(face, sequences, estimate)
     check_support(quality, settings.min_supported, len(cameras), outvoted)
-    _write_fit(model, face, sequences, estimate, output)
+    write_fit(model, face, sequences, estimate, output)
     write_quality(output / "quality.csv", quality)
     return output
 
 
-def _write_fit(
+def write_fit(
     model: MorphableModel,
     face: LandmarkModel,
     sequences: list[Observations],
@@ -304,7 +304,7 @@ def _write_fit(
     logger.info("scale %.5f m per unit", shared.scale)
 
 
-def _measure_fit(
+def measure_fit(
     face: LandmarkModel, sequences: list[Observations], estimate: FitEstimate
 ) -> dict[str, SequenceQuality]:
     """How well the detections bear out the fit, by sequence."""
@@ -317,7 +317,7 @@ def _measure_fit(
     return quality
 
 
-def _read_observations(
+def read_observations(
     settings: FitSettings, path: Path, cameras: dict[str, Camera]
 ) -> Observations:
     """The detections of one sequence, with the noise that is expected of them."""
@@ -461,7 +461,7 @@ def _start_estimate(
     for sequence, landmarks, poses in zip(sequences, triangulated, found, strict=True):
         if not poses:
             raise missing_face(sequence.path, any(found), outvoted)
-        motions.append(_start_motion(poses, len(landmarks.points), face.expression.shape[2]))
+        motions.append(start_motion(poses, len(landmarks.points), face.expression.shape[2]))
     return FitEstimate(SharedUnknowns(face.mean, scale), motions)
 
 
@@ -505,7 +505,7 @@ def _start_poses(neutral: Float64, landmarks: TriangulatedLandmarks) -> dict[int
     return poses
 
 
-def _start_motion(poses: dict[int, Similarity], count: int, expressions: int) -> SequenceMotion:
+def start_motion(poses: dict[int, Similarity], count: int, expressions: int) -> SequenceMotion:
     """Rigid motion over ``count`` timesteps; those without a pose take the nearest one.
 
     Args:
@@ -525,7 +525,7 @@ def _start_motion(poses: dict[int, Similarity], count: int, expressions: int) ->
 # --- refinement ---------------------------------------------------------------------------------
 
 
-def _minimise(
+def minimise(
     settings: FitSettings, face: LandmarkModel, sequences: list[Observations], estimate: FitEstimate
 ) -> FitEstimate:
     """Levenberg-Marquardt on all unknowns until a step hardly moves the landmarks."""

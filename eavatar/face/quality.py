@@ -114,13 +114,13 @@ def check_support(
             )
 
 
-def _find_flags(quality: SequenceQuality, typical: float) -> list[str]:
+def _find_flags(quality: SequenceQuality, typical: float, least: int) -> list[str]:
     """'ok' or what is wrong with each timestep; ``typical`` is the subject's median, pixels."""
     return [
         "interpolated"
         if cameras == 0
         else "few cameras"
-        if cameras < MIN_CAMERAS
+        if cameras < least
         else "large residual"
         if residual > MAX_RESIDUAL * typical
         else "ok"
@@ -128,14 +128,25 @@ def _find_flags(quality: SequenceQuality, typical: float) -> list[str]:
     ]
 
 
-def write_quality(path: Path, sequences: Mapping[str, SequenceQuality]) -> Path:
-    """Write a row for each timestep and log how many have which flag."""
+def write_quality(
+    path: Path, sequences: Mapping[str, SequenceQuality], least: int = MIN_CAMERAS
+) -> Path:
+    """Write a row for each timestep and log how many have which flag.
+
+    Args:
+        path: the file.
+        sequences: by name.
+        least: cameras below which they are few.
+
+    Returns:
+        ``path``.
+    """
     residuals = np.concatenate([each.reprojection for each in sequences.values()])
     typical = float(np.nanmedian(residuals)) if np.isfinite(residuals).any() else 0.0
     rows = []
     for name, quality in sequences.items():
         columns = zip(
-            quality.cameras, quality.reprojection, _find_flags(quality, typical), strict=True
+            quality.cameras, quality.reprojection, _find_flags(quality, typical, least), strict=True
         )
         for timestep, (cameras, residual, flag) in enumerate(columns):
             shown = "" if np.isnan(residual) else f"{residual:.3f}"

@@ -1,0 +1,141 @@
+"""One ordinary video as a capture: one camera, called `CAMERA`, of unknown calibration.
+
+Telephones record with a varying frame rate, turned on their side and in 10 bits. Timesteps are
+evenly spaced, each with the frame nearest in time; frames are upright, padded to a square in black.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import av
+import cv2
+import numpy as np
+
+from eavatar.arrays import Image
+from eavatar.cameras import Camera
+from eavatar.capture.ingest import FrameRow, Window, measure_sharpness
+from eavatar.capture.yuv import to_bgr
+from eavatar.errors import UserError
+from eavatar.io import Sequences, write_cameras, write_image, write_rows, write_sequences
+from eavatar.settings import IngestSettings
+
+CAMERA = "video"
+QUALITY = 95  # of the frames' JPEG
+
+
+def ingest_video(
+    video: Path, rate: float, image_size: int, focal: float | None, output: Path
+) -> IngestSettings:
+    """Write a video's frames, and a camera a metre before the origin of the world.
+
+    Args:
+        video: any file that FFmpeg reads.
+        rate: timesteps per second.
+        image_size: most, side of the frames, pixels.
+        focal: focal length, pixels of the upright video; None puts its longer side in the place.
+        output: receives cameras.json, sequences.json, and of the sequence that is called as the
+            file, <sequence>/<camera>/<timestep:05d>.jpg and <sequence>.csv.
+
+    Returns:
+        Settings that crop what was detected in the video as the frames are cropped.
+
+    Raises:
+        UserError: the video cannot be decoded.
+    """
+    folder = output / video.stem / CAMERA
+    shutil.rmtree(folder, ignore_errors=True)
+    rows, window = [], None
+    for timestep, source, image in _timesteps(video, rate):
+        height, width = image.shape[:2]
+        if window is None:
+            window = _square(width, height, image_size)
+        if (width, height) != (window.stored_width, window.stored_height):
+            raise UserError(f"{video} changes its image size at frame {source}; encode it again.")
+        frame = window.apply(image)
+        path = folder / f"{timestep:05d}.jpg"
+        write_image(path, frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        sharpness = measure_sharpness(frame[window.inside])
+        rows.append(FrameRow(timestep, CAMERA, source, sharpness))
+    if window is None:
+        raise UserError(f"{video} holds no frame; copy it again from its source.")
+    longer = focal or max(window.stored_width, window.stored_height)
+    write_cameras(output / "cameras.json", {CAMERA: _camera(window, longer)})
+    write_sequences(output / "sequences.json", Sequences((video.stem,), ()))
+    write_rows(output / f"{video.stem}.csv", rows)
+    return IngestSettings(
+        sequences=(video.stem,),
+        exclude=(),
+        held_out=(),
+        cameras=(CAMERA,),
+        every=1,
+        crop_origin=(window.x, window.y),
+        crop_size=window.width,
+        image_size=window.image_size,
+        jpeg_quality=QUALITY,
+        colour_correction=False,
+    )
+
+
+def _square(width: int, height: int, image_size: int) -> Window:
+    """The square around an image."""
+    side = max(width, height)
+    corner = (width - side) // 2, (height - side) // 2
+    return Window(*corner, side, side, width, height, min(image_size, side))
+
+
+def _camera(window: Window, focal: float) -> Camera:
+    width, height = window.stored_width, window.stored_height
+    intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    world_to_camera = np.eye(4)
+    world_to_camera[2, 3] = 1.0
+    whole = Camera(intrinsics, world_to_camera, width, height)
+    cropped = whole.crop(window.x, window.y, window.width, window.height)
+    return cropped.resize(window.image_size, window.image_size)
+
+
+def _timesteps(video: Path, rate: float) -> Iterator[tuple[int, int, Image]]:
+    """Timestep, index of its frame, and (H, W, 3) BGR upright image; the last is the last frame."""
+    timestep, source, earlier = 0, 0, None
+    for source, (time, frame) in enumerate(_decode(video, rate)):
+        while earlier and timestep / rate <= (earlier[0] + time) / 2:
+            yield timestep, source - 1, _upright(earlier[1])
+            timestep += 1
+        earlier = time, frame
+    if earlier:
+        for last in range(timestep, max(timestep, round(rate * earlier[0])) + 1):
+            yield last, source, _upright(earlier[1])
+
+
+def _decode(video: Path, rate: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Seconds since the first frame, and the frame; evenly spaced where the file holds no times.
+
+    Raises:
+        UserError: the file is no video, or damaged.
+    """
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise UserError(f"{video} holds no video; name a video file.")
+            stream.codec_context.options = {"err_detect": "explode"}
+            start = None
+            frames = cast("Iterator[av.VideoFrame]", container.decode(stream))
+            for index, frame in enumerate(frames):
+                time = (
+                    index / float(stream.average_rate or rate) if frame.time is None else frame.time
+                )
+                start = time if start is None else start
+                yield time - start, frame
+    except (av.FFmpegError, OSError) as error:
+        raise UserError(
+            f"{video} is not a readable video ({error}); copy it again from its source."
+        ) from error
+
+
+def _upright(frame: av.VideoFrame) -> Image:
+    """(H, W, 3) BGR, turned as the file's display matrix says."""
+    return np.ascontiguousarray(np.rot90(to_bgr(frame, ""), round(frame.rotation / 90)))

@@ -1,0 +1,83 @@
+"""From a video's file to a driver that moves an avatar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from eavatar.__main__ import main
+from eavatar.data.video import write_video
+from eavatar.io import read_tracking
+from eavatar.view.expressions import Face
+from eavatar.view.player import RATE
+from tests.scenes import CONFIG
+from tests.scenes.moving_face import EXPRESSION, detections, random_motion, rig, write_model
+from tests.view.test_reenact import write_person
+
+COUNT, SIZE = 12, 256
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A video of nothing, and beside it a model and the detections of a face in it."""
+    model = write_model(tmp_path / "model.h5")
+    camera = rig(np.eye(3))["222200003"]
+    motion = random_motion(model, np.eye(3), 5, COUNT)
+    _, found = detections(model, motion, model.mean[:68], {"video": camera})
+    points, confidence = found.points, found.confidence
+    write_provided(tmp_path, points, confidence)
+    frames = [np.full((SIZE, SIZE, 3), 10 * t, np.uint8) for t in range(COUNT)]
+    write_video(tmp_path / "clip.mp4", iter(frames), RATE, "yuv420p", "10")
+    return tmp_path / "clip.mp4"
+
+
+def write_provided(folder: Path, points: np.ndarray, confidence: np.ndarray) -> None:
+    arrays = {"cameras": np.array(["video"]), "points": points, "confidence": confidence}
+    np.savez(folder / "clip.npz", **arrays)
+
+
+def track(video: Path, *more: object) -> int:
+    words = ["track-video", video, "--morphable-model", video.parent / "model.h5"]
+    words += ["--config", CONFIG / "config.yaml", CONFIG / "demo.yaml"]
+    words += ["--landmarks", video.parent, "--output", video.parent / "driver", *more]
+    return main([str(word) for word in words])
+
+
+def test_a_tracked_video_moves_an_avatar_of_another_model(clip: Path, tmp_path: Path) -> None:
+    assert track(clip) == 0
+    driver = tmp_path / "driver"
+    tracking = read_tracking(driver / "face/tracking/clip.npz")
+    assert tracking.expression.shape == (COUNT, EXPRESSION)
+    assert Face.read(driver / "face").basis.shape[2] == EXPRESSION
+    assert len(pd.read_csv(driver / "face/quality.csv")) == COUNT
+    avatar = write_person(tmp_path / "avatar")
+    output = tmp_path / "driven.mp4"
+    words = ["reenact", "--results", avatar, "--avatars", avatar / "splat/full"]
+    words += ["--driver", driver, "--sequence", "clip", "--smoothing", 0, "--output", output]
+    assert main([str(word) for word in words]) == 0
+    with av.open(str(output)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == COUNT
+    assert abs(int(frames[5][100, 100, 0]) - 50) < 8  # the driver's frame beside it
+
+
+def test_bad_input_is_told_in_one_sentence(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(match: str, video: Path, *more: object) -> None:
+        assert track(video, *more) == 2
+        (sentence,) = (
+            line for line in capsys.readouterr().err.split("\n") if "eavatar track" in line
+        )
+        assert match in sentence
+
+    refused("does not exist", tmp_path / "nowhere.mp4")
+    refused("no focal length", clip, "--focal", -1)
+    (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:900])
+    refused("not a readable video", tmp_path / "broken.mp4")
+    write_provided(tmp_path, np.zeros((COUNT, 1, 68, 2)), np.zeros((COUNT, 1, 68)))
+    refused("clip shows a face in none of its timesteps", clip)

@@ -293,8 +293,8 @@ def view(a: Arguments) -> None:
 def track_video(a: Arguments) -> None:
     """Track the face in one ordinary video: a driver for `reenact`.
 
-    eavatar track-video clip.mp4 --morphable-model models/model2017-1_face12_nomouth.h5 \\
-        --output driver
+    eavatar track-video clip.mp4 --morphable-model models/bfm.h5 --output driver
+    eavatar track-video clip.mp4 --morphable-model models/bfm.h5 --focal 1400 --output driver
     """
     from eavatar.view.track_video import track_video as run
 

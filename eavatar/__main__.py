@@ -467,7 +467,7 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("--timestep", int, "one of the sequence's, from 0; all if not given", False),
         ("--world", bool, "as in the capture; else canonical, the head still and upright", False),
         ("--unfiltered", bool, "Gaussians as trained; they have gaps in large images", False),
-        ("--fine-tune", bool, "fit the Gaussians' colours to the training frames first", False),
+        ("--fine-tune", bool, "fit the Gaussians to the training frames first", False),
         CHOSEN,
         ("--output", Path, "a file, or a folder for a file of each timestep", True),
     ],

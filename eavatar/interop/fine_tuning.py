@@ -1,4 +1,4 @@
-"""Fine-tuning of plain splats: what the upsampler has learned to mend, as far as colours can.
+"""Fine-tuning of plain splats for renderers that have no upsampler.
 
 Every Gaussian gets another colour, opacity and size by constants that hold at all timesteps, so
 that the training frames are drawn well without the upsampler. Letter: N Gaussians.

@@ -86,24 +86,15 @@ def write_animation(path: Path, head: HeadMesh, timesteps: Sequence[Timestep], w
         "%d morph targets, no vertex more than %.2f mm off", len(shapes.targets), 1e3 * shapes.error
     )
     glb = Glb()
-    primitive = _add_surface(
-        glb, np.float32(head.scale) * neutral.numpy(), head.faces, colours.numpy()
-    )
+    metres = (head.scale * neutral).numpy()
+    primitive = _add_surface(glb, metres, head.faces, colours.numpy())
     primitive["targets"] = [
         {"POSITION": glb.add(target, VERTICES, bounds=True)} for target in shapes.targets
     ]
-    weights = np.zeros((len(neutral), 4), np.float32)
-    weights[:, 0] = head.head_weights.numpy()
-    weights[:, 1] = 1 - weights[:, 0]
-    joints = np.zeros((len(neutral), 4), np.uint8)
-    joints[:, 1] = weights[:, 1] > 0
-    primitive["attributes"] |= {
-        "JOINTS_0": glb.add(joints, VERTICES),
-        "WEIGHTS_0": glb.add(weights, VERTICES),
-    }
+    primitive["attributes"] |= _add_skin(glb, head.head_weights.numpy())
     names = [f"shape {number}" for number in range(1, len(shapes.targets) + 1)]
     surface = _describe_surface(primitive)
-    surface["meshes"][0]["extras"] = {"targetNames": names}
+    surface["meshes"][0]["extras"] = {"targetNames": names}  # as Blender and three.js read them
     content = {
         "scenes": [{"nodes": [0, 3]}],
         "nodes": [
@@ -172,11 +163,20 @@ def _animate(glb: Glb, weights: Float32, joints: tuple[Motion, Motion]) -> Conte
 
 def _add_surface(glb: Glb, vertices: Float32, faces: Int64, colours: Float32 | None) -> Content:
     """The primitive of a mesh in metres."""
-    attributes = {"POSITION": glb.add(vertices.astype(np.float32), VERTICES, bounds=True)}
+    attributes = {"POSITION": glb.add(vertices, VERTICES, bounds=True)}
     if colours is not None:
         attributes["COLOR_0"] = glb.add(to_linear(colours), VERTICES)
     indices = glb.add(faces.astype(np.uint32).reshape(-1), INDICES)
     return {"mode": TRIANGLES, "attributes": attributes, "indices": indices, "material": 0}
+
+
+def _add_skin(glb: Glb, head_weights: Float32) -> Content:
+    """How much each vertex follows the first joint, the head (S,), and the second, the torso."""
+    weights = np.zeros((len(head_weights), 4), np.float32)
+    weights[:, 0], weights[:, 1] = head_weights, 1 - head_weights
+    joints = np.zeros((len(head_weights), 4), np.uint8)
+    joints[:, 1] = weights[:, 1] > 0
+    return {"JOINTS_0": glb.add(joints, VERTICES), "WEIGHTS_0": glb.add(weights, VERTICES)}
 
 
 def _describe_surface(primitive: Content) -> Content:

@@ -2,7 +2,7 @@
 
 The Gaussians of a timestep are approximated by x_0 + Σ_k c_k b_k, with x_0 those of the neutral
 expression at the mean pose of the training. The blendshapes b_k are the principal components about
-x_0 of what the networks make of the training timesteps, each at its own expression and pose: the
+x_0 of what the networks make of some timesteps, each at its own expression and pose: the
 least-squares fit among all linear ones.
 
 They move and colour. Rotations, scales and opacities stay neutral: with them, images of held-out
@@ -87,7 +87,7 @@ def distil(avatar: Avatar, timesteps: Sequence[Timestep], count: int) -> LinearA
 
     Args:
         avatar: which the networks drive.
-        timesteps: of the training.
+        timesteps: to which it is fitted.
         count: K.
     Raises:
         UserError: there are fewer timesteps than blendshapes.
@@ -95,7 +95,7 @@ def distil(avatar: Avatar, timesteps: Sequence[Timestep], count: int) -> LinearA
     most = min(len(timesteps), MAX_COMPONENTS)
     if not 1 <= count <= most:
         raise UserError(
-            f"{count} blendshapes cannot be fitted to {len(timesteps)} training timesteps; name a "
+            f"{count} blendshapes cannot be fitted to {len(timesteps)} timesteps; name a "
             f"number from 1 to {most}."
         )
     torso = avatar.generator.torso

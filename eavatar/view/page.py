@@ -185,14 +185,15 @@ def export_page(folder: Path, options: PageOptions) -> Path:
     sequence = options.sequence or sequences.test[0]
     avatar = load_avatar(place)
     played = _read(results, avatar, sequence)
-    training = [step for name in sequences.train for step in _read(results, avatar, name)]
-    training = training[:: math.ceil(len(training) / MAX_TIMESTEPS)]
+    names = dict.fromkeys((*sequences.train, sequence))
+    steps = [step for name in names for step in _read(results, avatar, name)]
+    steps = steps[:: math.ceil(len(steps) / MAX_TIMESTEPS)]
     side = avatar.settings.image_size // avatar.settings.upsampling * avatar.settings.upsampling
     cameras = [camera.resize(side, side) for camera in read_cameras(results.cameras).values()]
 
-    packed = pack_avatar(distil(avatar, training, options.components))
+    packed = pack_avatar(distil(avatar, steps, options.components))
     linear = unpack_avatar(packed, avatar.device)
-    packed |= pack_motion(avatar, linear, training, played)
+    packed |= pack_motion(avatar, linear, steps, played)
     header = asdict(Framing.of(linear, avatar, cameras)) | {"rate": options.rate}
     count = f"{len(linear.neutral):,} Gaussians, {options.components} blendshapes"
     write_page(output, f"Avatar of {results.root.resolve().name}", count, header, packed)
@@ -218,20 +219,20 @@ def _read(results: Results, avatar: Avatar, sequence: str) -> Tracking:
 
 
 def pack_motion(
-    avatar: Avatar, linear: LinearAvatar, training: Sequence[Timestep], played: Tracking
+    avatar: Avatar, linear: LinearAvatar, steps: Sequence[Timestep], played: Tracking
 ) -> dict[str, Packed]:
     """What moves the page's avatar.
 
     Args:
         avatar: of the networks.
         linear: that stands for it.
-        training: timesteps, which say how far sliders go and which expressions have a button.
+        steps: timesteps that say how far sliders go and which expressions have a button.
         played: the sequence.
     Returns:
         ``coefficients`` (T, K) and ``poses`` (T, 7) of the sequence, ``expressions`` (M, K), and
         ``ranges`` (2, K) of the sliders.
     """
-    known = follow(avatar, linear, training).cpu().numpy()
+    known = follow(avatar, linear, steps).cpu().numpy()
     moved = known * linear.strengths.cpu().numpy()
     ends = [known.min(axis=0, initial=0), known.max(axis=0, initial=0)]
     return {

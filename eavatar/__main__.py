@@ -107,6 +107,14 @@ def refine_face(a: Arguments) -> None:
     run(block, a.morphable_model, a.capture, a.fit, a.output)
 
 
+def measure_gaze(a: Arguments) -> None:
+    """Measure where the tracked eyes look."""
+    from eavatar.face.gaze import measure_gaze as run
+
+    block = settings.parse_block(settings.GazeSettings, a.settings)
+    run(block, a.morphable_model, a.capture, a.face, a.output)
+
+
 def measure_appearance(a: Arguments) -> None:
     """Measure what the tracked eyes, brows and mouth look like."""
     from eavatar.face.appearance import measure_appearance as run
@@ -398,7 +406,7 @@ def block(name: str, path: str) -> Flag:
 
 
 # Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side.
-ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_appearance}
+ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_gaze, measure_appearance}
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
     train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,
@@ -538,11 +546,18 @@ RULES: dict[Verb, list[Flag]] = {
         ("--fit", Path, "face/fit", True),
         output("results/<subject>/face/refine"),
     ],
-    measure_appearance: [
+    measure_gaze: [
         SETTINGS,
         MODEL,
         CAPTURE,
         ("--face", Path, "face/refine", True),
+        output("results/<subject>/face/gaze"),
+    ],
+    measure_appearance: [
+        SETTINGS,
+        MODEL,
+        CAPTURE,
+        ("--face", Path, "face/gaze", True),
         output("results/<subject>/face"),
     ],
     prepare_prior: [SETTINGS, CAPTURE, FACE, output("results/<subject>/prior")],

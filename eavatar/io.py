@@ -158,17 +158,20 @@ class Timestep:
         translation: (3,) metres.
         appearance: (K,) appearance coefficients that were measured, or none: then an avatar that
             is driven by them, too, predicts them from the expression.
+        gaze: (2,) yaw to the subject's left and pitch up of both eyes, radians, or none: then an
+            avatar whose eyes move has them straight.
     """
 
     expression: Float32
     rotation: Float32
     translation: Float32
     appearance: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
+    gaze: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def driving(self) -> Float32:
-        """(E + K,) expression and appearance, side by side."""
-        return np.concatenate([self.expression, self.appearance])
+        """(E + G + K,) expression, gaze and appearance, side by side."""
+        return np.concatenate([self.expression, self.gaze, self.appearance])
 
     def with_expression(self, expression: ArrayLike) -> Timestep:
         """The same pose with other expression coefficients (E,), and no appearance measured."""
@@ -190,6 +193,8 @@ class Tracking:
         reprojection_error: (T, C) mean distance to the detections, pixels; NaN where none was seen.
         appearance: (T, K) appearance coefficients, in standard deviations; K = 0 if none were
             measured.
+        gaze: (T, G) yaw to the subject's left and pitch up of both eyes, radians; G = 2, or 0 if
+            it was not measured.
     """
 
     expression: Float32
@@ -198,16 +203,18 @@ class Tracking:
     landmarks: Float32
     reprojection_error: Float32
     appearance: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    gaze: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def __post_init__(self) -> None:
-        if self.appearance.size == 0:
-            empty = np.zeros((len(self.expression), 0), np.float32)
-            object.__setattr__(self, "appearance", empty)
+        empty = np.zeros((len(self.expression), 0), np.float32)
+        for name in ("appearance", "gaze"):
+            if getattr(self, name).size == 0:
+                object.__setattr__(self, name, empty)
 
     @property
     def driving(self) -> Float32:
-        """(T, E + K) expression and appearance, side by side."""
-        return np.concatenate([self.expression, self.appearance], axis=1)
+        """(T, E + G + K) expression, gaze and appearance, side by side."""
+        return np.concatenate([self.expression, self.gaze, self.appearance], axis=1)
 
     def with_expression(self, expression: ArrayLike) -> Tracking:
         """The same poses with other expression coefficients (T, E), and no appearance measured."""
@@ -236,6 +243,7 @@ class Tracking:
             self.rotation[index],
             self.translation[index],
             self.appearance[index],
+            self.gaze[index],
         )
 
     def __iter__(self) -> Iterator[Timestep]:
@@ -259,6 +267,7 @@ SHAPES: dict[type, dict[str, tuple[str | int, ...]]] = {
         "landmarks": ("T", LANDMARKS, 3),
         "reprojection_error": ("T", "C"),
         "appearance": ("T", "K"),
+        "gaze": ("T", "G"),
     },
 }
 

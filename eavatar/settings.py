@@ -246,6 +246,13 @@ class AppearanceSettings(Settings):
     image_size: int = Field(ge=64, description="most, side of the images looked at, pixels")
 
 
+class GazeSettings(Settings):
+    """`measure_gaze`: where the eyes look."""
+
+    enabled: bool = Field(description="otherwise the eyes of the avatar do not turn by themselves")
+    image_size: int = Field(ge=64, description="most, side of the images looked at, pixels")
+
+
 class GenerateSettings(BackendSettings):
     """`generate_prior`: a complete head mesh in its own frame."""
 
@@ -451,6 +458,9 @@ class SplatSettings(Settings):
     upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
     upsampler: UpsamplerName
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
+    low_pass: float = Field(
+        gt=0, le=1, description="added to the variance of every Gaussian, splatted pixels²"
+    )
     surface_points: int = Field(ge=100, description="most Gaussians on the surface at the start")
     mouth_points: int = Field(ge=0, description="Gaussians added inside the mouth")
     opacity: float = Field(gt=0, lt=1, description="of all Gaussians at the start")
@@ -622,6 +632,7 @@ class FaceBlock(Settings):
     landmarks: LandmarkSettings
     fit: FitSettings
     refine: RefineSettings
+    gaze: GazeSettings
     appearance: AppearanceSettings
 
 

@@ -77,6 +77,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "demo/sculpt": "demo/test_demo.py",
     "face/backends/face_alignment": "face/test_landmarks.py",
     "face/backends/provided": "face/test_landmarks.py",
+    "face/colours": "face/test_appearance.py",
     "face/photometric": "face/test_refine.py",
     "interop/avatar_splats": "interop/test_export.py",
     "interop/fine_tuning": "interop/test_export.py",

@@ -278,14 +278,20 @@ def test_a_finished_write_replaces_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_tracking_without_appearance_is_read_as_one_of_none(tmp_path: Path) -> None:
-    arrays = {name: getattr(TRACKING, name) for name in SHAPES[Tracking] if name != "appearance"}
+    newer = {"appearance", "gaze"}
+    arrays = {name: getattr(TRACKING, name) for name in SHAPES[Tracking] if name not in newer}
     np.savez(tmp_path / "file.npz", **arrays)
     read = read_arrays(Tracking, tmp_path / "file.npz")
     assert read.appearance.shape == (len(TRACKING), 0)
     assert read[1].appearance.shape == (0,) and len(read[1:].appearance) == len(TRACKING) - 1
 
 
-def test_what_drives_an_avatar_is_expression_and_appearance() -> None:
+def test_what_drives_an_avatar_is_expression_gaze_and_appearance() -> None:
+    looking = replace(TRACKING, gaze=np.full((len(TRACKING), 2), 0.1, np.float32))
+    straight = looking.with_expression(0 * looking.expression)
+    assert np.array_equal(straight.gaze, looking.gaze) and straight.driving[0, -1] > 0
+    assert np.array_equal(looking[1].driving, looking.driving[1])
+    assert len(looking[1:].gaze) == len(TRACKING) - 1
     measured = replace(TRACKING, appearance=np.ones((len(TRACKING), 2), np.float32))
     assert measured.driving.shape[1] == TRACKING.expression.shape[1] + 2
     assert np.array_equal(measured[1].driving, measured.driving[1])

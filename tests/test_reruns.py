@@ -38,8 +38,8 @@ ROW = {
 }
 RULES = (  # in order; a job of those marked * for each sequence
     "check", "choose_sequences", "calibrate", "ingest*", "matte*", "detect_landmarks*",
-    "fit_face", "refine_face", "measure_appearance", "floors", "generate_prior", "align_prior",
-    "train_sdf", "train_splat", "evaluate", "metrics", "report", "overview",
+    "fit_face", "refine_face", "measure_gaze", "measure_appearance", "floors", "generate_prior",
+    "align_prior", "train_sdf", "train_splat", "evaluate", "metrics", "report", "overview",
 )  # fmt: skip
 TABLES = (
     "measure_speed",
@@ -145,6 +145,10 @@ CASES = {
         by_command_line(face={"fit": {"head_scale": [0.05, 0.2]}}), jobs("fit_face", "check")
     ),
     "face.refine": Case(by_command_line(face={"refine": {"rounds": 9}}), jobs("refine_face")),
+    "face.gaze": Case(
+        by_command_line(face={"gaze": {"image_size": 96}}),
+        jobs("train_sdf", "measure_gaze", "measure_appearance", "floors"),
+    ),
     "face.appearance": Case(
         by_command_line(face={"appearance": {"components": 9}}),
         jobs("train_sdf", "measure_appearance", "floors"),

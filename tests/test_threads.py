@@ -188,6 +188,7 @@ print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
     [
         ("fit-face", "settings morphable-model capture landmarks output", 1),
         ("refine-face", "settings morphable-model capture fit output", 1),
+        ("measure-gaze", "settings morphable-model capture face output", 1),
         ("measure-appearance", "settings morphable-model capture face output", 1),
         ("align-prior", "settings seed raw capture face output", CORES),
     ],

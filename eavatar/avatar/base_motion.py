@@ -4,15 +4,17 @@ Eq. 2 has a network learn all of it from zero; what training never showed, it ca
 fitted mesh does: ``neutral + basis · θ``. Here each point moves with the nearest place of the mesh,
 fully up to `FULL_REACH` and falling smoothly to nothing at `ZERO_REACH`, as for hair, neck and the
 back of the head; the networks learn the rest. Two sheets behind the lips stand for teeth and
-tongue, the upper one still as the skull, the lower one moving with the chin, and a still cap in
-each eye for the eyeball: most models have none, and lids would drag it along.
+tongue, the upper one still as the skull, the lower one moving with the chin, and a cap in each eye
+for the eyeball: most models have none, and lids would drag it along. It turns with the gaze where
+that is tracked and is still otherwise.
 
 Canonical space, 1 unit = 1 dm. Letters: V vertices and F faces of the mesh, N points, E
-expression coefficients.
+expression coefficients, G = 2 angles of the gaze or none.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -36,8 +38,9 @@ CHUNK = 2**15  # points located at once
 MOUTH_MARGIN = 0.8  # half size of the box of mouth points / largest landmark distance (GHA)
 SHEET_CELLS = 12, 6  # of the teeth's sheets, across and up
 EYEBALL = 0.12  # radius: those of adults differ by 0.01
-EYE_CAP = 0.9  # radians from its front, as far as the cap reaches behind the lids
-CAP_CELLS = 4, 12  # of the cap, outwards and around
+EYE_CAP = 1.3  # radians from its front: as far as gaze brings between the lids
+CAP_CELLS = 6, 12  # of the cap, outwards and around
+CAP_VERTICES = (CAP_CELLS[0] + 1) * (CAP_CELLS[1] + 1)
 
 
 @dataclass(frozen=True)
@@ -61,27 +64,39 @@ class Attachment:
 
 
 class BaseMotion(nn.Module):
-    """The moving part of a person's fitted mesh, and the sheets of the teeth.
+    """The moving part of a person's fitted mesh, the sheets of the teeth and the caps of the eyes.
 
     Attributes:
-        vertices: (V, 3) neutral.
+        vertices: (V, 3) neutral, those of the caps the last.
         faces: (F, 3).
         basis: (V, 3, E) displacements, a standard deviation each.
+        eye_centres: (2, 3) of the right and the left eyeball.
+        gaze_size: 2 if the caps turn with the gaze, 0 if they are still.
     """
 
     vertices: Tensor
     faces: Tensor
     basis: Tensor
+    eye_centres: Tensor
 
-    def __init__(self, vertices: Tensor, faces: Tensor, basis: Tensor):
+    def __init__(
+        self,
+        vertices: Tensor,
+        faces: Tensor,
+        basis: Tensor,
+        eye_centres: Tensor,
+        gaze_size: int = 0,
+    ):
         super().__init__()
+        self.gaze_size = gaze_size
+        self.register_buffer("eye_centres", eye_centres)
         self.register_buffer("vertices", vertices)
         self.register_buffer("faces", faces)
         self.register_buffer("basis", basis)
 
     @classmethod
-    def of(cls, mesh: Mesh, basis: Tensor, landmarks: Tensor) -> Self:
-        """From the whole mesh at rest, its basis (V, 3, E) and the neutral landmarks (68, 3)."""
+    def of(cls, mesh: Mesh, basis: Tensor, landmarks: Tensor, gaze_size: int = 0) -> Self:
+        """From the whole mesh at rest, its basis (V, 3, E), the neutral landmarks (68, 3) and G."""
         vertices, faces = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces)
         vertices, chin = vertices.float(), landmarks[CHIN]
         of_chin = basis[(vertices - chin).square().sum(dim=1).argmin()]
@@ -89,11 +104,11 @@ class BaseMotion(nn.Module):
         used, numbers = faces[moving].unique(return_inverse=True)
         parts = [(vertices[used], numbers, basis[used])]
         still = torch.zeros_like(of_chin)
+        eyes = [Eyeball.of(landmarks[ring]) for ring in (RIGHT_EYE, LEFT_EYE)]
         for (points, sheet), motion in (
             (_teeth(landmarks, upper=True), still),
             (_teeth(landmarks, upper=False), of_chin),
-            (_eyeball(landmarks[RIGHT_EYE]), still),
-            (_eyeball(landmarks[LEFT_EYE]), still),
+            *((eye.cap(), still) for eye in eyes),
         ):
             parts.append((points, sheet, motion.expand(len(points), -1, -1)))
         starts = np.cumsum([0, *(len(part[0]) for part in parts[:-1])]).tolist()
@@ -101,11 +116,13 @@ class BaseMotion(nn.Module):
             torch.cat([points for points, _, _ in parts]),
             torch.cat([part[1] + start for part, start in zip(parts, starts, strict=True)]),
             torch.cat([motion for _, _, motion in parts]),
+            torch.stack([eye.centre for eye in eyes]),
+            gaze_size,
         )
 
     @classmethod
-    def read(cls, face: Path, expressions: int) -> Self:
-        """From ``results/<subject>/face``, for a tracking of so many coefficients.
+    def read(cls, face: Path, expressions: int, gaze_size: int = 0) -> Self:
+        """From ``results/<subject>/face``, for a tracking of so many coefficients, E and G.
 
         Raises:
             UserError: a file is missing or malformed, or they do not belong together.
@@ -120,18 +137,29 @@ class BaseMotion(nn.Module):
                 f"but neutral.ply has {len(mesh.vertices)} and the tracking {expressions}; run "
                 "`fit_face` again."
             )
-        return cls.of(mesh, basis, torch.from_numpy(identity.landmarks))
+        return cls.of(mesh, basis, torch.from_numpy(identity.landmarks), gaze_size)
 
     @classmethod
-    def empty(cls, vertices: int, faces: int, expressions: int) -> Self:
+    def empty(cls, vertices: int, faces: int, expressions: int, gaze_size: int = 0) -> Self:
         """Of these sizes, to be filled from a file."""
         corners = torch.zeros(faces, 3, dtype=torch.int64)
-        return cls(torch.zeros(vertices, 3), corners, torch.zeros(vertices, 3, expressions))
+        basis = torch.zeros(vertices, 3, expressions)
+        return cls(torch.zeros(vertices, 3), corners, basis, torch.zeros(2, 3), gaze_size)
 
-    def forward(self, expressions: Tensor) -> Tensor:
-        """Displacements (…, V, 3) of the vertices under expressions (…, E), and what may follow."""
-        moved: Tensor = expressions[..., : self.basis.shape[2]] @ self.basis.flatten(0, 1).T
-        return moved.view(*expressions.shape[:-1], -1, 3)
+    def forward(self, driving: Tensor) -> Tensor:
+        """Displacements (…, V, 3) of the vertices under expression and gaze (…, E + G), behind
+        which appearance may follow."""
+        count = self.basis.shape[2]
+        moved: Tensor = driving[..., :count] @ self.basis.flatten(0, 1).T
+        moved = moved.view(*driving.shape[:-1], -1, 3)
+        if self.gaze_size == 0:
+            return moved
+        gaze = driving[..., count : count + self.gaze_size]
+        caps = self.vertices[-2 * CAP_VERTICES :].view(2, CAP_VERTICES, 3)
+        arms = (caps - self.eye_centres[:, None]).flatten(0, 1)
+        turned = arms @ turn_eyes(gaze).mT - arms
+        moved[..., -len(arms) :, :] += turned
+        return moved
 
     @torch.no_grad()
     def attach(self, points: Tensor) -> Attachment:
@@ -193,26 +221,65 @@ def _teeth(landmarks: Tensor, upper: bool) -> tuple[Tensor, Tensor]:
     return points, _grid_faces(up, across)
 
 
-def _eyeball(ring: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices (P, 3) and faces (Q, 3) of the front of an eyeball, from its landmarks (6, 3).
+@dataclass(frozen=True)
+class Eyeball:
+    """The sphere through the middles of both lids, about the axis of their opening.
 
-    It is a cap of the sphere through the middles of both lids, about the axis of their opening."""
-    corners, lids = ring[[0, 3]], ring[[1, 2, 4, 5]]
-    middle, upper, lower = lids.mean(dim=0), lids[:2].mean(dim=0), lids[2:].mean(dim=0)
-    sideways = normalize(corners[1] - corners[0], dim=0)
-    front = normalize(torch.linalg.cross(upper - lower, sideways), dim=0)
-    front = front * front[2].sign()
-    half = ((upper - lower).norm() / 2).clamp(max=EYEBALL)
-    centre = middle - (EYEBALL**2 - half**2).sqrt() * front
-    upwards = torch.linalg.cross(front, sideways)
-    outwards, around = CAP_CELLS
-    tilt = torch.linspace(0, EYE_CAP, outwards + 1).to(ring)
-    turn = torch.linspace(0, 2 * torch.pi, around + 1).to(ring)
-    grid = torch.cartesian_prod(tilt, turn)
-    sine = grid[:, 0].sin()
-    axes = torch.stack([sine * grid[:, 1].cos(), sine * grid[:, 1].sin(), grid[:, 0].cos()], dim=1)
-    points = centre + EYEBALL * axes @ torch.stack([sideways, upwards, front])
-    return points, _grid_faces(outwards, around)
+    Attributes:
+        centre: (3,) canonical.
+        axes: (3, 3) rows: towards the other corner, across the lids, and to the front.
+    """
+
+    centre: Tensor
+    axes: Tensor
+
+    @classmethod
+    def of(cls, ring: Tensor) -> Self:
+        """From the six landmarks (6, 3) of an eye."""
+        corners, lids = ring[[0, 3]], ring[[1, 2, 4, 5]]
+        middle, upper, lower = lids.mean(dim=0), lids[:2].mean(dim=0), lids[2:].mean(dim=0)
+        sideways = normalize(corners[1] - corners[0], dim=0)
+        front = normalize(torch.linalg.cross(upper - lower, sideways), dim=0)
+        front = front * front[2].sign()
+        half = ((upper - lower).norm() / 2).clamp(max=EYEBALL)
+        centre = middle - (EYEBALL**2 - half**2).sqrt() * front
+        return cls(centre, torch.stack([sideways, torch.linalg.cross(front, sideways), front]))
+
+    def cap(self) -> tuple[Tensor, Tensor]:
+        """Vertices (P, 3) and faces (Q, 3) of its front."""
+        outwards, around = CAP_CELLS
+        tilt = torch.linspace(0, EYE_CAP, outwards + 1).to(self.centre)
+        turn = torch.linspace(0, 2 * torch.pi, around + 1).to(self.centre)
+        grid = torch.cartesian_prod(tilt, turn)
+        return self.points(grid[:, 0], grid[:, 1]), _grid_faces(outwards, around)
+
+    def points(self, tilt: Tensor, turn: Tensor) -> Tensor:
+        """(N, 3) on the sphere, at angles (N,) from its front and (N,) about it."""
+        sine = tilt.sin()
+        places = torch.stack([sine * turn.cos(), sine * turn.sin(), tilt.cos()], dim=1)
+        return self.centre + EYEBALL * places @ self.axes
+
+
+def eye_points(landmarks: Tensor, count: int) -> Tensor:
+    """Random points (2 · count, 3) on the fronts of both eyeballs, as densely everywhere.
+
+    Args:
+        landmarks: (68, 3) of the neutral face, canonical.
+        count: of points of each.
+    """
+    points = []
+    for ring in (RIGHT_EYE, LEFT_EYE):
+        height, turn = torch.rand(2, count).to(landmarks)
+        tilt = torch.acos(1 - height * (1 - math.cos(EYE_CAP)))
+        points.append(Eyeball.of(landmarks[ring]).points(tilt, 2 * torch.pi * turn))
+    return torch.cat(points)
+
+
+def turn_eyes(gaze: Tensor) -> Tensor:
+    """Rotations (…, 3, 3) of the eyeballs by gaze (…, 2), in the head's axes."""
+    (sy, sp), (cy, cp) = (part.unbind(dim=-1) for part in (gaze.sin(), gaze.cos()))
+    rows = cy, -sy * sp, sy * cp, 0 * sy, cp, sp, -sy, -cy * sp, cy * cp
+    return torch.stack(rows, dim=-1).view(*gaze.shape[:-1], 3, 3)
 
 
 def _grid_faces(up: int, across: int) -> Tensor:

@@ -266,11 +266,10 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
     sizes, settings = ({**(content.get(name) or {})} for name in ("sizes", "settings"))
     for name in ("expression", "feature", "colour"):
         sizes[f"{name}_size"] = sizes.pop(name, None)
-    sizes["appearance_size"] = 0
-    head = {name: sizes.get(name) for name in HeadSettings.model_fields}
+    head = {name: sizes[name] for name in HeadSettings.model_fields if name in sizes}
     if "scale" not in sizes:
         return {"head": head}
-    kept = {name: settings.get(name) for name in AvatarSettings.model_fields}
+    kept = {name: settings[name] for name in AvatarSettings.model_fields if name in settings}
     return {"avatar": kept | {"head": head, "scale": sizes["scale"]}}
 
 
@@ -284,8 +283,9 @@ def _read_base(prefix: str, tensors: Mapping[str, Tensor], head: HeadSettings) -
     own = _below(prefix, tensors)
     if not own:
         return None
-    base = BaseMotion.empty(len(own["vertices"]), len(own["faces"]), head.expression_size)
-    base.load_state_dict(own)
+    sizes = len(own["vertices"]), len(own["faces"]), head.expression_size, head.gaze_size
+    base = BaseMotion.empty(*sizes)
+    base.load_state_dict({"eye_centres": base.eye_centres} | own)  # which older files lack
     return base
 
 

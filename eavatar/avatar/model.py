@@ -32,7 +32,7 @@ from eavatar.avatar.upsample import make_upsampler
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import LANDMARKS, Timestep
-from eavatar.rendering.splatting import splat
+from eavatar.rendering.splatting import LOW_PASS, splat
 from eavatar.settings import ControlSettings, SdfSettings, Settings, SplatSettings, UpsamplerName
 
 
@@ -40,7 +40,8 @@ class HeadSettings(Settings):
     """What stage I decided, beside its tensors; the names are those of `SdfSettings`."""
 
     expression_size: int = Field(ge=1, description="expression coefficients")
-    appearance_size: int = Field(0, ge=0, description="appearance coefficients, after these")
+    gaze_size: int = Field(0, ge=0, le=2, description="angles of the gaze, after these")
+    appearance_size: int = Field(0, ge=0, description="appearance coefficients, after both")
     feature_size: int = Field(ge=1, description="channels of the feature of a Gaussian")
     colour_size: int = Field(ge=3, description="channels of its colour; the first three RGB")
     width: int = Field(ge=1, description="units of a hidden layer of the drivers")
@@ -49,15 +50,26 @@ class HeadSettings(Settings):
     deform_scale: float = Field(description="largest displacement per axis, canonical units")
 
     @classmethod
-    def of(cls, settings: SdfSettings, expression_size: int, appearance_size: int = 0) -> Self:
+    def of(
+        cls,
+        settings: SdfSettings,
+        expression_size: int,
+        appearance_size: int = 0,
+        gaze_size: int = 0,
+    ) -> Self:
         """What the settings of a training of stage I leave behind."""
         kept = settings.model_dump(include=set(cls.model_fields))
-        return cls(expression_size=expression_size, appearance_size=appearance_size, **kept)
+        return cls(
+            expression_size=expression_size,
+            gaze_size=gaze_size,
+            appearance_size=appearance_size,
+            **kept,
+        )
 
     @property
     def driving_size(self) -> int:
-        """Coefficients of a timestep, expression and appearance."""
-        return self.expression_size + self.appearance_size
+        """Numbers that drive a timestep: expression, gaze and appearance."""
+        return self.expression_size + self.gaze_size + self.appearance_size
 
     def make_drivers(self) -> Drivers:
         """Networks of these sizes that have learned nothing."""
@@ -71,6 +83,7 @@ class AvatarSettings(Settings):
     scale: float = Field(gt=0, description="canonical units to metres")
     image_size: int = Field(ge=1, description="side of the images trained on, pixels")
     upsampling: int = Field(ge=1, description="final size / size of the splatted features")
+    low_pass: float = Field(LOW_PASS, gt=0, description="of the splatting, its pixels²")
     upsampler: UpsamplerName = Field(description="which network")
     upsampler_width: int = Field(ge=1, description="its channels")
     width: int = Field(ge=1, description="units of a hidden layer of the attribute networks")
@@ -285,7 +298,8 @@ class Avatar(nn.Module):
         An image whose sides are no multiples of the upsampling is drawn up to the next ones.
 
         Args:
-            expression: (E + A,), or (E,): then the appearance is predicted from it.
+            expression: (E + G + A,); without the appearance (E + G,), then it is predicted from
+                the expression; without the gaze, too (E,), then it is straight.
             pose: (6,) axis-angle in radians, translation in metres.
             cameras: of the final images.
             capacity: see `eavatar.rendering.splatting.splat`.
@@ -307,6 +321,7 @@ class Avatar(nn.Module):
             math.ceil(cameras.height / factor),
             background=intrinsics.new_ones(generated.gaussians.features.shape[-1]),
             capacity=capacity,
+            low_pass=self.settings.low_pass,
         )
         return Coarse(drawn.features, generated, drawn.pairs)
 
@@ -317,7 +332,7 @@ class Avatar(nn.Module):
             self.neutral,
             self.arrangement,
             self.settings.control,
-            self._with_appearance(expression),
+            self._complete(expression),
             pose,
             self.settings.scale,
         )
@@ -334,20 +349,23 @@ class Avatar(nn.Module):
             self.neutral,
             self.arrangement,
             self.settings.control,
-            self._with_appearance(expression),
+            self._complete(expression),
             pose,
         )
 
-    def _with_appearance(self, expression: Tensor) -> Tensor:
-        """(E + A,) of an expression as of `draw`."""
+    def _complete(self, driving: Tensor) -> Tensor:
+        """(E + G + A,) of an expression as of `draw`."""
         head = self.settings.head
-        if expression.shape == (head.driving_size,):
-            return expression
-        if expression.shape == (head.expression_size,):
-            return torch.cat([expression, predict(self.appearance_by_expression, expression)])
+        if driving.shape == (head.driving_size,):
+            return driving
+        if driving.shape == (head.expression_size,):
+            driving = nn.functional.pad(driving, (0, head.gaze_size))
+        if driving.shape == (head.expression_size + head.gaze_size,):
+            expression = driving[: head.expression_size]
+            return torch.cat([driving, predict(self.appearance_by_expression, expression)])
         own = f" and {head.appearance_size} of its appearance" if head.appearance_size else ""
         raise UserError(
-            f"the expression to draw has the shape {tuple(expression.shape)}, but the avatar has "
+            f"the expression to draw has the shape {tuple(driving.shape)}, but the avatar has "
             f"{head.expression_size} coefficients{own}; use the tracking that it was trained with."
         )
 

@@ -55,6 +55,7 @@ class FrameSet:
         timesteps: T indices within the sequence.
         expression: (T, E).
         appearance: (T, K).
+        gaze: (T, G) radians, G = 2 or 0.
         rotation: (T, 3) axis-angle.
         translation: (T, 3) metres.
         landmarks: (T, 68, 3) world, metres.
@@ -73,6 +74,7 @@ class FrameSet:
     timesteps: tuple[int, ...]
     expression: Tensor
     appearance: Tensor
+    gaze: Tensor
     rotation: Tensor
     translation: Tensor
     landmarks: Tensor
@@ -103,8 +105,8 @@ class FrameSet:
 
     @property
     def driving(self) -> Tensor:
-        """(T, E + K) expression and appearance, side by side."""
-        return torch.cat([self.expression, self.appearance], dim=1)
+        """(T, E + G + K) expression, gaze and appearance, side by side."""
+        return torch.cat([self.expression, self.gaze, self.appearance], dim=1)
 
     @property
     def poses(self) -> Tensor:
@@ -212,6 +214,7 @@ class FrameSet:
             timesteps=tuple(timestep for _, timestep in keys),
             expression=gather("expression"),
             appearance=gather("appearance"),
+            gaze=gather("gaze"),
             rotation=gather("rotation"),
             translation=gather("translation"),
             landmarks=gather("landmarks"),

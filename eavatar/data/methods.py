@@ -20,6 +20,7 @@ class ViewRequest:
         timestep: index within the sequence.
         expression: (E,) coefficients, in standard deviations.
         appearance: (K,) that was measured with this expression, in standard deviations, or none.
+        gaze: (G,) of both eyes, radians, or none.
         rotation: (3,) axis-angle, radians.
         translation: (3,) metres.
         serials: C serial numbers of the cameras.
@@ -31,6 +32,7 @@ class ViewRequest:
     timestep: int
     expression: Tensor
     appearance: Tensor
+    gaze: Tensor
     rotation: Tensor
     translation: Tensor
     serials: tuple[str, ...]
@@ -46,6 +48,7 @@ class ViewRequest:
             timestep=frames.timesteps[timestep],
             expression=frames.expression[timestep],
             appearance=frames.appearance[timestep],
+            gaze=frames.gaze[timestep],
             rotation=frames.rotation[timestep],
             translation=frames.translation[timestep],
             serials=tuple(frames.serials[camera] for camera in chosen),

@@ -19,32 +19,20 @@ Letters: T timesteps, C cameras, P points, V vertices, K appearance coefficients
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from eavatar.arrays import Float64, Int64, Uint8
-from eavatar.data.images import read_colour, read_grey, resize_area
+from eavatar.arrays import Bool, Float64, Int64
 from eavatar.errors import UserError
+from eavatar.face.colours import TrackedFace, mean_colours, write_measured
 from eavatar.face.morphable import MorphableModel, read_morphable_model
-from eavatar.face.photometric import CELL, fill_depth, linearise_colours, visible_points
-from eavatar.face.refine import MaskedSequence, ResizedCameras, read_resized_cameras, read_sequence
-from eavatar.face.triangulation import project_points
-from eavatar.io import (
-    Identity,
-    Tracking,
-    atomic,
-    read_arrays,
-    read_mesh,
-    read_sequences,
-    write_arrays,
-)
+from eavatar.face.refine import read_sequence
+from eavatar.io import Tracking, read_arrays, read_sequences
 from eavatar.landmark_indices import BROWS, LEFT_EYE, MOUTH, RIGHT_EYE
 from eavatar.meshes import vertex_normals
 from eavatar.settings import AppearanceSettings
@@ -52,15 +40,10 @@ from eavatar.threads import make_pool
 
 logger = logging.getLogger(__name__)
 
-TAKEN_OVER = ("identity.npz", "neutral.ply", "expression_basis.npz")
 RADIUS = 0.12  # dm; vertices this close to a landmark of a region belong to it
 SPACING = 0.02  # dm; of the points on the mesh, two pixels of a head that fills 320
 MIN_FORWARD = 0.2  # cosine of a vertex' normal to the direction in which the face looks
 COLUMNS, ROWS = 9, 6  # of points between lids and between lips
-MIN_COSINE = 0.3  # of the angle to the viewing direction; flatter views show little
-OCCLUSION_DISTANCE = 0.006  # metres in front of a point; an eye bulges by half of it
-COLOUR_OUTLIER = 0.1  # of a range of 1: gloss; less than skin differs from teeth
-MIN_WEIGHT = 0.05  # of the views of a point, from which on it counts as seen
 MIN_SEEN = 0.5  # of the training timesteps in which a point is seen, else it is not used
 MIN_FACTOR = 0.2  # of light
 LIMIT = 3.0  # deviations; the largest coefficient
@@ -111,27 +94,6 @@ class SurfacePoints:
         """(P, D) at the points, of values (V, D) at the vertices."""
         mixed: Float64 = (self.weights[..., None] * values[self.corners]).sum(axis=1)
         return mixed
-
-
-@dataclass(frozen=True)
-class TrackedFace:
-    """What the textures of all sequences have in common.
-
-    Attributes:
-        capture: ``results/<subject>/capture``.
-        cameras: of the capture.
-        model: whose expressions the tracking has.
-        neutral: (V, 3) canonical.
-        scale: canonical units to metres.
-        points: at which the colours are measured.
-    """
-
-    capture: Path
-    cameras: ResizedCameras
-    model: MorphableModel
-    neutral: Float64
-    scale: float
-    points: SurfacePoints
 
 
 @dataclass(frozen=True)
@@ -189,12 +151,7 @@ def measure_appearance(
     if settings.enabled:
         model = read_morphable_model(morphable_model)
         tracks = measure_tracks(settings, model, capture, face, tracks)
-    for name, track in tracks.items():
-        write_arrays(output / "tracking" / f"{name}.npz", track)
-    for name in TAKEN_OVER:
-        with atomic(output / name) as temporary:
-            shutil.copyfile(face / name, temporary)
-    return output
+    return write_measured(output, tracks, face)
 
 
 def measure_tracks(
@@ -216,10 +173,11 @@ def measure_tracks(
     Raises:
         UserError: as `measure_appearance`.
     """
-    tracked = start_face(settings, model, capture, face)
-    textures = {name: read_textures(tracked, name, track) for name, track in tracks.items()}
+    tracked = TrackedFace.read(settings.image_size, model, capture, face)
+    points = choose_points(model, tracked.neutral)
+    textures = {name: read_textures(tracked, points, name, track) for name, track in tracks.items()}
     training = [textures[name] for name in read_sequences(capture / "sequences.json").train]
-    basis = learn_basis(training, tracked.points.regions, settings.components)
+    basis = learn_basis(training, points.regions, settings.components)
     return {
         name: replace(track, appearance=project(basis, textures[name]).astype(np.float32))
         for name, track in tracks.items()
@@ -227,23 +185,6 @@ def measure_tracks(
 
 
 # --- points on the surface ----------------------------------------------------------------------
-
-
-def start_face(
-    settings: AppearanceSettings, model: MorphableModel, capture: Path, face: Path
-) -> TrackedFace:
-    """The face, with its points chosen.
-
-    Args:
-        settings: size of the images.
-        model: that the fit used.
-        capture: ``results/<subject>/capture``.
-        face: folder with ``identity.npz`` and ``neutral.ply``.
-    """
-    cameras = read_resized_cameras(capture / "cameras.json", settings.image_size)
-    neutral = read_mesh(face / "neutral.ply").vertices.astype(np.float64)
-    scale = float(read_arrays(Identity, face / "identity.npz").scale)
-    return TrackedFace(capture, cameras, model, neutral, scale, choose_points(model, neutral))
 
 
 def choose_points(model: MorphableModel, neutral: Float64) -> SurfacePoints:
@@ -297,83 +238,28 @@ def _span_opening(landmark_vertices: Int64, region: Region) -> tuple[Int64, Floa
 # --- colours ------------------------------------------------------------------------------------
 
 
-def read_textures(face: TrackedFace, name: str, track: Tracking) -> Textures:
+def read_textures(face: TrackedFace, points: SurfacePoints, name: str, track: Tracking) -> Textures:
     """The colours of a sequence's timesteps, each by itself.
 
     Args:
-        face: with capture, cameras and points.
+        face: with capture and cameras.
+        points: at which they are measured.
         name: of the sequence.
         track: of the sequence.
     """
     sequence, count = read_sequence(face.capture, name), len(track)
+
+    def read(timestep: int) -> tuple[Float64, Bool]:
+        vertices = face.vertices(track, timestep)
+        normals = points.of(vertex_normals(vertices, face.model.faces))
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        places = points.of(vertices)
+        return mean_colours(face, sequence, timestep, vertices, places, normals)
+
     with make_pool() as pool:
-        rows = pool.map(lambda step: _read_texture(face, sequence, track, step), range(count))
-        found = list(tqdm(rows, f"appearance of {name}", count))
-    return Textures(
-        np.stack([colours for colours, _ in found]), np.stack([seen for _, seen in found])
-    )
-
-
-def _read_texture(
-    face: TrackedFace, sequence: MaskedSequence, track: Tracking, timestep: int
-) -> tuple[Float64, Float64]:
-    """Colours (P, 3) of the points at a timestep, and whether they are seen (P,)."""
-    cameras, points = face.cameras, face.points
-    basis = face.model.expression_basis[..., : track.expression.shape[1]]
-    canonical = face.neutral + basis @ track.expression[timestep]
-    turn = Rotation.from_rotvec(track.rotation[timestep].astype(np.float64)).as_matrix()
-    vertices = face.scale * canonical @ turn.T + track.translation[timestep]
-    places = points.of(vertices)
-    images = np.empty((len(cameras.serials), cameras.size, cameras.size, 3), np.float32)
-    masks = np.zeros(images.shape[:3], np.uint8)
-    for camera, serial in enumerate(cameras.serials):
-        file = Path(sequence.name, serial, f"{timestep:05d}")
-        colour = read_colour((face.capture / file).with_suffix(".jpg"))
-        images[camera] = resize_area(colour, cameras.size).astype(np.float32) / 255
-        if (timestep, serial) not in sequence.failed:
-            mask = read_grey((face.capture / "masks" / file).with_suffix(".png"))
-            masks[camera] = resize_area(mask, cameras.size)
-    weights = _weigh_views(face, vertices, places, masks)
-    nothing = np.zeros((len(places), 3))
-    _, _, _, colours, totals = linearise_colours(
-        images,
-        np.zeros((len(cameras.serials), 2)),
-        cameras.projections,
-        places,
-        weights,
-        nothing,
-        nothing[:, 0],
-        COLOUR_OUTLIER,
-    )
-    return colours, (totals > MIN_WEIGHT).astype(np.float64)
-
-
-def _weigh_views(face: TrackedFace, vertices: Float64, places: Float64, masks: Uint8) -> Float64:
-    """(C, P) how well the cameras see the points, 0 = not at all.
-
-    Args:
-        face: with cameras, points and faces.
-        vertices: (V, 3) world, metres.
-        places: (P, 3) of the points.
-        masks: (C, S, S).
-    """
-    cameras = face.cameras
-    normals = face.points.of(vertex_normals(vertices, face.model.faces))
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    buffer = np.empty((int(cameras.size / CELL), int(cameras.size / CELL)))
-    corners = project_points(cameras.projections, vertices[None])[0][0]
-    pixels = project_points(cameras.projections, places[None])[0][0]
-    weights = np.zeros((len(masks), len(places)))
-    for camera, mask in enumerate(masks):
-        depth = np.linalg.norm(cameras.centres[camera] - vertices, axis=1)
-        fill_depth(corners[camera], depth, face.model.faces, buffer)
-        rays = cameras.centres[camera] - places
-        depth = np.linalg.norm(rays, axis=1)
-        cosine = (normals * rays).sum(axis=1) / depth
-        inside = pixels[camera].clip(0, cameras.size - 1)
-        seen = visible_points(inside, depth, buffer, mask, OCCLUSION_DISTANCE)
-        weights[camera] = seen * ((cosine - MIN_COSINE).clip(0) / (1 - MIN_COSINE)) ** 2
-    return weights
+        found = list(tqdm(pool.map(read, range(count)), f"appearance of {name}", count))
+    colours, seen = zip(*found, strict=True)
+    return Textures(np.stack(colours), np.stack(seen).astype(np.float64))
 
 
 # --- the basis ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """An avatar's Gaussians as other renderers draw them: plain sets with RGB colours.
 
 The avatar learns in images splatted at a fraction of the final size, where the rasteriser widens
-every Gaussian by `LOW_PASS` of a coarse pixel. Drawn with finer pixels the same set has gaps. So
+every Gaussian by the low pass of a coarse pixel. Drawn with finer pixels the same set has gaps. So
 here each Gaussian is wider by what coarse and final pixels differ in, at the distance of the
 capture's cameras. The upsampler is left out: colours are the first three channels of the features.
 """
@@ -18,8 +18,7 @@ from torch import Tensor
 from eavatar.avatar.model import Avatar
 from eavatar.cameras import Camera
 from eavatar.io import Timestep
-from eavatar.rendering.cpu import LOW_PASS
-from eavatar.rendering.splatting import Gaussians
+from eavatar.rendering.splatting import LOW_PASS, Gaussians
 from eavatar.transforms import (
     axis_angle_to_matrix,
     axis_angle_to_quaternion,
@@ -66,7 +65,8 @@ def find_widening(avatar: Avatar, cameras: Mapping[str, Camera]) -> float:
     for camera in cameras.values():
         focal = camera.resize(settings.image_size, settings.image_size).intrinsics[0, 0]
         pixels.append(np.linalg.norm(camera.centre - head) / focal)
-    return float(LOW_PASS * (settings.upsampling**2 - 1) * np.mean(pixels) ** 2)
+    wider = settings.low_pass * settings.upsampling**2 - LOW_PASS  # of a renderer like gsplat
+    return float(max(wider, 0) * np.mean(pixels) ** 2)
 
 
 def to_pose(timestep: Timestep) -> Tensor:

@@ -106,6 +106,5 @@ def _loss(gaussians: Gaussians, frames: FrameSet, timestep: int, cameras: list[i
 
 
 def get_timestep(frames: FrameSet, index: int) -> Timestep:
-    values = (frames.expression, frames.rotation, frames.translation, frames.appearance)
-    expression, rotation, translation, appearance = (each[index].cpu().numpy() for each in values)
-    return Timestep(expression, rotation, translation, appearance)
+    names = ("expression", "rotation", "translation", "appearance", "gaze")
+    return Timestep(*(getattr(frames, name)[index].cpu().numpy() for name in names))

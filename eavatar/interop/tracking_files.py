@@ -32,6 +32,7 @@ def write_tracking(path: Path, tracking: Tracking, scale: float, first: int = 0)
         "timestep": np.arange(first, first + len(tracking)),
         "expression": tracking.expression,
         "appearance": tracking.appearance,
+        "gaze": tracking.gaze,
         "rotation": tracking.rotation,
         "translation": tracking.translation,
         "canonical_to_world": _to_matrices(tracking, scale),

@@ -22,7 +22,6 @@ from numba import njit, prange
 from eavatar.arrays import Float32, Int32, Int64
 
 NEAR_PLANE = 0.01
-LOW_PASS = 0.3  # added to the variance in pixels², so that no Gaussian falls between pixels
 FIELD_OF_VIEW_MARGIN = 0.3  # the Jacobian is frozen beyond the image border plus this fraction
 MIN_ALPHA = 1 / 255
 ROUNDING = 1e-3  # added to REACH: no tile is missed because its edge pixel is at the threshold
@@ -99,6 +98,7 @@ def prepare(
     intrinsics: Float32,
     width: int,
     height: int,
+    low_pass: float,
 ) -> Splats:
     """Project (N, …) Gaussians into C views and sort them into tiles and by depth."""
     views, count = len(world_to_camera), len(means)
@@ -107,7 +107,7 @@ def prepare(
     pairs_of_splat = np.empty(views * count, np.int64)
     _project(
         means, quaternions, scales, opacities, world_to_camera, intrinsics,
-        width, height, table, pairs_of_splat, numba.get_num_threads(),
+        width, height, low_pass, table, pairs_of_splat, numba.get_num_threads(),
     )  # fmt: skip
     first_pair = np.zeros(views * count + 1, np.int64)
     np.cumsum(pairs_of_splat, out=first_pair[1:])
@@ -241,7 +241,7 @@ def _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
 @_kernel
 def _project_splat(
     means, quaternions, scales, opacities, world_to_camera, intrinsics,
-    width, height, rotation, axes, table, s,
+    width, height, low_pass, rotation, axes, table, s,
 ):  # fmt: skip
     """Fill row ``s`` of the splat table; REACH stays zero unless the Gaussian can be seen."""
     view, n = s // len(means), s % len(means)
@@ -254,7 +254,7 @@ def _project_splat(
         return
     _rotate(quaternions, n, rotation)
     _image_axes(world_to_camera, intrinsics, view, x, y, z, width, height, axes)
-    xx, xy, yy = LOW_PASS, 0.0, LOW_PASS
+    xx, xy, yy = low_pass, 0.0, low_pass
     for k in range(3):
         u = v = 0.0
         for j in range(3):
@@ -331,14 +331,14 @@ def _count_tiles(table, s, columns, rows):
 @_kernel
 def _project_part(
     start, end, means, quaternions, scales, opacities, world_to_camera, intrinsics,
-    width, height, table, pairs_of_splat,
+    width, height, low_pass, table, pairs_of_splat,
 ):  # fmt: skip
     columns, rows = -(-width // TILE), -(-height // TILE)
     rotation, axes = np.empty((3, 3)), np.empty((2, 3))
     for s in range(start, end):
         _project_splat(
             means, quaternions, scales, opacities, world_to_camera, intrinsics,
-            width, height, rotation, axes, table, s,
+            width, height, low_pass, rotation, axes, table, s,
         )  # fmt: skip
         pairs_of_splat[s] = _count_tiles(table, s, columns, rows)
 
@@ -346,14 +346,14 @@ def _project_part(
 @_parallel
 def _project(
     means, quaternions, scales, opacities, world_to_camera, intrinsics,
-    width, height, table, pairs_of_splat, workers,
+    width, height, low_pass, table, pairs_of_splat, workers,
 ):  # fmt: skip
     total = len(table)
     for worker in prange(workers):
         _project_part(
             total * worker // workers, total * (worker + 1) // workers,
             means, quaternions, scales, opacities, world_to_camera, intrinsics,
-            width, height, table, pairs_of_splat,
+            width, height, low_pass, table, pairs_of_splat,
         )  # fmt: skip
 
 

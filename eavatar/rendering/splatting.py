@@ -2,7 +2,7 @@
 
 On CUDA tensors it is gsplat, on CPU tensors our numba kernel, with one set of conventions, those of
 gsplat 1.5.3: OpenCV cameras, quaternions wxyz of any length, pixel centres at +0.5, the local
-affine projection of Zwicker et al. 2001 (EWA splatting) with 0.3 pixels² of low pass, nothing
+affine projection of Zwicker et al. 2001 (EWA splatting) with a low pass, nothing
 nearer than 0.01 m, alpha at most 0.999 and ignored below 1/255, and a pixel is finished before the
 Gaussian that would bring its transmittance to 1e-4 or less.
 
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 MIN_GAUSSIANS = 32
 # Channels of one pass. gsplat keeps a pixel's channels in registers and is slow beyond.
 MAX_CHANNELS = 32
+LOW_PASS = 0.3  # gsplat's; pixels²
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def splat(
     height: int,
     background: Tensor | None = None,
     capacity: int | None = None,
+    low_pass: float = LOW_PASS,
 ) -> Rendering:
     """Draw the Gaussians into C views; differentiable in all their fields and the background.
 
@@ -108,6 +110,8 @@ def splat(
         background: (D,) feature behind everything.
         capacity: how many (Gaussian, tile) pairs are drawn at most over all scenes and views, about
             70 bytes each. None counts them, a host-device synchronisation. Ignored on the CPU.
+        low_pass: added to the variances of what is drawn, pixels², so that no Gaussian falls
+            between pixels.
 
     Raises:
         ValueError: Gaussians and cameras are not of the same number of scenes.
@@ -121,8 +125,8 @@ def splat(
         )
     cameras = (world_to_camera.detach(), intrinsics.detach())
     if gaussians.means.is_cuda:
-        return _splat_cuda(gaussians, *cameras, width, height, background, capacity)
-    return _splat_cpu(gaussians, *cameras, width, height, background)
+        return _splat_cuda(gaussians, *cameras, width, height, background, low_pass, capacity)
+    return _splat_cpu(gaussians, *cameras, width, height, background, low_pass)
 
 
 def _splat_cpu(
@@ -132,15 +136,16 @@ def _splat_cpu(
     width: int,
     height: int,
     background: Tensor | None,
+    low_pass: float,
 ) -> Rendering:
     if background is None:
         background = gaussians.features.new_zeros(gaussians.features.shape[-1])
     inputs = (*_tensors(gaussians), world_to_camera, intrinsics)
     if gaussians.means.ndim == 2:
-        images = _CpuSplat.apply(*inputs, background, width, height)
+        images = _CpuSplat.apply(*inputs, background, width, height, low_pass)
     else:
         scenes = [
-            _CpuSplat.apply(*scene, background, width, height)
+            _CpuSplat.apply(*scene, background, width, height, low_pass)
             for scene in zip(*inputs, strict=True)
         ]
         images = [torch.stack(parts) for parts in zip(*scenes, strict=True)]
@@ -155,12 +160,13 @@ def _splat_cuda(
     width: int,
     height: int,
     background: Tensor | None,
+    low_pass: float,
     capacity: int | None,
 ) -> Rendering:
     gsplat = _load_gsplat()
     means, quaternions, scales, opacities, features = _tensors(_enough(gaussians))
     radii, centres, depths, conics, _ = gsplat.fully_fused_projection(
-        means, None, quaternions, scales, world_to_camera, intrinsics, width, height,
+        means, None, quaternions, scales, world_to_camera, intrinsics, width, height, low_pass,
         opacities=opacities,  # for radii that end where alpha does
     )  # fmt: skip
     tiles = bin_splats(centres, radii, depths, width, height, capacity)
@@ -245,11 +251,11 @@ class _CpuSplat(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         from eavatar.rendering import cpu
 
-        *tensors, width, height = inputs
+        *tensors, width, height, low_pass = inputs
         arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
         means, quaternions, scales, opacities, features, poses, intrinsics, background = arrays
         splats = cpu.prepare(
-            means, quaternions, scales, opacities, poses, intrinsics, width, height
+            means, quaternions, scales, opacities, poses, intrinsics, width, height, low_pass
         )
         images = cpu.composite(splats, features, background, len(poses), width, height)
         ctx.save_for_backward(*tensors)
@@ -275,4 +281,4 @@ class _CpuSplat(torch.autograd.Function):
         )
         to_gaussians = [torch.from_numpy(array) for array in inputs]
         to_background = torch.from_numpy(background_gradient)
-        return *to_gaussians, None, None, to_background, None, None
+        return *to_gaussians, None, None, to_background, None, None, None

@@ -82,6 +82,7 @@ class HeadField(nn.Module):
         settings: sizes of the networks and of the grid.
         expression_size: E.
         appearance_size: further coefficients beside them; E counts them, too, from here on.
+        gaze_size: likewise of the gaze, which comes first.
         base: what the expression moves before the drivers learn; None for nothing, as in the paper.
     """
 
@@ -93,12 +94,13 @@ class HeadField(nn.Module):
         settings: SdfSettings,
         expression_size: int,
         appearance_size: int = 0,
+        gaze_size: int = 0,
         base: BaseMotion | None = None,
     ):
         super().__init__()
         self.base, self.table = base, AttachmentTable.of(base) if base else None
         self.settings = settings
-        self.head = HeadSettings.of(settings, expression_size, appearance_size)
+        self.head = HeadSettings.of(settings, expression_size, appearance_size, gaze_size)
         width, outputs = settings.width, 1 + 3 + settings.feature_size
         self.geometry = MLP([encoded_size(3), *[width] * HIDDEN_LAYERS, outputs])
         self.drivers = self.head.make_drivers()

@@ -121,10 +121,12 @@ def prepare(
     frames = FrameSet.read(
         capture, face, "train", settings.image_size, settings.run.image_memory_gb, held_out
     ).to(device)
-    expressions = frames.expression.shape[1]
+    expressions, appearances, gaze = (
+        part.shape[1] for part in (frames.expression, frames.appearance, frames.gaze)
+    )
     carried = settings.base_motion == "morphable_model"
-    base = BaseMotion.read(face, expressions) if carried else None
-    field = HeadField(settings, expressions, frames.appearance.shape[1], base).to(device)
+    base = BaseMotion.read(face, expressions, gaze) if carried else None
+    field = HeadField(settings, expressions, appearances, gaze, base).to(device)
     field.neutral_landmarks.data.copy_(frames.neutral_landmarks)
     field.torso.place(settings.torso, frames.neutral_landmarks, frames.poses, frames.scale)
     known = _read_prior(prior, frames, field, seed) if prior else None

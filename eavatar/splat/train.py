@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eavatar.avatar.base_motion import eye_points
 from eavatar.avatar.files import read_stage_one, write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
 from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch, Coarse
@@ -119,16 +120,20 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         UserError: stage I's model is missing, malformed, or of another number of expressions.
     """
     stage = read_stage_one(sdf)
-    found = frames.expression.shape[1], frames.appearance.shape[1]
-    trained = stage.head.expression_size, stage.head.appearance_size
+    tracked = frames.expression, frames.appearance, frames.gaze
+    found = tuple(part.shape[1] for part in tracked)
+    trained = stage.head.expression_size, stage.head.appearance_size, stage.head.gaze_size
     if trained != found:
         raise UserError(
             f"{sdf} was trained with {trained[0]} expression and {trained[1]} appearance "
-            f"coefficients, but the tracking has {found[0]} and {found[1]}; run `train_sdf` again."
+            f"coefficients and {trained[2]} angles of the gaze, but the tracking has {found[0]}, "
+            f"{found[1]} and {found[2]}; run `train_sdf` again."
         )
     vertices, features = merge_points(stage.vertices, stage.features, settings.surface_points)
-    mouth = mouth_interior(stage.landmarks, settings.mouth_points)
-    neutral = NeutralGaussians.from_surface(vertices, features, mouth, settings.opacity)
+    inner = mouth_interior(stage.landmarks, settings.mouth_points)
+    if stage.head.gaze_size:
+        inner = torch.cat([inner, eye_points(stage.landmarks, settings.mouth_points // 2)])
+    neutral = NeutralGaussians.from_surface(vertices, features, inner, settings.opacity)
     avatar = Avatar(
         AvatarSettings.of(settings, stage.head, frames.scale),
         stage.drivers,

@@ -34,6 +34,6 @@ class AvatarMethod:
         pose = torch.cat([request.rotation, request.translation])
         size = self.image_size
         cameras = CameraBatch(request.intrinsics, request.world_to_camera, size, size)
-        driving = torch.cat([request.expression, request.appearance])
+        driving = torch.cat([request.expression, request.gaze, request.appearance])
         images: Tensor = self.avatar(driving, pose, cameras).fine.clamp(0, 1)
         return images

@@ -53,7 +53,7 @@ from eavatar.tables.table import MAIN, METRICS, REGIONAL, format_columns, format
 
 STAGES = (
     ("capture", ("check", "choose_sequences", "calibrate", "ingest", "matte")),
-    ("face", ("detect_landmarks", "fit_face", "refine_face", "measure_appearance")),
+    ("face", ("detect_landmarks", "fit_face", "refine_face", "measure_gaze", "measure_appearance")),
     ("prior", ("prepare_prior", "run_generator", "generate_prior", "align_prior")),
     ("sdf", ("train_sdf",)),
     ("splat", ("train_splat",)),

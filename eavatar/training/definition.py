@@ -21,8 +21,8 @@ from eavatar.data.frames import FrameSet
 from eavatar.settings import Settings
 
 TRACKED = (
-    "expression", "appearance", "rotation", "translation", "landmarks", "neutral_landmarks",
-    "intrinsics", "world_to_camera",
+    "expression", "appearance", "gaze", "rotation", "translation", "landmarks",
+    "neutral_landmarks", "intrinsics", "world_to_camera",
 )  # fmt: skip
 
 

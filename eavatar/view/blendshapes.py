@@ -175,7 +175,8 @@ def draw_linear(
     gaussians = linear.to_world(coefficients, avatar.generator.torso, pose, avatar.settings.scale)
     white = coefficients.new_ones(3)
     views = coarse.world_to_camera, coarse.intrinsics, coarse.width, coarse.height
-    return splat(gaussians, *views, background=white).features
+    low_pass = avatar.settings.low_pass
+    return splat(gaussians, *views, background=white, low_pass=low_pass).features
 
 
 def _driving(avatar: Avatar, step: Timestep) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@
 "use strict";
 
 const WIDTH = 1024; // of the textures that hold a value per Gaussian
-const LOW_PASS = 0.3; // variance in pixels² of the training, as there
 const MAX_PIXEL_RATIO = 1.5; // finer than the avatar is; phones have 3
 const STILL = [1, 0, 0, 0, 0, 0, 0]; // the pose of the head at rest
 
 const page = JSON.parse(document.getElementById("header").textContent);
+const LOW_PASS = page.low_pass.toFixed(3); // variance in pixels² of the training, as there
 const canvas = document.querySelector("canvas");
 
 // --- The data --------------------------------------------------------------------------------

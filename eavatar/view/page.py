@@ -195,6 +195,7 @@ def export_page(folder: Path, options: PageOptions) -> Path:
     linear = unpack_avatar(packed, avatar.device)
     packed |= pack_motion(avatar, linear, steps, played)
     header = asdict(Framing.of(linear, avatar, cameras)) | {"rate": options.rate}
+    header["low_pass"] = avatar.settings.low_pass
     count = f"{len(linear.neutral):,} Gaussians, {options.components} blendshapes"
     write_page(output, f"Avatar of {results.root.resolve().name}", count, header, packed)
     values = measure_psnr(avatar, linear, list(played), CameraBatch.of(cameras, avatar.device))

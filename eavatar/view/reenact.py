@@ -46,12 +46,14 @@ class Rest:
         rotation: mean of the head.
         translation: (3,) median, metres.
         scale: canonical units to metres.
+        gaze_size: 2 if their gaze is tracked, else 0.
     """
 
     expression: Float32
     rotation: Rotation
     translation: Float64
     scale: float
+    gaze_size: int
 
     @classmethod
     def read(cls, results: Results) -> Rest:
@@ -72,6 +74,7 @@ class Rest:
             Rotation.from_rotvec(rotation).mean(),
             np.median(translation, axis=0).astype(np.float64),
             float(identity.scale),
+            tracks[0].gaze.shape[1],
         )
 
 
@@ -81,9 +84,9 @@ def retarget(
     """The tracking of one person as motion of another.
 
     The expression is the driver's less the driver's at rest, in the avatar's model, plus the
-    avatar's at rest; the appearance is what the avatar predicts from it. The head turns and moves
-    from the avatar's pose at rest as the driver's does from theirs, in the head's axes and relative
-    to the head's size.
+    avatar's at rest; the appearance is what the avatar predicts from it. The gaze is the driver's,
+    straight where it is not tracked. The head turns and moves from the avatar's pose at rest as the
+    driver's does from theirs, in the head's axes and relative to the head's size.
 
     Args:
         tracking: of the driver.
@@ -99,6 +102,7 @@ def retarget(
     moved = avatar.scale * low_pass(moved, smoothing)
     return replace(
         tracking.with_expression(acted @ expressions.T + avatar.expression),
+        gaze=tracking.gaze[:, : avatar.gaze_size],  # an avatar without would refuse it
         rotation=(avatar.rotation * turned).as_rotvec().astype(np.float32),
         translation=(avatar.rotation.apply(moved) + avatar.translation).astype(np.float32),
     )

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from eavatar.avatar.base_motion import FULL_REACH, ZERO_REACH, BaseMotion, mouth_box
+from eavatar.avatar.base_motion import (
+    CAP_VERTICES,
+    EYEBALL,
+    FULL_REACH,
+    ZERO_REACH,
+    BaseMotion,
+    eye_points,
+    mouth_box,
+    turn_eyes,
+)
 from eavatar.avatar.files import read_avatar, write_avatar
 from eavatar.avatar.gaussians import mouth_interior
 from eavatar.errors import UserError
@@ -95,6 +104,40 @@ def test_an_eyeball_stays_where_lids_move() -> None:
     inside, lid = (torch.tensor(places) + torch.from_numpy(middle)).split([3, 1])
     assert (base.attach(inside).carry(moved) == 0).all()
     assert base.attach(lid).carry(moved).norm() > 0.05
+
+
+def test_the_eyeballs_turn_with_the_gaze_about_their_centres_and_nothing_else_does() -> None:
+    mesh, basis = carrier()
+    base = BaseMotion.of(mesh, basis, face_landmarks(), gaze_size=2)
+    expression, gaze = torch.ones(EXPRESSIONS), torch.tensor([0.4, 0.2])
+    still = base(torch.cat([expression, torch.zeros(2)]))
+    by_gaze = base(torch.cat([expression, gaze, torch.ones(3)])) - still
+    moves, turned = (by_gaze != 0).any(dim=1), base.vertices + by_gaze
+    assert moves[-2 * CAP_VERTICES :].all() and not moves[: -2 * CAP_VERTICES].any()
+    for centre, ball in zip(base.eye_centres, turned[-2 * CAP_VERTICES :].chunk(2), strict=True):
+        distances = (ball - centre).norm(dim=1)
+        torch.testing.assert_close(distances, torch.full_like(distances, EYEBALL))
+        # The first vertices are the middle, which these eyes have exactly in front.
+        front = (ball[0] - centre) / EYEBALL
+        pitch, yaw = torch.asin(front[1]), torch.atan2(front[0], front[2])
+        torch.testing.assert_close(torch.stack([yaw, pitch]), gaze, rtol=0, atol=ROUNDING)
+
+
+def test_new_points_on_the_eyes_are_carried_by_them() -> None:
+    mesh, basis = carrier()
+    base = BaseMotion.of(mesh, basis, face_landmarks(), gaze_size=2)
+    torch.manual_seed(0)
+    points = eye_points(face_landmarks(), 100)
+    distances = torch.cdist(points, base.eye_centres).amin(dim=1)
+    torch.testing.assert_close(distances, torch.full_like(distances, EYEBALL))
+    attachment = base.attach(points)
+    of_eyes = (attachment.corners >= len(base.vertices) - 2 * CAP_VERTICES).all(dim=1)
+    assert of_eyes.float().mean() > 0.9  # others lie on the skin, which here goes through the ball
+    turned = attachment.carry(base(torch.tensor([0.0] * EXPRESSIONS + [0.3, 0.0])))
+    expected = points - base.eye_centres.repeat_interleave(100, dim=0)
+    expected = expected @ turn_eyes(torch.tensor([0.3, 0.0])).T - expected
+    # The cap's faces are flat, up to 0.001 dm below the sphere, of displacements of 0.04.
+    assert (turned - expected)[of_eyes].norm(dim=1).max() < 0.002
 
 
 def test_what_never_moves_is_left_out(base: BaseMotion) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eavatar.rendering import cpu
-from eavatar.rendering.splatting import Gaussians, Rendering, splat
+from eavatar.rendering.splatting import LOW_PASS, Gaussians, Rendering, splat
 from eavatar.training.graphs import Captured
 from tests.scenes.dense_splat import dense_splat
 
@@ -182,15 +182,18 @@ def single(mean: tuple[float, float, float], opacity: float = 0.8) -> Scene:
     return Scene(gaussians, torch.tensor([1.0]), torch.eye(4)[None], intrinsics, 16, 16)
 
 
-def test_single_gaussian_has_its_closed_form():
-    """On the axis at 2 m: variance (20 · 0.05 / 2)² + 0.3 = 0.55 pixels², at pixel (8, 8)."""
-    rendering = draw(splat, single((0, 0, 2.0)), leaves(single((0, 0, 2.0)), torch.float32))
-    for dx, dy in ((0, 0), (1, 0), (0, -1), (1, 2)):
-        alpha = 0.8 * math.exp(-(dx * dx + dy * dy) / (2 * 0.55))
+@pytest.mark.parametrize("low_pass", [LOW_PASS, 0.1])
+def test_single_gaussian_has_its_closed_form(low_pass):
+    """On the axis at 2 m: variance (20 · 0.05 / 2)² + low pass, pixels², at pixel (8, 8)."""
+    scene = single((0, 0, 2.0))
+    filtered = partial(splat, low_pass=low_pass)
+    rendering = draw(filtered, scene, leaves(scene, torch.float32))
+    for dx, dy in ((0, 0), (1, 0), (0, -1), (1, 1)):
+        alpha = 0.8 * math.exp(-(dx * dx + dy * dy) / (2 * (0.25 + low_pass)))
         pixel = (0, 8 + dy, 8 + dx)
         assert rendering.alpha[pixel].item() == pytest.approx(alpha, rel=1e-5)
         assert rendering.features[pixel].item() == pytest.approx(3 * alpha + 1 - alpha, rel=1e-5)
-    # 0.8 exp(-x² / 1.1) < 1/255 beyond x = 2.42: nothing is drawn there.
+    # 0.8 exp(-x² / 1.1) < 1/255 beyond x = 2.42, with less low pass before: nothing is drawn there.
     assert rendering.alpha[0, 8, 11] == 0
 
 
@@ -272,7 +275,7 @@ def test_a_process_that_compiles_gets_the_gradients_of_one_that_loads_the_cache(
     arrays = [tensor.detach().numpy() for tensor in leaves(scene, torch.float32)]
     *gaussians, features, background = arrays
     cameras = scene.world_to_camera.numpy(), scene.intrinsics.numpy()
-    splats = cpu.prepare(*gaussians, *cameras, scene.width, scene.height)
+    splats = cpu.prepare(*gaussians, *cameras, scene.width, scene.height, LOW_PASS)
     size = len(cameras[0]), scene.height, scene.width
     upstream = np.random.default_rng(1).standard_normal((*size, 6), np.float32)
     image, alpha = np.ascontiguousarray(upstream[..., :5]), np.ascontiguousarray(upstream[..., 5])

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from eavatar.avatar import files
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.model import HeadSettings
 from eavatar.avatar.torso import Torso
 from eavatar.cameras import Camera
@@ -134,13 +135,15 @@ def write_sequence(root: Path, name: str, track: Tracking, views: dict[str, Came
 
 
 def write_stage_one(
-    folder: Path, vertices: int, width: int, features: int, colours: int, appearances: int = 0
-) -> None:
+    folder: Path, vertices: int, width: int, features: int, colours: int, appearances: int = 0,
+    base: BaseMotion | None = None,
+) -> None:  # fmt: skip
     """Stage I's model as if just begun: the right surface, networks that know nothing."""
     torch.manual_seed(0)
     head = HeadSettings(
         expression_size=EXPRESSIONS, feature_size=features, colour_size=colours, width=width,
-        appearance_size=appearances, near=0.1, far=0.25, deform_scale=0.3,
+        appearance_size=appearances, gaze_size=base.gaze_size if base else 0,
+        near=0.1, far=0.25, deform_scale=0.3,
     )  # fmt: skip
     stage = files.StageOne(
         head,
@@ -150,6 +153,7 @@ def write_stage_one(
         vertices=AXES * sphere(vertices),
         features=0.8 * torch.tanh(torch.randn(vertices, features)),
         geometry={},
+        base=base,
     )
     files.write_stage_one(folder, stage, Settings(), cameras=TRAINED_ON)
 

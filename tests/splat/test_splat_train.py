@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.files import read_avatar, write_avatar
 from eavatar.avatar.model import CameraBatch
 from eavatar.data.frames import FrameSet
@@ -26,6 +27,7 @@ from eavatar.splat.train import SplatTraining, start_avatar, train_splat
 from eavatar.splat.visibility import drop_unseen
 from eavatar.training.loop import seed_everything
 from tests.scenes import CONFIG
+from tests.scenes.carrier import carrier, face_landmarks
 from tests.scenes.splat_scene import write_stage_one, write_subject
 
 SMALL = {
@@ -79,22 +81,52 @@ def test_trains_and_reads_back(subject, tmp_path):
     assert (images - truth).square().mean() < 0.25 * blank
 
 
-def test_an_avatar_driven_by_appearance_too_trains(subject, tmp_path):
-    """With all that draws it in between: what is never seen, and both ways of splitting."""
+@pytest.fixture
+def looking_subject(subject, tmp_path) -> Path:
+    """Appearance and gaze in the tracking, and eyes that turn."""
     for name in ("capture", "face"):
         shutil.copytree(subject / name, tmp_path / name)
     for path in (tmp_path / "face/tracking").glob("*.npz"):
-        track = read_arrays(Tracking, path)
-        appearance = np.random.default_rng(0).normal(size=(len(track.expression), 2))
-        write_arrays(path, replace(track, appearance=appearance.astype(np.float32)))
-    write_stage_one(tmp_path / "sdf", 1500, 16, 8, 6, appearances=2)
-    settings = small_settings(
-        steps=8, drop_unseen=True,
-        split={"threshold": 0.01, "start": 2, "every": 2, "stop": 6},
-        densify={"enabled": True, "start": 3, "every": 2, "stop": 7, "timesteps": 2},
-    )  # fmt: skip
-    train_splat(settings, 0, *folders(tmp_path), tmp_path / "splat")
-    assert read_avatar(tmp_path / "splat").settings.head.appearance_size == 2
+        track, random = read_arrays(Tracking, path), np.random.default_rng(0)
+        appearance, gaze = random.normal(size=(2, len(track), 2)).astype(np.float32)
+        write_arrays(path, replace(track, appearance=appearance, gaze=0.2 * gaze))
+    mesh, basis = carrier()
+    base = BaseMotion.of(mesh, basis, face_landmarks(), gaze_size=2)
+    write_stage_one(tmp_path / "sdf", 1500, 16, 8, 6, appearances=2, base=base)
+    return tmp_path
+
+
+ALL_IN_BETWEEN = {  # what is never seen, and both ways of splitting
+    "steps": 8, "drop_unseen": True,
+    "split": {"threshold": 0.01, "start": 2, "every": 2, "stop": 6},
+    "densify": {"enabled": True, "start": 3, "every": 2, "stop": 7, "timesteps": 2},
+}  # fmt: skip
+
+
+def test_an_avatar_driven_by_appearance_and_gaze_too_trains(looking_subject, tmp_path):
+    train_splat(small_settings(**ALL_IN_BETWEEN), 0, *folders(looking_subject), tmp_path / "splat")
+    avatar = read_avatar(tmp_path / "splat")
+    assert avatar.settings.head.appearance_size == avatar.settings.head.gaze_size == 2
+    step = read_arrays(Tracking, looking_subject / "face/tracking/FREE.npz")[0]
+    cameras = read_cameras(looking_subject / "capture/cameras.json")
+    elsewhere = avatar.render(replace(step, gaze=-step.gaze), cameras)
+    assert not torch.equal(elsewhere, avatar.render(step, cameras))
+    straight = [replace(step, gaze=gaze) for gaze in (0 * step.gaze, step.gaze[:0])]
+    alone = [step.with_expression(step.expression) for step in straight]
+    assert torch.equal(*(avatar.render(step, cameras) for step in alone))
+
+
+def test_images_of_held_out_sequences_play_no_part(looking_subject, tmp_path):
+    """Once they are tracked, training is the same to the bit without them."""
+    avatars = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        train_splat(small_settings(**ALL_IN_BETWEEN), 0, *folders(looking_subject), folder)
+        avatars.append((folder / "model.safetensors").read_bytes())
+        for place in ("capture", "capture/masks"):
+            shutil.rmtree(looking_subject / place / "FREE", ignore_errors=True)
+    assert not (looking_subject / "capture" / "FREE").exists()
+    assert avatars[0] == avatars[1]
 
 
 SPLITS = {

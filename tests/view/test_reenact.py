@@ -43,6 +43,7 @@ def rest_of(tracking: Tracking, scale: float = 0.1) -> Rest:
         Rotation.from_rotvec(tracking.rotation).mean(),
         np.median(tracking.translation, axis=0).astype(np.float64),
         scale,
+        tracking.gaze.shape[1],
     )
 
 

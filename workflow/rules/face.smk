@@ -1,14 +1,15 @@
-"""Face: 68 landmarks per image, the morphable-model fit to all of them, its refinement, and what
-the tracked face looks like.
+"""Face: 68 landmarks per image, the morphable-model fit to all of them, its refinement, where the
+eyes look, and what the tracked face looks like.
 
 in   capture/<sequence>/, capture/cameras.json, a morphable model
 out  face/landmarks/<sequence>.npz   points (T, C, 68, 2) pixels, confidence (T, C, 68)
      face/fit/                       the landmark fit: identity, tracking, neutral and basis as
                                      below, and quality.csv: sequence, timestep, cameras, error, flag
      face/refine/                    its refinement: identity, tracking, neutral and basis as below
+     face/gaze/                      the same with the gaze: identity, tracking, neutral and basis
      face/identity.npz               identity (I,), scale (), landmarks (68, 3) canonical
      face/tracking/<sequence>.npz    expression (T, E), rotation (T, 3), translation (T, 3),
-                                     appearance (T, K), …
+                                     appearance (T, K), gaze (T, G), …
      face/neutral.ply                canonical
      face/expression_basis.npz       basis (V, 3, E) of its vertices, canonical
 """
@@ -119,12 +120,51 @@ rule refine_face:
         " --fit {params.fit:q} --output {params.folder:q} 2>&1 | tee {log:q}"
 
 
-rule measure_appearance:
+rule measure_gaze:
     input:
         identity=rules.refine_face.output.identity,
         neutral=rules.refine_face.output.neutral,
         expression_basis=rules.refine_face.output.expression_basis,
         tracking=rules.refine_face.output.tracking,
+        frames=every_sequence(rules.ingest.output.frames),
+        masks=every_sequence(rules.matte.output.masks),
+        index=every_sequence(rules.ingest.output.index),
+        cameras=rules.calibrate.output.cameras,
+        sequences=rules.choose_sequences.output[0],
+        morphable_model=morphable_model,
+        check=checked("fit_face"),
+    output:
+        identity="results/{subject}/face/gaze/identity.npz",
+        neutral="results/{subject}/face/gaze/neutral.ply",
+        expression_basis="results/{subject}/face/gaze/expression_basis.npz",
+        tracking=directory("results/{subject}/face/gaze/tracking"),
+    log:
+        "results/{subject}/logs/measure_gaze.log",
+    benchmark:
+        "results/{subject}/benchmarks/measure_gaze.tsv"
+    conda:
+        "../../envs/face.yaml"
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=block("face.gaze"),
+        capture=input_folder("cameras"),
+        face=input_folder("identity"),
+        folder=output_folder("identity"),
+    shell:
+        "python -m eavatar measure-gaze --settings {params.settings:q}"
+        " --morphable-model {input.morphable_model:q} --capture {params.capture:q}"
+        " --face {params.face:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule measure_appearance:
+    input:
+        identity=rules.measure_gaze.output.identity,
+        neutral=rules.measure_gaze.output.neutral,
+        expression_basis=rules.measure_gaze.output.expression_basis,
+        tracking=rules.measure_gaze.output.tracking,
         frames=every_sequence(rules.ingest.output.frames),
         masks=every_sequence(rules.matte.output.masks),
         index=every_sequence(rules.ingest.output.index),

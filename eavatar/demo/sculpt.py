@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from eavatar.arrays import Float32, Float64, Int32
 
@@ -269,59 +270,53 @@ def _distance(part: int, x: float, y: float, z: float) -> float:
     return _shirt_distance(x, y, z)
 
 
-@numba.njit(cache=True, parallel=True)
-def _sample_distances(part: int, xs: Float32, ys: Float32, zs: Float32) -> Float32:
-    """(X, Y, Z) distances on a rectilinear grid."""
-    values = np.empty((len(xs), len(ys), len(zs)), np.float32)
-    for i in numba.prange(len(xs)):
-        for j in range(len(ys)):
-            for k in range(len(zs)):
-                values[i, j, k] = _distance(part, xs[i], ys[j], zs[k])
-    return values
-
-
-@numba.njit(cache=True, parallel=True)
-def ambient_occlusion(part: int, points: Float32, normals: Float32) -> Float32:
-    """(N,) fraction of open space over each point, by distances along its normal (Quilez 2008)."""
-    openness = np.empty(len(points), np.float32)
-    for i in numba.prange(len(points)):
-        (x, y, z), (nx, ny, nz) = points[i], normals[i]
-        blocked, weight = 0.0, 1.0
-        for tap in range(1, 7):
-            far = 0.0175 * tap * tap + 0.01
-            px, py, pz = x + far * nx, y + far * ny, z + far * nz
-            free = min(_skin_distance(px, py, pz), _hair_distance(px, py, pz))
-            free = min(free, _distance(SHIRT, px, py, pz)) if part != HAIR else free
-            blocked += weight * max(far - free, 0.0) / far
-            weight *= 0.8
-        openness[i] = max(1.0 - blocked / 3.7, 0.0)
-    return openness
-
-
-@numba.njit(cache=True, parallel=True)
-def soft_shadow(points: Float32, normals: Float32, direction: Float32) -> Float32:
-    """(N,) fraction of a light from a direction that skin and hair do not block, soft-edged."""
-    arriving = np.empty(len(points), np.float32)
-    for i in numba.prange(len(points)):
-        (x, y, z), (nx, ny, nz) = points[i], normals[i]
-        fraction, far = 1.0, 0.03
-        facing = nx * direction[0] + ny * direction[1] + nz * direction[2]
-        while far < 1.5 and fraction > 0.02 and facing > -0.4:
-            px, py, pz = x + far * direction[0], y + far * direction[1], z + far * direction[2]
-            free = min(_skin_distance(px, py, pz), _hair_distance(px, py, pz))
-            fraction = min(fraction, 0.5 + 4.0 * free / far)
-            far += max(0.02, 0.6 * free)
-        arriving[i] = max(fraction, 0.0)
-    return arriving
-
-
 @numba.njit(cache=True)
-def distances(part: int, points: Float32) -> Float32:
-    """(N,) `_distance` of each point."""
-    result = np.empty(len(points), np.float32)
+def _distances(part: int, points: Float64) -> Float64:
+    result = np.empty(len(points))
     for i in range(len(points)):
         result[i] = _distance(part, points[i, 0], points[i, 1], points[i, 2])
     return result
+
+
+def distances(part: int, points: NDArray[np.floating]) -> Float64:
+    """Distances (N,) of points (N, 3) to a part.
+
+    All that looks at the sculpture does so through this one kernel: compiling another one, or this
+    one for another precision, takes longer than what it would save.
+    """
+    return _distances(part, np.ascontiguousarray(points, np.float64))
+
+
+def _distances_to_head(points: Float64) -> Float64:
+    """(N,) to skin or hair."""
+    return np.minimum(distances(SKIN, points), distances(HAIR, points))
+
+
+def ambient_occlusion(part: int, points: Float32, normals: Float32) -> Float64:
+    """(N,) fraction of open space over each point, by distances along its normal (Quilez 2008)."""
+    blocked, weight = np.zeros(len(points)), 1.0
+    for tap in range(1, 7):
+        far = 0.0175 * tap * tap + 0.01
+        there = points + far * normals.astype(np.float64)
+        free = _distances_to_head(there)
+        if part != HAIR:
+            free = np.minimum(free, distances(SHIRT, there))
+        blocked += weight * np.maximum(far - free, 0.0) / far
+        weight *= 0.8
+    return np.maximum(1.0 - blocked / 3.7, 0.0)
+
+
+def soft_shadow(points: Float32, normals: Float32, direction: Float64) -> Float64:
+    """(N,) fraction of a light from a direction that skin and hair do not block, soft-edged."""
+    fraction, far = np.ones(len(points)), np.full(len(points), 0.03)
+    marching = np.flatnonzero(normals @ direction > -0.4)
+    while len(marching):
+        reached = far[marching]
+        free = _distances_to_head(points[marching] + reached[:, None] * direction)
+        fraction[marching] = np.minimum(fraction[marching], 0.5 + 4.0 * free / reached)
+        far[marching] += np.maximum(0.02, 0.6 * free)
+        marching = marching[(far[marching] < 1.5) & (fraction[marching] > 0.02)]
+    return np.maximum(fraction, 0.0)
 
 
 @numba.njit(cache=True)
@@ -346,7 +341,8 @@ def extract_surface(part: int, axes: tuple[Float32, Float32, Float32]) -> Sculpt
     """The zero level of a part on a rectilinear grid; what leaves the grid is cut open."""
     from skimage.measure import marching_cubes
 
-    values = _sample_distances(part, *axes)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    values = distances(part, grid.reshape(-1, 3)).reshape(grid.shape[:3]).astype(np.float32)
     indices, faces, _, _ = marching_cubes(values, 0.0, allow_degenerate=False)
     vertices = [np.interp(indices[:, i], np.arange(len(axes[i])), axes[i]) for i in range(3)]
     return SculptSurface(np.stack(vertices, axis=1).astype(np.float32), faces.astype(np.int32))

@@ -44,20 +44,21 @@ class CutFinder:
     def find(self, refresh: bool) -> tuple[Tensor, Cut]:
         """The present cut, as of `find_cut`.
 
-        That is the cut of the whole grid as long as it crosses no face between the band and the
-        rest, which is looked at every time, and as long as none appears elsewhere, which the next
-        refresh would find.
+        That is the cut of the whole grid as long as none appears away from the band, which the next
+        refresh would find. Where it crosses a face between the band and the rest, the band follows.
 
         Args:
             refresh: evaluate the whole grid.
         Raises:
             UserError: there is no surface left in the box.
         """
-        region, distances = self.region, None
-        if region is not None and not refresh:
-            distances = self.field.distances_encoded(region.encoded)
-        if region is None or distances is None or not region.band.holds(distances):
+        region = self.region
+        if region is None or refresh:
             region = self.look_near(self.field.distances(self.grid.vertices) < 0)
+        distances = self.field.distances_encoded(region.encoded)
+        while not region.band.holds(distances):
+            inside = region.inside.index_put((region.band.vertices,), distances < 0)
+            region = self.look_near(inside)
             distances = self.field.distances_encoded(region.encoded)
         points, crossings = find_cut(region.band.grid, distances)
         if len(crossings.faces) == 0:

@@ -60,7 +60,7 @@ class Grid:
         index = used.nonzero()[:, 0]
         rim = shared[index].nonzero()[:, 0]
         part = Grid(self.vertices[index], renumbered[self.tetrahedra[kept]])
-        return Band(part, rim, inside[index[rim]])
+        return Band(part, index, rim, inside[index[rim]])
 
     def subdivide(self) -> Grid:
         """Each tetrahedron cut into eight at the midpoints of its edges; old vertices first."""
@@ -83,11 +83,13 @@ class Band:
 
     Attributes:
         grid: the part, its vertices in the order of the whole grid.
+        vertices: (V',) indices of its vertices in the whole grid.
         rim: (R,) indices of its vertices that tetrahedra outside share.
         rim_inside: (R,) bool, on which side they were when the band was made.
     """
 
     grid: Grid
+    vertices: Tensor
     rim: Tensor
     rim_inside: Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import math
 import random
 import time
@@ -94,6 +95,7 @@ def train(task: Trainable, run: Run, output: Path) -> None:
         rows = [row for row in rows if row["step"] % LOG_EVERY == 0]
     recent: list[Tensor] = []
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    gc.freeze()  # what lives by now stays, and is not looked through for garbage every few steps
     with tqdm(total=run.steps, initial=first, desc=run.name, unit="step", mininterval=1) as bar:
         for step in range(first, run.steps):
             values = task.step(step)

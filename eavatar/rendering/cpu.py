@@ -349,7 +349,8 @@ def _project(
     width, height, low_pass, table, pairs_of_splat, workers,
 ):  # fmt: skip
     total = len(table)
-    for worker in prange(workers):
+    for number in prange(workers):
+        worker = np.int64(number)
         _project_part(
             total * worker // workers, total * (worker + 1) // workers,
             means, quaternions, scales, opacities, world_to_camera, intrinsics,
@@ -375,7 +376,8 @@ def _list_part(start, end, table, first_pair, columns, rows, pair_splat, pair_ti
 @_parallel
 def _list_pairs(table, first_pair, columns, rows, pair_splat, pair_tile, workers):
     total = len(table)
-    for worker in prange(workers):
+    for number in prange(workers):
+        worker = np.int64(number)
         _list_part(
             total * worker // workers, total * (worker + 1) // workers,
             table, first_pair, columns, rows, pair_splat, pair_tile,
@@ -403,7 +405,8 @@ def _sort_view(view, order, first_pair, pair_tile, first_slot, sorted_pairs):
 
 @_parallel
 def _sort_pairs(order, first_pair, pair_tile, first_slot, sorted_pairs):
-    for view in prange(len(order)):
+    for number in prange(len(order)):
+        view = np.int64(number)
         _sort_view(view, order, first_pair, pair_tile, first_slot, sorted_pairs)
 
 
@@ -558,7 +561,8 @@ def _composite_part(
 def _composite(
     table, pair_splat, first_slot, sorted_pairs, features, background, image, alpha, workers
 ):
-    for worker in prange(workers):
+    for number in prange(workers):
+        worker = np.int64(number)
         _composite_part(
             worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
             image, alpha,
@@ -704,7 +708,8 @@ def _composite_gradients(
     table, pair_splat, first_slot, sorted_pairs, features, background,
     image_gradient, alpha_gradient, rows, background_rows, workers,
 ):  # fmt: skip
-    for worker in prange(workers):
+    for number in prange(workers):
+        worker = np.int64(number)
         _composite_gradients_part(
             worker, workers, table, pair_splat, first_slot, sorted_pairs, features, background,
             image_gradient, alpha_gradient, rows, background_rows,
@@ -841,7 +846,8 @@ def _project_gradients(
     feature_gradients, workers,
 ):  # fmt: skip
     total = len(means)
-    for worker in prange(workers):
+    for number in prange(workers):
+        worker = np.int64(number)
         _project_gradients_part(
             total * worker // workers, total * (worker + 1) // workers,
             table, first_pair, rows, means, quaternions, scales, world_to_camera, intrinsics,

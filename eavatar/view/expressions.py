@@ -60,6 +60,13 @@ class Face:
         landmarks = read_arrays(Identity, folder / "identity.npz").landmarks
         return cls(mesh, basis, landmarks.astype(np.float64))
 
+    @property
+    def landmark_basis(self) -> Float64:
+        """(L, 3, E) displacements of the landmarks, which are at the nearest vertices."""
+        _, vertices = cKDTree(self.mesh.vertices).query(self.landmarks)
+        displacements: Float64 = self.basis[vertices]
+        return displacements
+
     def has_model_of(self, other: Face) -> bool:
         """Whether both have one model and as many coefficients."""
         return self.basis.shape == other.basis.shape and np.allclose(
@@ -77,16 +84,13 @@ def expression_map(driver: Face, avatar: Face) -> Float64:
     if avatar.has_model_of(driver):
         return np.eye(avatar.basis.shape[2])
     own, theirs = _corresponding(driver, avatar)
-    marks = [
-        face.basis[cKDTree(face.mesh.vertices).query(face.landmarks)[1]]
-        for face in (avatar, driver)
-    ]
-    count = len(driver.landmarks)
-    weights = np.repeat([1.0, count / max(len(own), 1)], [3 * count, 3 * len(own)])
     target, source = (
-        np.concatenate([at_landmarks, face.basis[places]]).reshape(len(weights), -1)
-        for at_landmarks, face, places in zip(marks, (avatar, driver), (own, theirs), strict=True)
+        np.concatenate([face.landmark_basis, face.basis[places]]).reshape(-1, face.basis.shape[2])
+        for face, places in ((avatar, own), (driver, theirs))
     )
+    marks = 3 * len(driver.landmarks)
+    weights = np.ones(len(target))
+    weights[marks:] = marks / max(len(target) - marks, 1)
     information = target.T @ (weights[:, None] * target) / DEVIATION**2
     pull = target.T @ (weights[:, None] * source) / DEVIATION**2
     solved: Float64 = np.linalg.solve(information + np.eye(len(information)), pull)

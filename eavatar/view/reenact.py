@@ -7,6 +7,7 @@ faces, seats and cameras differ. Their morphable models may differ, too: see
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from eavatar.arrays import Float32, Float64, Image
+from eavatar.arrays import Bool, Float32, Float64, Image
 from eavatar.avatar.files import load_avatar
 from eavatar.data.images import read_rgb
 from eavatar.data.video import write_video
@@ -35,14 +36,17 @@ from eavatar.view.expressions import Face, expression_map
 from eavatar.view.player import QUALITY, RATE, Player, draw_tracking, most_frontal, read_drive
 
 SHEET_COLUMNS = 6
+# Of all timesteps, those whose expression moves the landmarks least. The median would do for whole
+# captures, but is no rest in a video that acts most of the time.
+CALM = 0.2
 
 
 @dataclass(frozen=True)
 class Rest:
-    """A person at rest: the middle of all that was tracked of them.
+    """A person at rest, by all that was tracked of them.
 
     Attributes:
-        expression: (E,) median.
+        expression: (E,) mean of the calmest timesteps.
         rotation: mean of the head.
         translation: (3,) median, metres.
         scale: canonical units to metres.
@@ -56,26 +60,40 @@ class Rest:
     gaze_size: int
 
     @classmethod
-    def read(cls, results: Results) -> Rest:
+    def read(cls, results: Results, face: Face) -> Rest:
         """Of the sequences that are in use.
 
         Raises:
-            UserError: a contract file is missing or malformed.
+            UserError: a contract file is missing or malformed, or they are not of one tracking.
         """
         names = read_sequences(results.capture / "sequences.json").names
         tracks = [read_tracking(results.tracking(name)) for name in names]
         identity = read_arrays(Identity, results.face / "identity.npz")
         expression, rotation, translation = (
-            np.concatenate([getattr(track, field) for track in tracks])
+            np.concatenate([getattr(track, field)[_seen(track)] for track in tracks])
             for field in ("expression", "rotation", "translation")
         )
+        if face.basis.shape[2] != expression.shape[1]:
+            raise UserError(
+                f"{results.face}/expression_basis.npz has {face.basis.shape[2]} expression "
+                f"coefficients, but the tracking beside it {expression.shape[1]}; track the "
+                "person again."
+            )
+        moved = np.einsum("lij,tj->tli", face.landmark_basis, expression)
+        motion = np.linalg.norm(moved, axis=(1, 2))
+        calm = np.argsort(motion)[: math.ceil(CALM * len(motion))]
         return cls(
-            np.median(expression, axis=0),
+            expression[calm].mean(axis=0),
             Rotation.from_rotvec(rotation).mean(),
             np.median(translation, axis=0).astype(np.float64),
             float(identity.scale),
             tracks[0].gaze.shape[1],
         )
+
+
+def _seen(tracking: Tracking) -> Bool:
+    """(T,) where a face was seen; elsewhere expression and pose are interpolated."""
+    return np.asarray(np.isfinite(tracking.reprojection_error).any(axis=1))
 
 
 def retarget(
@@ -146,16 +164,9 @@ def reenact(
     """
     people = Results.open(avatar), Results.open(driver)
     own, theirs = (Face.read(results.face) for results in people)
-    rests = [Rest.read(results) for results in people]
-    for person, face, rest in zip(people, (own, theirs), rests, strict=True):
-        if face.basis.shape[2] != len(rest.expression):
-            raise UserError(
-                f"{person.face}/expression_basis.npz has {face.basis.shape[2]} expression "
-                f"coefficients, but the tracking beside it {len(rest.expression)}; track the "
-                "person again."
-            )
-    tracking = read_drive(people[1].tracking(sequence), len(rests[1].expression), neutral=False)
-    moved = retarget(tracking, rests[1], rests[0], expression_map(theirs, own), smoothing)
+    at_rest, driver_at_rest = Rest.read(people[0], own), Rest.read(people[1], theirs)
+    tracking = read_drive(people[1].tracking(sequence), theirs.basis.shape[2], neutral=False)
+    moved = retarget(tracking, driver_at_rest, at_rest, expression_map(theirs, own), smoothing)
     strips = _draw_strips(people, list(variants.values()), sequence, tracking, moved)
     shown = strongest_of_runs(np.linalg.norm(tracking.expression, axis=1), SHEET_COLUMNS)
     kept: dict[int, list[Image]] = {}

@@ -133,10 +133,11 @@ def test_a_neutral_driver_leaves_the_avatar_neutral(tmp_path):
     write_face(driver.face, make_face(1, EXPRESSIONS + 2))
     tracking = read_tracking(driver.tracking("FREE"))
     about, acted = np.random.default_rng(2).normal(size=(2, EXPRESSIONS + 2))
-    acting = tracking.with_expression([about - acted, about, about + acted])  # rest in the middle
+    calm = 0.1 * about
+    acting = tracking.with_expression([calm - acted, calm, calm + acted])
     write_arrays(driver.tracking("FREE"), acting)
     own, theirs = (Face.read(results.face) for results in (avatar, driver))
-    at_rest, of_driver = (Rest.read(results) for results in (avatar, driver))
+    at_rest, of_driver = Rest.read(avatar, own), Rest.read(driver, theirs)
     driven = retarget(acting, of_driver, at_rest, expression_map(theirs, own), smoothing=0)
     drawn = load_avatar(avatar.avatar("full"))
     pose = torch.from_numpy(driven.poses[0])
@@ -146,6 +147,17 @@ def test_a_neutral_driver_leaves_the_avatar_neutral(tmp_path):
     )
     assert (still - neutral).norm(dim=1).max() < 0.005  # canonical units
     assert (moved - neutral).norm(dim=1).max() > 0.005
+
+
+def test_rest_is_the_calmest_that_was_seen_of_a_person(tmp_path):
+    """Not the middle of a video that acts most of the time, nor what was interpolated."""
+    person = Results(write_person(tmp_path))
+    calm, acted, unseen = (np.full(EXPRESSIONS, value) for value in (0.1, 2.0, 0.0))
+    tracking = read_tracking(person.tracking("FREE"))
+    tracking = tracking.with_expression([calm, acted, unseen])
+    tracking.reprojection_error[2] = np.nan
+    write_arrays(person.tracking("FREE"), tracking)
+    assert np.allclose(Rest.read(person, Face.read(person.face)).expression, calm)
 
 
 def test_files_of_two_trackings_are_told(tmp_path, capsys):

@@ -70,26 +70,16 @@ class BaseMotion(nn.Module):
         vertices: (V, 3) neutral, those of the caps the last.
         faces: (F, 3).
         basis: (V, 3, E) displacements, a standard deviation each.
-        eye_centres: (2, 3) of the right and the left eyeball.
         gaze_size: 2 if the caps turn with the gaze, 0 if they are still.
     """
 
     vertices: Tensor
     faces: Tensor
     basis: Tensor
-    eye_centres: Tensor
 
-    def __init__(
-        self,
-        vertices: Tensor,
-        faces: Tensor,
-        basis: Tensor,
-        eye_centres: Tensor,
-        gaze_size: int = 0,
-    ):
+    def __init__(self, vertices: Tensor, faces: Tensor, basis: Tensor, gaze_size: int = 0):
         super().__init__()
         self.gaze_size = gaze_size
-        self.register_buffer("eye_centres", eye_centres)
         self.register_buffer("vertices", vertices)
         self.register_buffer("faces", faces)
         self.register_buffer("basis", basis)
@@ -116,7 +106,6 @@ class BaseMotion(nn.Module):
             torch.cat([points for points, _, _ in parts]),
             torch.cat([part[1] + start for part, start in zip(parts, starts, strict=True)]),
             torch.cat([motion for _, _, motion in parts]),
-            torch.stack([eye.centre for eye in eyes]),
             gaze_size,
         )
 
@@ -144,7 +133,14 @@ class BaseMotion(nn.Module):
         """Of these sizes, to be filled from a file."""
         corners = torch.zeros(faces, 3, dtype=torch.int64)
         basis = torch.zeros(vertices, 3, expressions)
-        return cls(torch.zeros(vertices, 3), corners, basis, torch.zeros(2, 3), gaze_size)
+        return cls(torch.zeros(vertices, 3), corners, basis, gaze_size)
+
+    @property
+    def eye_centres(self) -> Tensor:
+        """(2, 3) of the right and the left eyeball, from their caps."""
+        caps = self.vertices[-2 * CAP_VERTICES :].view(2, CAP_VERTICES, 3)
+        top, rim = caps[:, 0], caps[:, -CAP_CELLS[1] :].mean(dim=1)
+        return top - (top - rim) / (1 - math.cos(EYE_CAP))
 
     def forward(self, driving: Tensor) -> Tensor:
         """Displacements (…, V, 3) of the vertices under expression and gaze (…, E + G), behind

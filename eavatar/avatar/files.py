@@ -285,7 +285,7 @@ def _read_base(prefix: str, tensors: Mapping[str, Tensor], head: HeadSettings) -
         return None
     sizes = len(own["vertices"]), len(own["faces"]), head.expression_size, head.gaze_size
     base = BaseMotion.empty(*sizes)
-    base.load_state_dict({"eye_centres": base.eye_centres} | own)  # which older files lack
+    base.load_state_dict(own)
     return base
 
 

@@ -42,7 +42,7 @@ def make_field(surface: Surface) -> HeadField:
     settings = settings.model_copy(update={"width": 16, "feature_size": 8, "grid_resolution": 12})
     basis = torch.zeros(len(surface.vertices), 3, EXPRESSIONS)
     basis[:, 1, 0] = 0.05  # the same everywhere: no matter which face carries a vertex
-    base = BaseMotion(surface.vertices.clone(), surface.faces, basis, torch.zeros(2, 3))
+    base = BaseMotion(surface.vertices.clone(), surface.faces, basis)
     field = HeadField(settings, EXPRESSIONS, base=base)
     for parameter in field.drivers.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -241,7 +241,7 @@ def reenact(a: Arguments) -> None:
     from eavatar.view.reenact import reenact as run
 
     named = {Path(folder).name: Path(folder) for folder in a.avatars}
-    run(a.results, named, a.driver, a.sequence, a.smoothing, a.output)
+    run(a.results, named, a.driver, a.sequence, a.smoothing, a.freeze_gaze, a.output)
 
 
 def report(a: Arguments) -> None:
@@ -660,6 +660,7 @@ RULES: dict[Verb, list[Flag]] = {
         ("--driver", Path, "results/<subject> of the person who moves it", True),
         SEQUENCE,
         ("--smoothing", float, "the setting reenactment.smoothing", True),
+        ("--freeze-gaze", bool, "the setting reenactment.freeze_gaze", False),
         output("results/reenactments/<avatar>_<driver>_<sequence>.mp4; a .jpg comes beside it"),
     ],
     report: [

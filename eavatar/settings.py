@@ -620,6 +620,7 @@ class ReenactmentSettings(Settings):
     smoothing: float = Field(
         ge=0, lt=1, description="fraction of the pose before in each timestep's; 0 follows at once"
     )
+    freeze_gaze: bool = Field(description="the eyes look straight; else where the driver looks")
 
 
 class CaptureBlock(Settings):

@@ -50,7 +50,7 @@ class Rest:
         rotation: mean of the head.
         translation: (3,) median, metres.
         scale: canonical units to metres.
-        gaze_size: 2 if their gaze is tracked, else 0.
+        gaze_size: 2 if their gaze is tracked, else 0: an avatar's eyes then stay straight.
     """
 
     expression: Float32
@@ -143,6 +143,7 @@ def reenact(
     driver: Path,
     sequence: str,
     smoothing: float,
+    freeze_gaze: bool,
     output: Path,
 ) -> Path:
     """Write a video, the driver beside each variant of the avatar, and a contact sheet.
@@ -156,6 +157,7 @@ def reenact(
         driver: ``results/<subject>`` of the other person.
         sequence: of the driver.
         smoothing: of the pose, see `low_pass`.
+        freeze_gaze: the eyes look straight; else where the driver looks, if that was tracked.
         output: ``.mp4``.
     Returns:
         ``output``.
@@ -166,6 +168,8 @@ def reenact(
     own, theirs = (Face.read(results.face) for results in people)
     at_rest, driver_at_rest = Rest.read(people[0], own), Rest.read(people[1], theirs)
     tracking = read_drive(people[1].tracking(sequence), theirs.basis.shape[2], neutral=False)
+    if freeze_gaze:
+        at_rest = replace(at_rest, gaze_size=0)
     moved = retarget(tracking, driver_at_rest, at_rest, expression_map(theirs, own), smoothing)
     strips = _draw_strips(people, list(variants.values()), sequence, tracking, moved)
     shown = strongest_of_runs(np.linalg.norm(tracking.expression, axis=1), SHEET_COLUMNS)

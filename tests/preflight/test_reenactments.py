@@ -54,7 +54,8 @@ def test_a_faulty_row_is_one_sentence(tmp_path, plans, row, sentence):
 def test_the_variants_that_are_drawn_must_be_there(tmp_path):
     rows = f"{','.join(COLUMNS)}\na,generated{',' * (len(COLUMNS) - 2)}\n"
     (tmp_path / "subjects.csv").write_text(rows)
-    chosen = {"reenactment": {"variants": ["full", "small"], "smoothing": 0}}
+    block = {"variants": ["full", "small"], "smoothing": 0, "freeze_gaze": False}
+    chosen = {"reenactment": block}
     plans, _ = make_plans(tmp_path / "subjects.csv", {**BASE, **chosen}, {})
     with pytest.raises(UserError, match="'a' has no variant 'small', but full"):
         read_pairs(table(tmp_path, "a,a,FREE"), plans, {})

@@ -91,6 +91,15 @@ def test_a_larger_head_moves_as_far_in_its_own_size(tracking):
     assert np.allclose(moved.translation - large.translation, 2 * step, atol=CLOSE)
 
 
+def test_the_gaze_is_the_drivers_unless_it_is_frozen(tracking):
+    looking = replace(tracking, gaze=np.full((TIMESTEPS, 2), 0.2, np.float32))
+    own = rest_of(looking)
+    moved = retarget(looking, own, own, SAME, smoothing=0)
+    assert np.array_equal(moved.gaze, looking.gaze)
+    frozen = retarget(looking, own, replace(own, gaze_size=0), SAME, smoothing=0)
+    assert frozen.gaze.shape == (TIMESTEPS, 0)  # an avatar takes none for straight
+
+
 def test_smoothing_mixes_with_what_was_before():
     step = np.array([[0.0], [1], [1], [1]])
     assert low_pass(step, 0.5)[:, 0].tolist() == [0, 0.5, 0.75, 0.875]
@@ -110,7 +119,14 @@ def write_person(root: Path) -> Path:
 
 def call(avatar: Path, driver: Path, output: Path) -> int:
     words = ["--results", avatar, "--driver", driver, "--sequence", "FREE", "--output", output]
-    words += ["--smoothing", 0.5, "--avatars", avatar / "splat/baseline", avatar / "splat/full"]
+    words += [
+        "--smoothing",
+        0.5,
+        "--freeze-gaze",
+        "--avatars",
+        avatar / "splat/baseline",
+        avatar / "splat/full",
+    ]
     return main(["reenact", *map(str, words)])
 
 

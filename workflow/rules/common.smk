@@ -568,12 +568,13 @@ def reenacted(wildcards):
 def pair_words(wildcards, input):
     """The words of `reenact` that tell the pair."""
     pair = PAIRS[wildcards.pair]
-    smoothing = PLANS[pair.avatar].config.reenactment.smoothing
+    settings = PLANS[pair.avatar].config.reenactment
     words = {
         "--results": f"results/{pair.avatar}",
         "--driver": f"results/{pair.driver}",
         "--sequence": pair.sequence,
-        "--smoothing": str(smoothing),
+        "--smoothing": str(settings.smoothing),
     }
     avatars = ["--avatars", *map(_parent, input.avatars)]
-    return shlex.join([*chain(*words.items()), *avatars])
+    gaze = ["--freeze-gaze"] if settings.freeze_gaze else []
+    return shlex.join([*chain(*words.items()), *avatars, *gaze])

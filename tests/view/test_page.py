@@ -58,6 +58,7 @@ def page(path: Path) -> Iterator[Page]:
     if find_chromium() is None:
         pytest.skip(MISSING)
     with open_page(path.as_uri()) as page:
+        page.run("await started;")
         yield page
     assert page.faults == []
     assert page.requests == [path.as_uri()]
@@ -199,6 +200,7 @@ def test_a_phone_shows_all_and_two_fingers_zoom(path: Path) -> None:
     if find_chromium() is None:
         pytest.skip(MISSING)
     with open_page(path.as_uri(), width=390, height=800) as page:
+        page.run("await started;")
         before = page.screenshot("canvas")
         for kind, fingers in (
             ("touchStart", (180, 210)),

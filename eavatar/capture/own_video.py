@@ -7,9 +7,9 @@ evenly spaced, each with the frame nearest in time; frames are upright, padded t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import av
 import cv2
@@ -100,42 +100,41 @@ def _camera(window: Window, focal: float) -> Camera:
 def _timesteps(video: Path, rate: float) -> Iterator[tuple[int, int, Image]]:
     """Timestep, index of its frame, and (H, W, 3) BGR upright image; the last is the last frame."""
     timestep, source, earlier = 0, 0, None
-    for source, (time, frame) in enumerate(_decode(video, rate)):
+    for source, (time, read) in enumerate(_decode(video, rate)):
         while earlier and timestep / rate <= (earlier[0] + time) / 2:
-            yield timestep, source - 1, _upright(earlier[1])
+            yield timestep, source - 1, earlier[1]()
             timestep += 1
-        earlier = time, frame
+        earlier = time, read
     if earlier:
         for last in range(timestep, max(timestep, round(rate * earlier[0])) + 1):
-            yield last, source, _upright(earlier[1])
+            yield last, source, earlier[1]()
 
 
-def _decode(video: Path, rate: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Seconds since the first frame, and the frame; evenly spaced where the file holds no times.
+def _decode(video: Path, rate: float) -> Iterator[tuple[float, Callable[[], Image]]]:
+    """Seconds since the first frame, and what gives its upright image, (H, W, 3) BGR.
+
+    Frames are evenly spaced where the file holds no times.
 
     Raises:
-        UserError: the file is no video, or damaged.
+        UserError: the file is no readable video.
     """
     try:
         with av.open(str(video)) as container:
-            stream = container.streams.best("video")
+            stream = next(iter(container.streams.video), None)
             if stream is None:
                 raise UserError(f"{video} holds no video; name a video file.")
-            stream.codec_context.options = {"err_detect": "explode"}
-            start = None
-            frames = cast("Iterator[av.VideoFrame]", container.decode(stream))
-            for index, frame in enumerate(frames):
-                time = (
-                    index / float(stream.average_rate or rate) if frame.time is None else frame.time
-                )
+            stream.thread_type = "AUTO"
+            start, step = None, 1 / float(stream.average_rate or rate)
+            for index, frame in enumerate(container.decode(stream)):
+                time = index * step if frame.time is None else frame.time
                 start = time if start is None else start
-                yield time - start, frame
+                yield time - start, partial(_upright, frame, stream.codec_context.name)
     except (av.FFmpegError, OSError) as error:
         raise UserError(
             f"{video} is not a readable video ({error}); copy it again from its source."
         ) from error
 
 
-def _upright(frame: av.VideoFrame) -> Image:
-    """(H, W, 3) BGR, turned as the file's display matrix says."""
-    return np.ascontiguousarray(np.rot90(to_bgr(frame, ""), round(frame.rotation / 90)))
+def _upright(frame: av.VideoFrame, codec: str) -> Image:
+    """(H, W, 3) BGR, turned counter-clockwise by what the file's display matrix says."""
+    return np.ascontiguousarray(np.rot90(to_bgr(frame, codec), round(frame.rotation / 90)))

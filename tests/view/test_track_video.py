@@ -10,10 +10,14 @@ import pandas as pd
 import pytest
 
 from eavatar.__main__ import main
+from eavatar.backends import LANDMARKS, LandmarkBackend
 from eavatar.data.video import write_video
+from eavatar.face.landmarks import FaceNetwork, detect_in_views
 from eavatar.io import read_tracking
+from eavatar.settings import read_config
 from eavatar.view.expressions import Face
 from eavatar.view.player import RATE
+from eavatar.view.track_video import track_video
 from tests.scenes import CONFIG
 from tests.scenes.moving_face import EXPRESSION, detections, random_motion, rig, write_model
 from tests.view.test_reenact import write_person
@@ -63,6 +67,37 @@ def test_a_tracked_video_moves_an_avatar_of_another_model(clip: Path, tmp_path: 
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == COUNT
     assert abs(int(frames[5][100, 100, 0]) - 50) < 8  # the driver's frame beside it
+
+
+def test_a_network_finds_the_face_in_a_video(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that knows the frames by their grey, and where the face is in each."""
+    with np.load(tmp_path / "clip.npz") as archive:
+        points, confidence = archive["points"][:, 0], archive["confidence"][:, 0]
+
+    def boxes(images: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.array([[40.0, 40, 220, 220]]) for _ in images]
+
+    def landmarks(images: list[np.ndarray], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        timesteps = [round(float(image.mean()) / 10) for image in images]
+        return points[timesteps], confidence[timesteps]
+
+    backend = LandmarkBackend(
+        name="known",
+        run=lambda job: detect_in_views(FaceNetwork(boxes, landmarks), job.frames, SIZE, 4),
+        instead="set face.landmarks.backend to provided",
+    )
+    monkeypatch.setitem(LANDMARKS.added, "known", backend)
+    (tmp_path / "known.yaml").write_text("face: {landmarks: {backend: known}}")
+    config = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml", tmp_path / "known.yaml")
+    model = tmp_path / "model.h5"
+    provided, found = tmp_path / "provided", tmp_path / "found"
+    track_video(config, clip, model, tmp_path, None, provided)
+    track_video(config, clip, model, None, None, found)
+    trackings = [read_tracking(folder / "face/tracking/clip.npz") for folder in (provided, found)]
+    seen = confidence.any(axis=1)
+    assert np.allclose(trackings[0].rotation[seen], trackings[1].rotation[seen], atol=1e-3)
 
 
 def test_bad_input_is_told_in_one_sentence(

@@ -29,7 +29,7 @@ from eavatar.errors import UserError
 from eavatar.io import encode_image
 from eavatar.view.modes import FULL_DISPLACEMENT, Mode
 from eavatar.view.player import QUALITY, RATE, even
-from eavatar.view.viewer import Pace, Viewer, ViewState, pad_to_aspect, place_camera
+from eavatar.view.viewer import Orbit, Pace, Viewer, ViewState, pad_to_aspect, place_camera
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ JPEG_QUALITY = 90
 MAX_TURN = 45  # degrees
 FREE = "free"  # among the names of cameras
 MODE_HINT = f"displacement is red from {100 * FULL_DISPLACEMENT:.0f} mm on"
+COMPARE_HINT = "at a capture camera, not where it is free"
 TELLING_HINT = "timesteps of the training sequences, found by their landmarks"
 
 
@@ -97,9 +98,7 @@ def serve(viewer: Viewer, host: str, port: int) -> viser.ViserServer:
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     server.gui.main_panel.dock_right()
     server.scene.set_up_direction(viewer.up)
-    start = viewer.start.camera
-    server.initial_camera.position = start.centre
-    server.initial_camera.look_at = viewer.look_at(start)
+    _aim(server.initial_camera, viewer.orbit(viewer.start.camera))
     drawing = threading.Lock()
     views: dict[int, View] = {}
 
@@ -131,9 +130,8 @@ class View:
         self.state = viewer.start
         self._state_lock = threading.Lock()
         self._changed, self._closed = threading.Event(), threading.Event()
-        self._snapped_at = 0.0
+        self._target, self._sent_at = str(viewer.start.serial), time.monotonic()
         self._panel = Panel(self)
-        self.snap(str(viewer.start.serial))
         client.camera.on_update(self._follow)
         threading.Thread(target=self._keep_drawing, daemon=True).start()
 
@@ -151,16 +149,10 @@ class View:
     def snap(self, serial: str) -> None:
         """Look through a capture camera."""
         target = self.viewer.cameras[serial]
-        self._snapped_at = time.monotonic()
+        self._target, self._sent_at = serial, time.monotonic()
         self.change(camera=target, serial=serial)
-        _assign(self._panel.camera, serial)
-        axes = Rotation.from_matrix(target.world_to_camera[:3, :3].T)
-        camera = self.client.camera
         with self.client.atomic():
-            camera.up_direction = self.viewer.up
-            camera.position = target.centre
-            camera.look_at = self.viewer.look_at(target)
-            camera.wxyz = axes.as_quat(scalar_first=True)
+            _aim(self.client.camera, self.viewer.orbit(target))
 
     def screenshot(self) -> bytes:
         """The present image in full size, as PNG."""
@@ -182,15 +174,16 @@ class View:
         self.client.add_notification("This cannot be shown", str(error), color="red")
 
     async def _follow(self, camera: viser.CameraHandle) -> None:
-        """Leave the capture camera when someone moves; the browser also tells where it was sent."""
+        """Leave the capture camera when someone moves, but not while the browser moves there."""
         axes = Rotation.from_quat(camera.wxyz, scalar_first=True).as_matrix()
-        if _is_at(self.state.camera, axes, camera.position):
-            self._snapped_at = 0.0  # it has arrived
-            self.change()  # the window may have another shape
-        elif time.monotonic() > self._snapped_at + SETTLING:
+        target = self.viewer.cameras[self._target]
+        if _is_at(target, axes, camera.position):
+            self._sent_at = -SETTLING  # it has arrived
+            self.change(camera=target, serial=self._target)
+        elif time.monotonic() > self._sent_at + SETTLING:
             moved = place_camera(self.state.camera, axes, camera.position)
             self.change(camera=moved, serial=None)
-            _assign(self._panel.camera, FREE)
+        _assign(self._panel.camera, self.state.serial or FREE)
 
     def _keep_drawing(self) -> None:
         full = self.viewer.avatar.settings.image_size
@@ -258,9 +251,11 @@ class Panel:
             self._timestep = gui.add_slider("Timestep", 0, last, 1, start.timestep)
             self.playing = gui.add_checkbox("Play", False)
         with gui.add_folder("Look"):
-            self.camera = gui.add_dropdown("Camera", [FREE, *viewer.cameras])
+            self.camera = gui.add_dropdown(
+                "Camera", [FREE, *viewer.cameras], initial_value=start.serial
+            )
             self._mode = gui.add_dropdown("Show", [mode.value for mode in Mode], hint=MODE_HINT)
-            self._compare = gui.add_checkbox("Frame and error", False)
+            self._compare = gui.add_checkbox("Frame and error", False, hint=COMPARE_HINT)
             shown = viewer.variants if len(viewer.variants) > 1 else ()
             self._variants = [gui.add_checkbox(name, name in start.variants) for name in shown]
         with gui.add_folder("Expression"):
@@ -306,7 +301,7 @@ class Panel:
             return
         self._reported = time.monotonic()
         count = self._view.viewer.count_gaussians(self._view.state)
-        self._facts.content = f"{1 / seconds:.0f} frames per second · {side}² · {count:,} Gaussians"
+        self._facts.content = f"{1 / seconds:.1f} frames per second · {side}² · {count:,} Gaussians"
 
     def _connect(self) -> None:
         view, start = self._view, self._view.viewer.start
@@ -389,6 +384,16 @@ def _on_update(handles: Sequence[Any], act: Callable[[], None]) -> None:
 def _assign(handle: Any, value: object) -> None:
     """Give a handle a value; viser's annotations say that it cannot be."""
     handle.value = value
+
+
+def _aim(camera: viser.InitialCameraConfig | viser.CameraHandle, orbit: Orbit) -> None:
+    """Send a browser's camera somewhere."""
+    camera.position = orbit.position
+    camera.look_at = orbit.look_at
+    if isinstance(camera, viser.CameraHandle):
+        camera.up_direction = orbit.up
+    else:
+        camera.up = orbit.up
 
 
 def _is_at(camera: Camera, axes: Float64, position: Float64) -> bool:

@@ -11,7 +11,6 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from eavatar.avatar.gaussians import Generated
 from eavatar.avatar.model import Avatar, CameraBatch
 
 FULL_DISPLACEMENT = 0.1  # canonical units, 10 mm: gets the heat map's colour in full
@@ -24,7 +23,7 @@ class Mode(StrEnum):
     Attributes:
         FINE: the image.
         COARSE: the splatted colours, before the upsampler.
-        DISPLACEMENT: how far the expression moves each Gaussian (Eq. 9).
+        DISPLACEMENT: how far the expression moves each Gaussian.
         CONTROLS: which Gaussians are controls (Eq. 10).
     """
 
@@ -62,7 +61,11 @@ def draw_mode(
         return drawn.fine[0], drawn.pairs
     generated = avatar.generate(expression, pose)
     if not mode.is_image:
-        colours = _heat(avatar, mode, generated)
+        if mode is Mode.CONTROLS:
+            heat = generated.controls.float()
+        else:
+            heat = _displacements(avatar, expression, pose) / FULL_DISPLACEMENT
+        colours = _tint(generated.gaussians.features[:, :3], heat.clamp(max=1))
         generated = replace(generated, gaussians=replace(generated.gaussians, features=colours))
     coarse = avatar.splat(generated, camera, capacity)
     factor = avatar.settings.upsampling
@@ -70,12 +73,15 @@ def draw_mode(
     return image[: camera.height, : camera.width], coarse.pairs
 
 
-def _heat(avatar: Avatar, mode: Mode, generated: Generated) -> Tensor:
-    """Colours (N, 3): the Gaussians' own in grey, and red as far as the mode has it."""
-    if mode is Mode.CONTROLS:
-        heat = generated.controls.float()
-    else:
-        moved = avatar.settings.head.deform_scale * generated.displacements
-        heat = (moved / FULL_DISPLACEMENT).clamp(max=1)
-    grey = generated.gaussians.features[:, :3].mean(dim=1)
+def _displacements(avatar: Avatar, expression: Tensor, pose: Tensor) -> Tensor:
+    """How far the expression moves each Gaussian from where it is at neutral, (N,) canonical."""
+    neutral = expression.new_zeros(avatar.settings.head.expression_size)
+    moved = avatar.deform(expression, pose).points - avatar.deform(neutral, pose).points
+    distances: Tensor = moved.norm(dim=1)
+    return distances
+
+
+def _tint(colours: Tensor, heat: Tensor) -> Tensor:
+    """Colours (N, 3) in grey, and red as far as the heat (N,) goes."""
+    grey = colours.mean(dim=1)
     return torch.stack([grey + heat * (value - grey) for value in HEAT], dim=1)

@@ -80,6 +80,22 @@ class ViewState:
 
 
 @dataclass(frozen=True)
+class Orbit:
+    """A camera that goes around a place.
+
+    Attributes:
+        position: (3,) of the camera, world, metres.
+        look_at: (3,) the place, on the camera's axis.
+        up: (3,) upwards in the image, as near to the head's own direction as the camera's tilt
+            allows.
+    """
+
+    position: Float64
+    look_at: Float64
+    up: Float64
+
+
+@dataclass(frozen=True)
 class Viewer:
     """A subject's results, and images of them; other avatars are read when they are first drawn.
 
@@ -191,12 +207,15 @@ class Viewer:
         up: Float64 = Rotation.from_rotvec(head.astype(np.float64)).apply([0.0, 1.0, 0.0])
         return up
 
-    def look_at(self, camera: Camera) -> Float64:
-        """(3,) the place on a camera's axis that is beside the head, world, metres."""
+    def orbit(self, camera: Camera) -> Orbit:
+        """How one stands where a camera does, to go around the head from there."""
         head = self.tracks[self.start.sequence][self.start.timestep].translation
-        forward = camera.world_to_camera[2, :3]
-        centre: Float64 = camera.centre + forward * (forward @ (head - camera.centre))
-        return centre
+        right, _, forward = camera.world_to_camera[:3, :3]
+        return Orbit(
+            camera.centre,
+            camera.centre + forward * (forward @ (head - camera.centre)),
+            self.up - right * (right @ self.up),
+        )
 
     def count_gaussians(self, state: ViewState) -> int:
         """Of all avatars that a state shows."""

@@ -78,11 +78,14 @@ def write_talking_head(root: Path) -> Path:
 
 
 def _camera(angle: float) -> Camera:
-    """As of `make_camera`, but it sees the whole head."""
+    """As of `make_camera`, but it sees the whole head, and is tilted."""
     camera = make_camera(angle).resize(2 * SIZE, 2 * SIZE)
     intrinsics = camera.intrinsics.copy()
     intrinsics[[0, 1], [0, 1]] *= 0.8
-    return replace(camera, intrinsics=intrinsics)
+    tilted = np.eye(4)
+    tilted[:3, :3] = Rotation.from_euler("z", 5, degrees=True).as_matrix()
+    world_to_camera = tilted @ camera.world_to_camera
+    return replace(camera, intrinsics=intrinsics, world_to_camera=world_to_camera)
 
 
 def _basis(vertices: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ import pytest
 from eavatar.avatar.files import read_avatar
 from eavatar.errors import UserError
 from eavatar.io import read_cameras, read_tracking
-from eavatar.view.modes import Mode
+from eavatar.landmark_indices import BROWS, CHIN
+from eavatar.view.modes import HEAT, Mode
 from eavatar.view.viewer import (
     FAST,
     MAX_HALVINGS,
@@ -65,6 +66,17 @@ def test_a_slider_adds_to_what_was_tracked(viewer: Viewer) -> None:
     changed = np.abs(image - viewer.draw(viewer.start)).max(axis=(1, 2)) > 10
     assert changed.any()
     assert not changed[: SIZE // 2].any()  # the jaw is in the lower half
+
+
+def test_displacement_is_red_where_the_expression_moves_the_face(viewer: Viewer) -> None:
+    state = replace(viewer.start, mode=Mode.DISPLACEMENT)
+    assert np.ptp(viewer.draw(state), axis=2).max() == 0  # at rest all is grey
+    image = viewer.draw(replace(state, timestep=2)) / 255  # with the jaw open
+    landmarks = viewer.tracks[state.sequence].landmarks[2, [CHIN, *range(68)[BROWS]]]
+    pixels, _ = state.camera.resize(SIZE, SIZE).project(landmarks.astype(np.float64))
+    chin, *brows = (image[y, x] for x, y in pixels.astype(int))
+    assert np.abs(chin - HEAT).max() < 0.1  # the chin moves by 13 mm, its edge is soft
+    assert all(np.ptp(brow) < 0.02 for brow in brows)
 
 
 def test_the_head_turns_in_its_own_axes(viewer: Viewer) -> None:

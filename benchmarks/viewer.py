@@ -1,10 +1,10 @@
 """How fast the viewer is, end to end: ``python -m benchmarks.viewer results/demo``, a minute.
 
 Starts ``eavatar view`` and opens it in headless Chromium (on the path, or named by
-``EAVATAR_CHROMIUM``), with WebGL in software on the same cores. Prints the seconds from the start of
-the command to the first image in the browser; then, while a slider is pulled to and fro, the images
-per second that reach the browser, the CPU time that the server spends on each, and the size of the
-last of them.
+``EAVATAR_CHROMIUM``), with WebGL in software on the same cores. Prints the seconds from the start
+of the command to the first image in the browser; then, while a slider is pulled to and fro, the
+images per second that reach the browser, the CPU time that the server spends on each, and what the
+viewer says of the last.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ def serving(results: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         process.wait()
 
 
-def wait_for_port(port: int) -> None:
-    """Return once something listens there."""
-    while True:
+def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
+    """Return once the process listens there."""
+    while process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex((HOST, port)) == 0:
                 return
         time.sleep(0.05)
+    sys.exit(process.returncode)
 
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
@@ -86,7 +87,7 @@ def main() -> None:
     given = parser.parse_args()
     start = time.monotonic()
     with serving(given.results) as (process, port):
-        wait_for_port(port)
+        wait_for_port(process, port)
         with open_page(f"http://{HOST}:{port}", 1280, 800) as page:
             while not page.run(f"return Boolean({FACTS});"):
                 time.sleep(0.02)

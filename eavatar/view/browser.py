@@ -93,7 +93,8 @@ def check_address(host: str, port: int) -> None:
 
 def serve(viewer: Viewer, host: str, port: int) -> viser.ViserServer:
     """A server that shows the viewer to each browser that connects."""
-    logging.getLogger("websockets").setLevel(logging.WARNING)  # else each connection is told
+    # Else it tells of each connection, and of one that is given up with a traceback.
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)
     server = viser.ViserServer(host, port, label=viewer.results.root.name, verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False)
     server.gui.main_panel.dock_right()

@@ -39,7 +39,7 @@ from eavatar.view.telling import Component, Telling, find_telling, strongest_com
 SLIDERS = 10  # components that get one
 LETTERS = 1 / 400  # size of OpenCV's letters / side of the image
 SLOW, FAST = 0.15, 0.03  # seconds of an image in motion; of twice the side it takes up to 4 times
-MAX_HALVINGS = 2  # of the side in motion: smaller, a face is hard to make out
+MIN_SIDE = 256  # in motion, pixels: smaller images save little, the networks take the time
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class Pace:
 
     def learn(self, seconds: float) -> None:
         """From the time that an image in motion took, choose the size of the next."""
-        if seconds > SLOW and self._halvings < MAX_HALVINGS:
+        if seconds > SLOW and self.side >= 2 * MIN_SIDE:
             self._halvings += 1
         elif seconds < FAST and self._halvings > 0:
             self._halvings -= 1

@@ -15,7 +15,7 @@ from eavatar.landmark_indices import BROWS, CHIN
 from eavatar.view.modes import HEAT, Mode
 from eavatar.view.viewer import (
     FAST,
-    MAX_HALVINGS,
+    MIN_SIDE,
     SLOW,
     Pace,
     Viewer,
@@ -168,13 +168,19 @@ def test_an_image_is_padded_with_white_to_the_shape_of_the_window(aspect: float)
 
 
 def test_images_in_motion_are_smaller_where_drawing_is_slow() -> None:
-    pace = Pace(250)
-    assert pace.side == 250
-    for _ in range(MAX_HALVINGS + 2):
+    pace = Pace(1100)
+    assert pace.side == 1100
+    for _ in range(5):
         pace.learn(2 * SLOW)
-    assert pace.side == 250 // 2**MAX_HALVINGS
+    assert pace.side == 275  # half of it would be less than MIN_SIDE
     pace.learn((SLOW + FAST) / 2)  # fast enough, but four times that would not be
-    assert pace.side == 250 // 2**MAX_HALVINGS
-    for _ in range(MAX_HALVINGS + 2):
+    assert pace.side == 275
+    for _ in range(5):
         pace.learn(FAST / 2)
-    assert pace.side == 250
+    assert pace.side == 1100
+
+
+def test_small_images_do_not_get_smaller_in_motion() -> None:
+    pace = Pace(2 * MIN_SIDE - 1)
+    pace.learn(2 * SLOW)
+    assert pace.side == 2 * MIN_SIDE - 1

@@ -222,6 +222,8 @@ class View:
             self.tell(error)
             self._panel.show_less()
             return 0.0
+        if self._closed.is_set():
+            return 0.0
         image = pad_to_aspect(image, self.client.camera.aspect)
         self.client.scene.set_background_image(image, "jpeg", jpeg_quality=JPEG_QUALITY)
         seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ provided landmarks come along. The videos are H.264 with sensor noise on top, at
 NeRSemble's, of which no sequence needs longer than two turns of its source to encode: the rest is
 the same packets again, which costs a decoder what others would.
 
-On two cores a second gives about five encoded frames; the disk needs 28 kB for each frame.
+A core encodes about four frames in a second; the disk needs 28 kB for each frame.
 """
 
 from __future__ import annotations

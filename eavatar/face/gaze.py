@@ -8,7 +8,7 @@
    beginning with a dark iris on white. Light is a factor and an offset of each timestep and eye.
 3. With the profile and each eye's direction at rest learned, every timestep has the most probable
    gaze of both eyes together, by itself; a held-out one is measured as any other and contributes
-   nothing. Where lids are closed, it is interpolated in time.
+   nothing. Where both eyes are closed, it is interpolated in time.
 
 The gaze is relative to rest, the median of the training timesteps, as lids tell a sphere's centre
 only to a millimetre, five degrees. Letters: T timesteps, N points on an eye, G gazes.
@@ -54,6 +54,7 @@ MARGIN = 0.1  # of an eyeball's radius inside the lids: lashes, and what landmar
 MIN_SEEN = 60  # points of 0.4 mm²: an eye's opening has 300 to 500
 BIN = np.radians(3)  # of the profile
 BINS = 31
+MAX_UNEXPLAINED = 1 / 3  # of the variance of an open eye's brightness, which leaves up to 0.25
 IRIS = np.radians(29)  # 11.7 mm wide on a ball of 24 mm; adults differ by 5 %
 NOISE = 0.05  # deviation of a point's brightness, of a range of 1
 ALIKE = 5  # neighbouring points err alike
@@ -76,6 +77,18 @@ class Eyes:
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    def count(self, eye: int) -> Float64:
+        """(T,) points that are seen of an eye."""
+        total: Float64 = self.seen[:, eye].sum(axis=1)
+        return total
+
+    def variance(self, eye: int) -> Float64:
+        """(T,) of the brightness of an eye, 0 where nothing is seen."""
+        seen, found, count = self.seen[:, eye], self.brightness[:, eye], self.count(eye).clip(1)
+        mean, squares = ((seen * found**power).sum(axis=1) / count for power in (1, 2))
+        spread: Float64 = (squares - mean**2).clip(0)
+        return spread
 
 
 @dataclass(frozen=True)
@@ -225,8 +238,9 @@ def learn_eyes(training: Sequence[Eyes]) -> EyeModel:
     tried = GAZES.reshape(-1, 2)
     profile = np.where(np.arange(BINS) * BIN < IRIS, 0.2, 0.6)
     for _ in range(ROUNDS):
-        costs = (misfit(profile, eyes, eye, tried) + prior(tried) for eye in range(2))
-        single = np.stack([tried[cost.argmin(axis=1)] for cost in costs], axis=1)
+        lefts = (misfit(profile, eyes, eye, tried) for eye in range(2))
+        costs = [cost(eyes, eye, left) + prior(tried) for eye, left in enumerate(lefts)]
+        single = np.stack([tried[each.argmin(axis=1)] for each in costs], axis=1)
         profile = _mean_profile(eyes, single, open_eyes, profile)
     rest = [np.median(single[open_eyes[:, eye], eye], axis=0) for eye in range(2)]
     logger.info("eyes at rest look to %s degrees (yaw, pitch)", np.degrees(rest).round().tolist())
@@ -252,7 +266,8 @@ def _mean_profile(eyes: Eyes, gazes: Float64, chosen: Bool, before: Float64) -> 
 
 
 def misfit(profile: Float64, eyes: Eyes, eye: int, gazes: Float64) -> Float64:
-    """(T, G) negative log likelihood of gazes (G, 2) of one eye, under the light that suits each.
+    """(T, G) variance of brightness that gazes (G, 2) of one eye leave, under the light that suits
+    each best.
 
     Args:
         profile: (`BINS`,).
@@ -263,15 +278,19 @@ def misfit(profile: Float64, eyes: Eyes, eye: int, gazes: Float64) -> Float64:
     angles = np.arccos((to_vectors(gazes) @ to_vectors(POINTS).T).clip(-1, 1))
     expected = np.interp(angles, BIN * np.arange(BINS), profile).T
     seen, found = eyes.seen[:, eye], eyes.brightness[:, eye]
-    count = seen.sum(axis=1, keepdims=True).clip(1e-9)
+    count = seen.sum(axis=1, keepdims=True).clip(1)
     mean, middle = (seen * found).sum(axis=1, keepdims=True) / count, seen @ expected / count
-    variance = (seen * found**2).sum(axis=1, keepdims=True) / count - mean**2
     spread = seen @ expected**2 / count - middle**2
     common = (seen * found) @ expected / count - mean * middle
     factor = (common / (spread + MIN_CONTRAST**2)).clip(0)
-    residual = variance - 2 * factor * common + factor**2 * spread
-    likelihood: Float64 = count * residual / (2 * ALIKE * NOISE**2)
-    return likelihood
+    left: Float64 = eyes.variance(eye)[:, None] - 2 * factor * common + factor**2 * spread
+    return left
+
+
+def cost(eyes: Eyes, eye: int, left: Float64) -> Float64:
+    """(T, G) negative log likelihood of what `misfit` leaves."""
+    total: Float64 = eyes.count(eye)[:, None] * left / (2 * ALIKE * NOISE**2)
+    return total
 
 
 def prior(gazes: Float64) -> Float64:
@@ -283,15 +302,20 @@ def prior(gazes: Float64) -> Float64:
 def find_gaze(model: EyeModel, eyes: Eyes) -> Float64:
     """The most probable gaze (T, 2) of both eyes, relative to rest, radians."""
     tried = GAZES.reshape(-1, 2)
-    cost = prior(tried) + sum(
-        misfit(model.profile, eyes, eye, tried + model.rest[eye]) for eye in range(2)
-    )
-    gaze = _refine_minimum(cost.reshape(-1, *GAZES.shape[:2]))
-    seen = np.flatnonzero(eyes.seen.sum(axis=(1, 2)) >= MIN_SEEN)
-    if len(seen) == 0:
+    total, told = np.tile(prior(tried), (len(eyes), 1)), np.zeros(len(eyes), bool)
+    for eye in range(2):
+        left = misfit(model.profile, eyes, eye, tried + model.rest[eye])
+        own = cost(eyes, eye, left)
+        # Lids that are closed where the tracking has them open are explained by no likely gaze.
+        least = np.take_along_axis(left, (own + prior(tried)).argmin(axis=1)[:, None], axis=1)[:, 0]
+        shown = (least <= MAX_UNEXPLAINED * eyes.variance(eye)) & (eyes.count(eye) >= MIN_SEEN)
+        total += shown[:, None] * own
+        told |= shown
+    gaze = _refine_minimum(total.reshape(-1, *GAZES.shape[:2]))
+    if not told.any():
         return np.zeros_like(gaze)
     times = np.arange(len(gaze))
-    return np.stack([np.interp(times, seen, gaze[seen, axis]) for axis in range(2)], axis=1)
+    return np.stack([np.interp(times, times[told], gaze[told, axis]) for axis in range(2)], axis=1)
 
 
 def _refine_minimum(costs: Float64) -> Float64:

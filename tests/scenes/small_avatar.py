@@ -7,6 +7,7 @@ import torch
 from eavatar.avatar.gaussians import NeutralGaussians
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
 from eavatar.avatar.torso import Torso
+from eavatar.rendering.splatting import LOW_PASS
 from eavatar.settings import read_config
 from tests.scenes import CONFIG
 
@@ -17,7 +18,8 @@ def make_avatar(size: int = SIZE, appearances: int = 0) -> Avatar:
     """The networks are random, so that expression changes what one sees."""
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(update={"image_size": size})
+    # The low pass of other renderers, which tests of exports draw with.
+    settings = settings.model_copy(update={"image_size": size, "low_pass": LOW_PASS})
     head = HeadSettings(
         expression_size=EXPRESSIONS, appearance_size=appearances, feature_size=8, colour_size=8,
         width=16, near=0.1, far=0.25, deform_scale=0.3,

@@ -242,7 +242,7 @@ def test_errors_fall_on_the_gaussians_that_draw_their_pixels(subject):
         marks[strongest, torch.arange(8)] = 1
         alone = splat(
             replace(gaussians, features=marks), views.world_to_camera, views.intrinsics,
-            views.width, views.height,
+            views.width, views.height, low_pass=avatar.settings.low_pass,
         ).features  # fmt: skip
     expected = (alone * error[..., None]).sum(dim=(0, 1, 2))
     assert expected.min() > 0

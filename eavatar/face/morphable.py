@@ -1,11 +1,11 @@
-"""Linear morphable face models: one class, and readers for the Basel Face Models.
+"""Linear morphable face models: one class, and readers for the Basel models and ICT-FaceKit.
 
-Canonical frame: right-handed, y up, z out of the face, 1 unit = 1 dm. Both Basel models have
-these axes already; the origin is put where it does not depend on the model's vertex set, at a
+Canonical frame: right-handed, y up, z out of the face, 1 unit = 1 dm. All of them have these axes
+already; the origin is put where it does not depend on the model's vertex set, at a
 fixed offset from the landmarks: see `LANDMARK_CENTROID`.
 
-A file is recognised by its content, not by its name. Nothing is unpickled: only HDF5 and MATLAB
-files are read. The models themselves cannot be redistributed, so the readers were run on files of
+A file is recognised by its content, not by its name. Nothing is unpickled: only HDF5, MATLAB and
+text files are read. The Basel models cannot be redistributed, so the readers were run on files of
 the published layouts with made-up values and on a head model stored in the 2017 layout.
 """
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from eavatar.arrays import Float32, Int64
 from eavatar.errors import UserError
+from eavatar.face.ict_facekit import INDICES, is_face_x_model, read_face_x_model
 from eavatar.face.landmark_lists import LandmarkList, check_landmark_list, find_landmark_list
 from eavatar.io import LANDMARKS, require
 
@@ -40,8 +41,17 @@ DEVIATION = 0.003, 0.5
 MAX_FRACTION = 1.5  # of a mean colour given as fractions: published ones may exceed 1 a little
 LEVELS = 16.0, 260.0  # the largest mean colour, where colours are levels of 8 bits
 
-SUPPORTED = "a Basel Face Model 2017 or 2019 (.h5) or BFM09_model_info.mat"
-HDF5, MATLAB = "an HDF5 file", "a MATLAB file"
+SUPPORTED = (
+    "a Basel Face Model 2017 or 2019 (.h5), BFM09_model_info.mat, or ICT-FaceKit's "
+    "generic_neutral_mesh.obj in its folder FaceXModel"
+)
+HDF5, MATLAB, ICT_FACEKIT = "an HDF5 file", "a MATLAB file", "ICT-FaceKit's mean face"
+# What a file of each kind is, and its licence, as far as its publishers say.
+DESCRIPTIONS = {
+    HDF5: "layout of BFM 2017; the Basel models' own licence allows no commercial use",
+    MATLAB: "layout of BFM 2009; the Basel models' own licence allows no commercial use",
+    ICT_FACEKIT: "ICT Face Model Light; MIT licence, commercial use allowed",
+}
 SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": HDF5,
     b"MATLAB 5.0": MATLAB,
@@ -54,6 +64,7 @@ SIGNATURES = {
     b"ply\n": "a mesh",
     b"<": "a web page, perhaps the licence form instead of the file",
 }
+WAVEFRONT = (b"mtllib", b"#", b"v ", b"o ", b"g ")  # the first words of .obj files
 STATISMO_ARRAYS = (
     "shape/model/mean",
     "shape/model/pcaVariance",
@@ -101,10 +112,10 @@ class MorphableModel:
 def read_morphable_model(
     path: Path, identity_components: int | None = None, expression_components: int | None = None
 ) -> MorphableModel:
-    """Read a BFM 2017 or 2019 ``.h5`` or a BFM 2009 ``.mat`` file into the canonical frame.
+    """Read a model of BFM 2017, 2019 or 2009, or of ICT-FaceKit, into the canonical frame.
 
     Args:
-        path: the file.
+        path: the ``.h5`` or ``.mat`` file, or ``FaceXModel/generic_neutral_mesh.obj``.
         identity_components: the largest number of leading components that are read; None for all.
             All 299 components of BFM 2017 take 0.2 GB.
         expression_components: likewise.
@@ -121,6 +132,17 @@ def read_morphable_model(
         arrays = _load_bfm_2009(path)
         model = _build_bfm_2009(arrays, path, identity_components, expression_components)
         listed = LandmarkList(model.landmark_vertices, f"keypoints in {path}", 1, "make it again")
+    elif kind == ICT_FACEKIT:
+        read = read_face_x_model(path, identity_components, expression_components)
+        model = MorphableModel(
+            read.mean,
+            read.identity_basis,
+            read.expression_basis,
+            read.faces,
+            read.landmark_vertices,
+        )
+        origin = f"landmarks in {path.with_name(INDICES)}"
+        listed = LandmarkList(read.landmark_vertices, origin, 0, "fetch the folder again")
     else:
         raise UserError(f"{path} is {kind}, which cannot be read: give {SUPPORTED}.")
     _check_model(model, path)
@@ -128,6 +150,11 @@ def read_morphable_model(
     landmarks = model.mean[model.landmark_vertices]
     centred = model.mean + (np.array(LANDMARK_CENTROID) - landmarks.mean(axis=0))
     return replace(model, mean=centred.astype(np.float32), faces=_orient_faces(model))
+
+
+def describe_morphable_model(path: Path) -> str:
+    """What a file that `read_morphable_model` reads is, and the licence of it."""
+    return DESCRIPTIONS[_identify_file(path)]
 
 
 def _identify_file(path: Path) -> str:
@@ -144,6 +171,8 @@ def _identify_file(path: Path) -> str:
     for signature, kind in SIGNATURES.items():
         if start.startswith(signature):
             return kind
+    if start.startswith(WAVEFRONT):
+        return ICT_FACEKIT if is_face_x_model(path) else "a mesh"
     return "of an unknown format"
 
 
@@ -164,7 +193,8 @@ def _check_model(model: MorphableModel, path: Path) -> None:
     if not LANDMARK_RADIUS[0] < radius < LANDMARK_RADIUS[1]:
         raise UserError(
             f"{path}: its landmarks lie {100 * radius:.3g} mm from their centre instead of about "
-            "60; an .h5 file is in millimetres and a .mat file in decimetres, and the landmarks "
+            "60; an .h5 file is in millimetres, a .mat file in decimetres, ICT-FaceKit in "
+            "centimetres, and the landmarks "
             "must be those of its vertices."
         )
     for name, basis in (("identity", model.identity_basis), ("expression", model.expression_basis)):

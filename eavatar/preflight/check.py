@@ -29,7 +29,12 @@ from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import ProvidedLandmarks, read_provided
 from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
-from eavatar.face.morphable import SUPPORTED, MorphableModel, read_morphable_model
+from eavatar.face.morphable import (
+    SUPPORTED,
+    MorphableModel,
+    describe_morphable_model,
+    read_morphable_model,
+)
 from eavatar.io import atomic, read_mesh
 from eavatar.lenses import Lens
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
@@ -50,8 +55,9 @@ from eavatar.weights import Net
 
 MAX_LISTED = 4  # names in a sentence, before "and n more"
 MODEL_SOURCE = (
-    "Get BFM 2017 or 2009 by the licence form at faces.dmi.unibas.ch (not to be passed on), put it "
-    "there, or name another file in the setting morphable_model or the sheet's column of that name."
+    "Get BFM 2017 or 2009 by the licence form at faces.dmi.unibas.ch (not to be passed on), or "
+    "without a form FaceXModel of github.com/ICT-VGL/ICT-FaceKit (MIT licence), put it there, or "
+    "name another file in the setting morphable_model or the sheet's column of that name."
 )
 
 
@@ -200,7 +206,8 @@ def examine_model(found: Examination, path: Path) -> MorphableModel | None:
         item,
         "ok",
         f"{path}: {len(model.mean)} vertices, {model.identity_basis.shape[2]} identity and "
-        f"{model.expression_basis.shape[2]} expression components, {size:.0f} MiB",
+        f"{model.expression_basis.shape[2]} expression components, {size:.0f} MiB; "
+        f"{describe_morphable_model(path)}",
     )
     return model
 

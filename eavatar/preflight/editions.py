@@ -18,6 +18,7 @@ from stat import S_ISDIR
 from typing import Any
 
 from eavatar.capture.layouts import list_masks, list_recordings, list_sequence_names, list_shared
+from eavatar.face.ict_facekit import list_face_x_model
 from eavatar.io import Sequences
 from eavatar.preflight.subjects import Subject
 from eavatar.settings import Config
@@ -139,11 +140,11 @@ def _list_recorded(subject: Subject) -> tuple[Any, dict[str, Any]]:
 
 
 def _list_model(subject: Subject, config: Config) -> Any:
-    """The morphable model and the landmark indices beside it; none if it is generated."""
+    """The morphable model and what it is read with beside it; none if it is generated."""
     if subject.capture is None and subject.morphable_model is None:
         return None
     model = subject.morphable_model or config.morphable_model
-    return list_files([model, model.with_suffix(".txt")], model.parent)
+    return list_files([model, model.with_suffix(".txt"), *list_face_x_model(model)], model.parent)
 
 
 def _digest(content: Any) -> str:

@@ -7,7 +7,8 @@ As published at github.com/ICT-VGL/ICT-FaceKit under the MIT licence (Li et al. 
     <expression>.obj           the mean with one expression at full strength
     vertex_indices.json        "expressions", their names; "idx_to_landmark_verts", iBUG-68 from 0
 
-Centimetres, y up, z out of the face. These readers were not run on the published files themselves.
+Centimetres, y up, z out of the face. The reader was run on shapes of the
+model that were written so, not on the published files themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CENTIMETRES = 0.1  # in canonical units
 # which no landmark lies on, come after.
 SKIN_VERTICES = 11248
 # Expressions have strengths from 0 to 1 instead of deviations; this is the deviation of a strength
-# that is uniform there.
+# that is uniform there. All 53 then move the landmarks by 8.5 mm, as the Basel models' do.
 STRENGTH_DEVIATION = 12**-0.5
 FETCH = "fetch FaceXModel of github.com/ICT-VGL/ICT-FaceKit again"
 

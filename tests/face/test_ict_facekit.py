@@ -43,17 +43,16 @@ def _write_model(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
     random = np.random.default_rng(0)
     mean, landmarks = random.normal(0, 6, (VERTICES, 3)), random.permutation(VERTICES)[:68]
     mean[landmarks] = np.asarray(AVERAGE_FACE) / 10
-    return _write_folder(folder, mean, landmarks)
+    shapes = mean + random.normal(0, 0.3, (4, VERTICES, 3))
+    return _write_folder(folder, mean, shapes, landmarks)
 
 
 def _write_folder(
-    folder: Path, mean: np.ndarray, landmarks: np.ndarray
+    folder: Path, mean: np.ndarray, shapes: np.ndarray, landmarks: np.ndarray
 ) -> tuple[Path, dict[str, np.ndarray]]:
-    """A FaceXModel of a mean in centimetres, with made-up components."""
-    random = np.random.default_rng(1)
-    meshes = {"generic_neutral_mesh": mean}
-    for name in ("identity000", "identity001", *EXPRESSIONS):
-        meshes[name] = mean + random.normal(0, 0.3, mean.shape)
+    """A FaceXModel of a mean, two identities and the two expressions, in centimetres."""
+    names = ("identity000", "identity001", *EXPRESSIONS)
+    meshes = {"generic_neutral_mesh": mean} | dict(zip(names, shapes, strict=True))
     folder.mkdir()
     for name, vertices in meshes.items():
         _write_mesh(folder / f"{name}.obj", vertices)
@@ -63,15 +62,30 @@ def _write_folder(
 
 
 @pytest.mark.skipif("EAVATAR_SHARED" not in os.environ, reason="EAVATAR_SHARED is not set")
-def test_the_models_own_mean_is_where_its_conversion_to_the_basel_layout_is(tmp_path: Path) -> None:
+def test_the_models_own_shapes_are_those_of_its_conversion_to_the_basel_layout(
+    tmp_path: Path,
+) -> None:
     stored = Path(os.environ["EAVATAR_SHARED"]) / "models" / "ict_bfm2017.h5"
-    with h5py.File(stored) as file:
-        mean = file["shape/model/mean"][:] + file["expression/model/mean"][:]
-        landmarks = file["landmarks68/vertex_index"][:]
-    path, _ = _write_folder(tmp_path / "FaceXModel", mean.reshape(-1, 3) / 10, landmarks)
-    model, expected = read_morphable_model(path), read_morphable_model(stored)
-    # Six digits of up to 20 cm: 5·10⁻⁵ cm, and as much again for the centroid.
-    np.testing.assert_allclose(model.mean, expected.mean, atol=2e-5)
+    expected = read_morphable_model(stored)
+    with h5py.File(stored) as file:  # the maps give the conversion's coefficients of ICT's shapes
+        identities = expected.identity_basis @ file["ict/id_map"][:, :2]
+        names = [name.decode() for name in file["ict/expression_names"][:]]
+        chosen = [names.index(name) for name in EXPRESSIONS]
+        expressions = expected.expression_basis @ file["ict/exp_map"][:][:, chosen]
+    moved = np.moveaxis(np.concatenate([identities, expressions], axis=2), 2, 0)
+    mean = expected.mean
+    path, _ = _write_folder(
+        tmp_path / "FaceXModel", 10 * mean, 10 * (mean + moved), expected.landmark_vertices
+    )
+    model = read_morphable_model(path)
+    # Six digits of up to 20 cm: 5·10⁻⁶ dm, twice for a difference, and float32.
+    np.testing.assert_allclose(model.mean, mean, atol=2e-5)
+    np.testing.assert_allclose(model.identity_basis, identities, atol=2e-5)
+    strengths = model.expression_basis / ict_facekit.STRENGTH_DEVIATION
+    np.testing.assert_allclose(strengths, expressions, atol=5e-5)
+    chin = strengths[model.landmark_vertices[8]]
+    assert chin[1, 0] < -0.2  # the jaw opens by more than 2 cm
+    assert np.abs(chin[:, 1]).max() < 1e-3  # and a blink leaves it alone
 
 
 def test_vertices_are_the_mean_and_the_meshes_differences_from_it(tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def _enlarge(image: Image, size: tuple[int, int]) -> Image:
 
 
 def main() -> None:
+    """Make the capture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capture", type=Path, help="a NeRSemble v2 capture, else the demo's")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new capture")

@@ -81,6 +81,7 @@ def pull(page: Page, seconds: float) -> float:
 
 
 def main() -> None:
+    """Print the times of a subject."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("results", type=Path, help="results/<subject>")
     parser.add_argument("--seconds", type=float, default=10, help="that the slider is pulled")

@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from eavatar.arrays import Bool, Float64, Int64
 from eavatar.errors import UserError
-from eavatar.face.colours import TrackedFace, mean_colours, write_measured
-from eavatar.face.morphable import MorphableModel, read_morphable_model
+from eavatar.face.colours import TrackedFace, mean_colours, measure_sequences
+from eavatar.face.morphable import MorphableModel
 from eavatar.face.refine import read_sequence
-from eavatar.io import Tracking, read_arrays, read_sequences
+from eavatar.io import Tracking, read_sequences
 from eavatar.landmark_indices import BROWS, LEFT_EYE, MOUTH, RIGHT_EYE
 from eavatar.meshes import vertex_normals
 from eavatar.settings import AppearanceSettings
@@ -146,12 +146,13 @@ def measure_appearance(
         UserError: an input is missing or malformed, or the training sequences have too few
             timesteps for so many coefficients.
     """
-    names = read_sequences(capture / "sequences.json").names
-    tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
-    if settings.enabled:
-        model = read_morphable_model(morphable_model)
-        tracks = measure_tracks(settings, model, capture, face, tracks)
-    return write_measured(output, tracks, face)
+
+    def measure(model: MorphableModel, tracks: dict[str, Tracking]) -> dict[str, Tracking]:
+        return measure_tracks(settings, model, capture, face, tracks)
+
+    return measure_sequences(
+        measure if settings.enabled else None, morphable_model, capture, face, output
+    )
 
 
 def measure_tracks(

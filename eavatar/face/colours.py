@@ -6,7 +6,7 @@ Letters: T timesteps, C cameras, P places, V vertices, S side of the images.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,11 +16,19 @@ from scipy.spatial.transform import Rotation
 
 from eavatar.arrays import Bool, Float32, Float64, Uint8
 from eavatar.data.images import read_colour, read_grey, resize_area
-from eavatar.face.morphable import MorphableModel
+from eavatar.face.morphable import MorphableModel, read_morphable_model
 from eavatar.face.photometric import CELL, fill_depth, linearise_colours, visible_points
 from eavatar.face.refine import MaskedSequence, ResizedCameras, read_resized_cameras
 from eavatar.face.triangulation import project_points
-from eavatar.io import Identity, Tracking, atomic, read_arrays, read_mesh, write_arrays
+from eavatar.io import (
+    Identity,
+    Tracking,
+    atomic,
+    read_arrays,
+    read_mesh,
+    read_sequences,
+    write_arrays,
+)
 
 TAKEN_OVER = ("identity.npz", "neutral.ply", "expression_basis.npz")
 MIN_COSINE = 0.3  # of the angle to the viewing direction; flatter views show little
@@ -171,8 +179,32 @@ def _weigh_views(
     return weights
 
 
-def write_measured(output: Path, tracks: Mapping[str, Tracking], face: Path) -> Path:
-    """Write the tracking of all sequences, all else as it is in ``face``; returns ``output``."""
+def measure_sequences(
+    measure: Callable[[MorphableModel, dict[str, Tracking]], dict[str, Tracking]] | None,
+    morphable_model: Path,
+    capture: Path,
+    face: Path,
+    output: Path,
+) -> Path:
+    """Write the tracking of all sequences with what is measured, all else as it is in ``face``.
+
+    Args:
+        measure: adds to the tracking by sequence; None adds nothing.
+        morphable_model: the file that the fit used.
+        capture: ``results/<subject>/capture``.
+        face: folder with ``tracking/<sequence>.npz`` and `TAKEN_OVER`.
+        output: folder; receives the same.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UserError: an input is missing or malformed.
+    """
+    names = read_sequences(capture / "sequences.json").names
+    tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
+    if measure:
+        tracks = measure(read_morphable_model(morphable_model), tracks)
     for name, track in tracks.items():
         write_arrays(output / "tracking" / f"{name}.npz", track)
     for name in TAKEN_OVER:

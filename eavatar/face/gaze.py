@@ -28,10 +28,10 @@ from tqdm import tqdm
 from eavatar.arrays import Bool, Float64
 from eavatar.avatar.base_motion import EYEBALL, Eyeball
 from eavatar.errors import UserError
-from eavatar.face.colours import TrackedFace, mean_colours, write_measured
-from eavatar.face.morphable import MorphableModel, read_morphable_model
+from eavatar.face.colours import TrackedFace, mean_colours, measure_sequences
+from eavatar.face.morphable import MorphableModel
 from eavatar.face.refine import read_sequence
-from eavatar.io import Tracking, read_arrays, read_sequences
+from eavatar.io import Tracking, read_sequences
 from eavatar.landmark_indices import LEFT_EYE, RIGHT_EYE
 from eavatar.settings import GazeSettings
 from eavatar.threads import make_pool
@@ -123,12 +123,13 @@ def measure_gaze(
     Raises:
         UserError: an input is missing or malformed, or no training timestep shows an open eye.
     """
-    names = read_sequences(capture / "sequences.json").names
-    tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
-    if settings.enabled:
-        model = read_morphable_model(morphable_model)
-        tracks = measure_tracks(settings, model, capture, face, tracks)
-    return write_measured(output, tracks, face)
+
+    def measure(model: MorphableModel, tracks: dict[str, Tracking]) -> dict[str, Tracking]:
+        return measure_tracks(settings, model, capture, face, tracks)
+
+    return measure_sequences(
+        measure if settings.enabled else None, morphable_model, capture, face, output
+    )
 
 
 def measure_tracks(

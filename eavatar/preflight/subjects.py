@@ -41,6 +41,7 @@ GENERATED_SEQUENCES = (
     "EXP-5-mouth",
     "FREE",
 )
+VALID: dict[str, Config] = {}  # by content: hundreds of subjects differ in a few settings, or none
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def subject_config(
     Raises:
         UserError: a key is unknown or a value out of range; the sentence names both.
     """
-    return validate(Config, merged_config(subject, config, command_line), config_name(subject))
+    return _validate_once(merged_config(subject, config, command_line), config_name(subject))
 
 
 def variant_configs(
@@ -264,9 +265,17 @@ def variant_configs(
     contents = variant_contents(merged_config(subject, config, command_line))
     where = config_name(subject)
     return {
-        name: validate(Config, content, f"{where}, variant '{name}'")
+        name: _validate_once(content, f"{where}, variant '{name}'")
         for name, content in contents.items()
     }
+
+
+def _validate_once(content: Mapping[str, Any], where: str) -> Config:
+    """`validate`; subjects and variants with the same settings share the tree."""
+    text = repr(content)
+    if text not in VALID:
+        VALID[text] = validate(Config, content, where)
+    return VALID[text]
 
 
 def merged_config(

@@ -120,6 +120,16 @@ def test_a_faulty_subject_is_named_and_keeps_no_other_from_running(tmp_path, row
         make_plans(sheet(tmp_path, row, *(["demo,generated,,,,,"] * (name == "demo"))), BASE, {})
 
 
+def test_subjects_with_the_same_settings_share_them(tmp_path):
+    """Validation takes milliseconds for each of hundreds of subjects and a dozen variants."""
+    (tmp_path / "few.yaml").write_text("sdf: {steps: 7}")
+    rows = ("a,generated,,,,,", "b,generated,,,,,", f"c,generated,,,,,{tmp_path / 'few.yaml'}")
+    plans, _ = make_plans(sheet(tmp_path, *rows), BASE, {})
+    assert plans["a"].config is plans["b"].config
+    assert plans["a"].variants["full"] is plans["b"].variants["full"]
+    assert plans["c"].config.sdf.steps == 7 != plans["a"].config.sdf.steps
+
+
 def test_a_folder_out_of_reach_is_a_fault_of_its_subject(tmp_path):
     """As on a network disk that is gone."""
     loop = tmp_path / "loop"

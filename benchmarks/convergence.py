@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -200,11 +201,14 @@ def train(options: argparse.Namespace) -> None:
         with make_training(options, settings, frames, device) as training:
             steps, elapsed = fit_steps(training, settings, seconds)
         settings = shorten(settings, steps)
+    # A baseline's rate falls for ever, so it uses all the time, however long steps have become.
+    endless = isinstance(settings, NerfaceSettings | HavatarSettings) and not options.steps
+    steps = sys.maxsize if endless else settings.steps
     tables: list[pd.DataFrame] = []
     with make_training(options, settings, frames, device) as training:
         step = 0
         while True:
-            last = elapsed >= seconds or step >= settings.steps
+            last = elapsed >= seconds or step >= steps
             place = {"profile": name, "seconds": elapsed, "step": step}
             found = measure_sets(training, sets, last or not options.parts_at_end)
             tables.append(found.assign(**place)[[*place, *found]])
@@ -216,7 +220,7 @@ def train(options: argparse.Namespace) -> None:
                 print(write_budget(found))
                 break
             until = min(seconds, elapsed + max(options.interval, elapsed / 2))
-            step, taken = train_for(until - elapsed, training, step, settings.steps)
+            step, taken = train_for(until - elapsed, training, step, steps)
             elapsed += taken
 
 
@@ -281,10 +285,10 @@ def plot(options: argparse.Namespace) -> None:
 def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -> str:
     """One curve for each name in the column ``profile``, 270 × 160 pixels."""
     last = rows["seconds"].max()
-    low, high = rows[column].quantile(0.25), rows[column].max()
+    low, high = rows[column].quantile(0.1), rows[column].max()
     low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
     title = {"free": "FREE", "views": "held-out cameras"}[held_out]
-    unit = {"psnr_db": "PSNR, dB", "ssim": "SSIM"}[column]
+    unit, digits = {"psnr_db": ("PSNR, dB", 1), "ssim": ("SSIM", 3)}[column]
     parts = [
         f'<rect x="{left}" y="{top}" width="270" height="160" fill="none" stroke="#999"/>',
         f'<text x="{left}" y="{top - 8}">{title}: {unit}</text>',
@@ -294,8 +298,8 @@ def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -
         value, minutes = low + (high - low) * quarter / 4, last / 60 * quarter / 4
         parts.append(
             f'<path d="M{left} {y}h270M{x} {top}v160" stroke="#ddd"/>'
-            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.4g}</text>'
-            f'<text x="{x}" y="{top + 175}" text-anchor="middle">{minutes:.3g} min</text>'
+            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.{digits}f}</text>'
+            f'<text x="{x}" y="{top + 175}" text-anchor="middle">{minutes:.1f} min</text>'
         )
     for index, (profile, own) in enumerate(rows.groupby("profile", sort=False)):
         x = left + 270 * own["seconds"] / last
@@ -304,7 +308,7 @@ def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -
         colour = COLOURS[index % len(COLOURS)]
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            f'<text x="{left + 264}" y="{top + 120 + 14 * index}" text-anchor="end" '
+            f'<text x="{left + 264}" y="{top + 90 + 14 * index}" text-anchor="end" '
             f'fill="{colour}">{profile}</text>'
         )
     return "".join(parts)

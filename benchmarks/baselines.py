@@ -30,12 +30,12 @@ from eavatar.baselines.conditions import DeformingMesh
 from eavatar.baselines.havatar_training import prepare_havatar
 from eavatar.baselines.nerface import prepare_nerface
 from eavatar.baselines.training import FieldTraining
-from eavatar.device import choose_device
+from eavatar.device import choose_device, describe_device
 from eavatar.io import read_tracking
 from eavatar.settings import HavatarSettings, NerfaceSettings, SplatSettings, merge, validate
 from eavatar.tables.avatar_method import AvatarMethod
 from eavatar.training.loop import seed_everything
-from eavatar.view.speed import describe_device, frame_of_avatar, frame_of_method, time_frames
+from eavatar.view.speed import frame_of_avatar, frame_of_method, time_frames
 from tests.scenes.splat_scene import AXES, EXPRESSIONS, deform, write_subject
 
 SEED, VIEWS, TIMESTEPS = 0, 4, 2

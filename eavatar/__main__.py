@@ -10,6 +10,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -271,6 +272,31 @@ def doctor(a: Arguments) -> None:
     run(a.config or "config/config.yaml", a.subjects, a.subject, a.use_conda)
 
 
+def estimate(a: Arguments) -> None:
+    """Tell jobs, hours, disk and money that a run will take, of all or some subjects.
+
+    eavatar estimate
+    eavatar estimate 074 075 --reference results/demo --gpu-hour 2.5
+    """
+    from eavatar.preflight.estimate import estimate as run
+
+    config = a.config or "config/config.yaml"
+    run(config, a.subjects, a.subject, a.reference, a.gpu_hour)
+
+
+def provenance(a: Arguments) -> None:
+    """Tell by which code, from what, with which settings, where and when results were made.
+
+    eavatar provenance results/074
+    """
+    import yaml
+
+    from eavatar.provenance import find_records
+
+    for path, record in find_records(a.results).items():
+        print(yaml.safe_dump({str(path): asdict(record)}, sort_keys=False, width=100))
+
+
 def render(a: Arguments) -> None:
     """Draw a tracked sequence with a trained avatar: a video or images.
 
@@ -395,6 +421,11 @@ SUBJECT: Flag = ("--subject", str, "name of the subject", True)
 RESULTS: Flag = ("results", Path, "results/<subject>", True)
 USE_CONDA: Flag = ("--use-conda", bool, "snakemake makes the environments of envs/", False)
 CHOSEN: Flag = ("--variant", str, "which of several trained variants; full if not given", False)
+SHEET: list[Flag] = [
+    ("subject", list, "subjects to look at; all of the sheet if none", False),
+    ("--config", str, "all settings as YAML file or JSON; else config/config.yaml", False),
+    ("--subjects", Path, "sample sheet instead of the one that the settings name", False),
+]
 
 
 def output(what: str) -> Flag:
@@ -413,13 +444,25 @@ ON_GPU: set[Verb] = {
     render, export, export_page, view,
 }  # fmt: skip
 
+# Verbs whose results tell how they were made, and which of their arguments are what it was made of.
+RECORDED: dict[Verb, tuple[str, ...]] = {
+    check: ("capture", "morphable_model", "landmarks", "mattes", "mesh"),
+    train_sdf: ("capture", "face", "prior", "alignment"),
+    train_splat: ("capture", "face", "sdf"),
+    train_nerface: ("capture", "face"),
+    train_havatar: ("morphable_model", "capture", "face"),
+    evaluate: ("source", "capture", "face"),
+    metrics: ("images",),
+}
+
 PEOPLE: dict[Verb, list[Flag]] = {
-    doctor: [
-        ("subject", list, "subjects to look at; all of the sheet if none", False),
-        ("--config", str, "all settings as YAML file or JSON; else config/config.yaml", False),
-        ("--subjects", Path, "sample sheet instead of the one that the settings name", False),
-        USE_CONDA,
+    doctor: [*SHEET, USE_CONDA],
+    estimate: [
+        *SHEET,
+        ("--reference", Path, "results/<subject> of a finished run; else stored figures", False),
+        ("--gpu-hour", float, "price of an hour of a GPU", False),
     ],
+    provenance: [RESULTS],
     render: [
         RESULTS,
         SEQUENCE,
@@ -630,6 +673,7 @@ RULES: dict[Verb, list[Flag]] = {
         SUBJECT,
         ("--variant", list, "names of the variants, and what tables/floors.csv is called", True),
         ("--images", list, "tables/<variant>/images.csv of each of them", True),
+        ("--settings", str, "all of the subject's, for its provenance", False),
         output("metrics.csv; regions.csv is written beside it"),
     ],
     measure_speed: [
@@ -738,6 +782,22 @@ def _listed(verbs: Iterable[Verb]) -> str:
     return "\n".join(f"  {_spelt(verb):17} {_explained(verb)[0]}" for verb in verbs)
 
 
+def run(a: Arguments) -> None:
+    """Call the verb, and write down how its result was made where that is kept."""
+    if a.function not in RECORDED:
+        a.function(a)
+        return
+    from eavatar.provenance import recorded
+
+    names = RECORDED[a.function]
+    given = [getattr(a, name) for name in names if getattr(a, name)]
+    words = [str(word) for each in given for word in (each if isinstance(each, list) else [each])]
+    apart = {*names, "function", "verb", "output"}
+    arguments = {name: value for name, value in vars(a).items() if value and name not in apart}
+    with recorded(a.verb, __version__, arguments, words, a.output):
+        a.function(a)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     parsed = build_parser().parse_args(arguments)
@@ -747,7 +807,7 @@ def main(arguments: list[str] | None = None) -> int:
         threads.set_environment(one_for_blas=parsed.function in ONE_BLAS_THREAD)
         if parsed.function in ON_GPU:
             device.claim_gpu()
-        parsed.function(parsed)
+        run(parsed)
     except (UserError, OSError) as error:
         sentence = error if isinstance(error, UserError) else explain_refusal(error)
         if sentence is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from eavatar.threads import count_threads
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +39,29 @@ def choose_device() -> torch.device:
     import torch  # late: some stages load it for one of their backends only
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with the threads that are used of it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return _describe_cpu()
+
+
+def describe_used() -> str:
+    """Likewise, of the GPU if this process has used one."""
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_initialized()
+    return str(torch.cuda.get_device_name()) if torch and used else _describe_cpu()
+
+
+def _describe_cpu() -> str:
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{next(iter(names), platform.machine())}, {count_threads()} threads"
 
 
 def claim_gpu() -> None:

@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {  # from the bottom up: a unit imports lower laye
         "lenses",
         "meshes",
     }
-    | {"io", "backends", "weights", "settings", "results"},
+    | {"io", "backends", "weights", "settings", "results", "provenance"},
     "data and drawing": {"data", "rendering"},
     "training and model": {"training", "avatar", "baselines"},
     STAGES: {"capture", "face", "prior", "sdf", "splat", "tables"},

@@ -12,6 +12,7 @@ import pandas as pd
 from eavatar.data.images import read_rgb
 from eavatar.errors import UserError
 from eavatar.io import atomic, read_tracking, require
+from eavatar.provenance import NAME, read_record
 from eavatar.tables.drawing import shrink
 from eavatar.tables.figures import Picture, strongest
 from eavatar.tables.layout import AVERAGE
@@ -88,5 +89,8 @@ def _show(results: Path, variant: str, output: Path) -> str:
     strip = shrink(read_rgb(folder / chosen.name, "evaluate"), STRIP_HEIGHT)
     caption = f"{variant}: {chosen.sequence}, timestep {chosen.timestep}, camera {chosen.camera}"
     link = quote((results / "report.html").relative_to(output.parent).as_posix())
-    heading = f'<p><a href="{link}">{escape(results.name)}</a></p>'
+    made = escape(read_record(results / f"metrics.{NAME}").summary())
+    heading = (
+        f'<p><a href="{link}">{escape(results.name)}</a><br><span class="soft">{made}</span></p>'
+    )
     return f"<div>{heading}{figure(inline_image(strip, results.name), caption)}</div>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.data.methods import Method, ViewRequest
-from eavatar.device import choose_device
+from eavatar.device import choose_device, describe_device
 from eavatar.io import Tracking, read_cameras, read_tracking, require, write_json
 from eavatar.tables.avatar_method import AvatarMethod
 from eavatar.tables.methods import open_method
-from eavatar.threads import count_threads
 from eavatar.view.player import WARM_UP, Player, most_frontal, read_drive
 
 MIN_FRAMES, MIN_SECONDS = 30, 2.0  # measured, so that the median is steady
@@ -138,16 +136,6 @@ def time_frames(frame: Frame, track: Tracking, cameras: Path) -> list[float]:
         frame.draw(expressions[timestep], poses[timestep], view.intrinsics, view.world_to_camera)
         times.append(1e3 * (time.perf_counter() - start))
     return times[WARM_UP:]
-
-
-def describe_device(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the threads that are used of it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{next(iter(names), platform.machine())}, {count_threads()} threads"
 
 
 def _read_hours(path: Path) -> float:

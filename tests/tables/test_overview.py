@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from eavatar.__main__ import main
+from eavatar.provenance import recorded
 from tests.scenes.ball import Subject
 from tests.tables.test_report import Balanced
 
@@ -25,6 +26,8 @@ def results(subject: Subject, tmp_path: Path) -> Path:
             means = pd.read_csv(subject.results / table).assign(subject=name)
             means[column] = 20 + gain
             means.to_csv(folder / table, index=False)
+        with recorded("metrics", "1.2.3", {}, [], folder / "metrics.csv"):
+            pass
     return tmp_path
 
 
@@ -45,6 +48,7 @@ def test_page_has_all_subjects_their_average_and_the_way_to_their_pages(results:
         assert f"<tr><td>full</td><td>self_reenactment</td><td>{value}</td>" in table
     assert re.findall(r'href="([^"]*)"', page) == ["a%20b/report.html", "c/report.html"]
     assert page.count('src="data:image/jpeg') == 2
+    assert page.count("EAvatar 1.2.3") == 2
 
 
 def test_a_subject_without_the_variant_or_its_picture_is_told(

@@ -81,15 +81,6 @@ def block(path):
     return settings
 
 
-def run_settings(stage):
-    """A function of wildcards: how a training is carried out, as JSON; reruns nothing."""
-
-    def settings(wildcards):
-        return getattr(configuration(wildcards), stage).run.model_dump_json()
-
-    return not_compared(settings)
-
-
 def not_compared(function):
     """The same function of wildcards, whose value decides nothing about what to run again.
 
@@ -101,6 +92,21 @@ def not_compared(function):
         return function(wildcards)
 
     return value
+
+
+@not_compared
+def all_settings(wildcards):
+    """All of a subject's settings, as JSON."""
+    return configuration(wildcards).model_dump_json()
+
+
+def run_settings(stage):
+    """A function of wildcards: how a training is carried out, as JSON; reruns nothing."""
+
+    def settings(wildcards):
+        return getattr(configuration(wildcards), stage).run.model_dump_json()
+
+    return not_compared(settings)
 
 
 def ingest_block(wildcards):

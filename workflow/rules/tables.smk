@@ -6,6 +6,7 @@ out  tables/<variant>/images.csv, pictures/, speed.json
      metrics.csv   of all variants and the floors: subject, variant, protocol, cameras, images,
                    psnr_db, ssim, lpips and more, see docs/metrics.md
      regions.csv   likewise: PSNR of eyes, brows, mouth, …
+     metrics.provenance.json   code, settings, inputs, machine and time that made them
      report.html   one self-contained page, pictures of the first avatar
      ../overview.html   all subjects and variants on one page
      ../tables/<table>.csv, .md, .tex   the paper's tables, over all subjects
@@ -103,6 +104,7 @@ rule metrics:
             category="tables",
             labels={"subject": "{subject}", "file": "regions"},
         ),
+        provenance="results/{subject}/metrics.provenance.json",
     log:
         "results/{subject}/logs/metrics.log",
     conda:
@@ -112,9 +114,10 @@ rule metrics:
         runtime=10,
     params:
         variants=variants,
+        settings=all_settings,
     shell:
         "python -m eavatar metrics --subject {wildcards.subject:q} --variant {params.variants:q}"
-        " floors --images {input.images:q} {input.floors:q}"
+        " floors --images {input.images:q} {input.floors:q} --settings {params.settings:q}"
         " --output {output.table:q} 2>&1 | tee {log:q}"
 
 
@@ -168,6 +171,7 @@ rule overview:
         reports=every_subject(rules.report.output[0]),
         metrics=every_subject(rules.metrics.output.table),
         regions=every_subject(rules.metrics.output.regions),
+        provenance=every_subject(rules.metrics.output.provenance),
         pictures=every_subject(rules.evaluate.output.pictures),
         tracking=every_subject(rules.measure_appearance.output.tracking),
     output:

@@ -383,6 +383,35 @@ def export_benchmark(a: Arguments) -> None:
     run([Path(folder) for folder in a.results], a.download, a.variant, a.output)
 
 
+def import_rig(a: Arguments) -> None:
+    """Take over a rig's calibration from COLMAP, nerfstudio, OpenCV or RenderMe-360.
+
+    eavatar import-rig sparse/0 --format colmap --metres-per-unit 0.37 --output my_rig
+    eavatar import-rig RenderMe-360/0026 --format renderme --output captures/0026
+    """
+    from eavatar.interop.rigs import import_rig as run
+
+    unit = 1.0 if a.metres_per_unit is None else a.metres_per_unit
+    run(a.format, a.source, unit, a.output)
+
+
+def find_crops(a: Arguments) -> None:
+    """Find the portrait crop of each camera of a rig, from landmarks in its whole images.
+
+    eavatar find-crops my_rig
+    eavatar find-crops my_rig --landmarks my_landmarks
+    """
+    from eavatar.interop.crops import find_crops as run
+
+    config = settings.read_config(*map(Path, a.config or ["config/config.yaml"]))
+    backend = config.face.landmarks
+    if a.landmarks is not None:
+        backend = settings.LandmarkSettings(backend="provided")
+    elif backend.chosen.gpu != "unused":
+        device.claim_gpu()
+    run(backend, a.landmarks, a.capture)
+
+
 def export_page(a: Arguments) -> None:
     """Write an avatar as one page for any browser, with sliders and a played sequence.
 
@@ -526,6 +555,17 @@ PEOPLE: dict[Verb, list[Flag]] = {
         RESULTS,
         ("--morphable-model", Path, "the model of the fit; GHA needs its vertices.npy", False),
         ("--output", Path, "a new folder; results/<subject>/gha if not given", False),
+    ],
+    import_rig: [
+        ("source", Path, "what the other program wrote: a folder, or transforms.json", True),
+        ("--format", str, "colmap, nerfstudio, opencv or renderme", True),
+        ("--metres-per-unit", float, "metres of a unit of its world; 1 if not given", False),
+        output("folder of the capture; receives cameras.json"),
+    ],
+    find_crops: [
+        ("capture", Path, "a capture in the plain layout; receives crops.json", True),
+        ("--landmarks", Path, "folder of detections made elsewhere, <sequence>.npz", False),
+        ("--config", list, "settings as YAML files; config/config.yaml if not given", False),
     ],
     export_benchmark: [
         ("results", list, "results/<participant> of each participant", True),

@@ -57,6 +57,11 @@ class Camera:
         intrinsics[1, 2] -= y
         return replace(self, intrinsics=intrinsics, width=width, height=height)
 
+    def map_pixels(self, points: Float64, other: Camera) -> Float64:
+        """Pixels (..., 2) of this image to those of another crop or size of it."""
+        change = other.intrinsics @ np.linalg.inv(self.intrinsics)
+        return np.asarray(points @ change[:2, :2].T + change[:2, 2], dtype=np.float64)
+
     def resize(self, width: int, height: int) -> Camera:
         """The camera of the same view sampled with another number of pixels."""
         factor = np.diag([width / self.width, height / self.height, 1.0])

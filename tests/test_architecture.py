@@ -80,9 +80,11 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "face/colours": "face/test_appearance.py",
     "face/photometric": "face/test_refine.py",
     "interop/avatar_splats": "interop/test_export.py",
+    "interop/colmap": "interop/test_rigs.py",
     "interop/fine_tuning": "interop/test_export.py",
     "interop/glb": "interop/test_export.py",
     "interop/mesh_files": "interop/test_head_mesh.py",
+    "interop/renderme": "interop/test_rigs.py",
     "interop/splat_files": "interop/test_export.py",
     "interop/tracking_files": "interop/test_export.py",
     "landmark_indices": "avatar/test_torso.py",  # constants

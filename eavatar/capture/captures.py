@@ -8,7 +8,8 @@ from pathlib import Path
 
 from eavatar.capture.gha import read_gha
 from eavatar.capture.layouts import Layout, recognise
-from eavatar.capture.nersemble import FULL_SIZE, read_benchmark, read_v1, read_v2
+from eavatar.capture.nersemble import read_benchmark, read_v1, read_v2
+from eavatar.capture.plain import read_plain
 from eavatar.capture.recording import Capture, FramesBySequence
 from eavatar.capture.video import list_cameras
 from eavatar.errors import UserError
@@ -19,6 +20,7 @@ READERS = {
     Layout.NERSEMBLE_V2: read_v2,
     Layout.BENCHMARK: read_benchmark,
     Layout.GHA: read_gha,
+    Layout.PLAIN: read_plain,
 }
 
 
@@ -38,14 +40,12 @@ class ProvidedMasks:
 
     Attributes:
         frames: sequence to serial number to the camera's masks.
-        full_size: width and height of the uncropped image, pixels.
         prepared: the images are cropped already (see `Capture`).
         lenses: serial number to lens, if the masks have cameras of their own; None if they are of
             the same raw images as the frames.
     """
 
     frames: FramesBySequence
-    full_size: tuple[int, int]
     prepared: bool
     lenses: Mapping[str, Lens] | None
 
@@ -59,7 +59,7 @@ def open_masks(folder: Path) -> ProvidedMasks:
     listed = {path.name: list_cameras([path]) for path in sorted(folder.glob("*/"))}
     videos = {sequence: cameras for sequence, cameras in listed.items() if cameras}
     if videos:
-        return ProvidedMasks(videos, FULL_SIZE, prepared=False, lenses=None)
+        return ProvidedMasks(videos, prepared=False, lenses=None)
     nothing = UserError(
         f"{folder} holds neither an alpha video of cameras (<sequence>/cam_<serial>.mp4) nor a "
         "capture in a layout that has masks; correct the sheet's column 'mattes'."
@@ -71,4 +71,4 @@ def open_masks(folder: Path) -> ProvidedMasks:
     capture = READERS[layout](folder)
     if not capture.masks:
         raise nothing
-    return ProvidedMasks(capture.masks, capture.full_size, capture.prepared, capture.lenses)
+    return ProvidedMasks(capture.masks, capture.prepared, capture.lenses)

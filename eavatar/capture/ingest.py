@@ -1,6 +1,7 @@
 """Raw videos to colour-corrected, cropped frames, and the cameras that belong to them.
 
-The crop is GHA's, given in full-size pixels. It is rounded to whole stored pixels once, in
+The crop is GHA's of the settings, or each camera's own that came with the capture, given in
+full-size pixels. It is rounded to whole stored pixels once, in
 `Window`, and both the frames and the cameras follow the rounded window: the resampling and the
 calibration agree exactly.
 """
@@ -64,15 +65,54 @@ class Window:
     @classmethod
     def of(cls, settings: IngestSettings, stored_width: int, stored_height: int) -> Window:
         """The window of the settings' crop for images of a stored size."""
-        across, down = stored_width / FULL_SIZE[0], stored_height / FULL_SIZE[1]
-        x, y = round(settings.crop_origin[0] * across), round(settings.crop_origin[1] * down)
-        width, height = round(settings.crop_size * across), round(settings.crop_size * down)
-        if x >= stored_width or y >= stored_height or x + width <= 0 or y + height <= 0:
+        crop = (*settings.crop_origin, settings.crop_size)
+        window = cls.of_crop(settings, crop, FULL_SIZE, stored_width, stored_height)
+        if window is None:
             raise UserError(
                 f"crop_origin {settings.crop_origin} and crop_size {settings.crop_size} lie "
                 f"outside the {FULL_SIZE[0]}×{FULL_SIZE[1]} image; change them."
             )
+        return window
+
+    @classmethod
+    def of_crop(
+        cls,
+        settings: IngestSettings,
+        crop: tuple[int, int, int],
+        full_size: tuple[int, int],
+        stored_width: int,
+        stored_height: int,
+    ) -> Window | None:
+        """The window of a crop for images of a stored size; None if it lies outside of them.
+
+        Args:
+            settings: give the size of the frames.
+            crop: left, top and side, full-size pixels.
+            full_size: width and height that the crop refers to.
+            stored_width: of the images, pixels.
+            stored_height: of the images, pixels.
+        """
+        across, down = stored_width / full_size[0], stored_height / full_size[1]
+        x, y = round(crop[0] * across), round(crop[1] * down)
+        width, height = round(crop[2] * across), round(crop[2] * down)
+        if x >= stored_width or y >= stored_height or x + width <= 0 or y + height <= 0:
+            return None
         return cls(x, y, width, height, stored_width, stored_height, settings.image_size)
+
+    @classmethod
+    def between(cls, full: Camera, frame: Camera, stored_width: int, stored_height: int) -> Window:
+        """The window that was cropped and resized from one camera's image to another's.
+
+        Args:
+            full: of the full-size image.
+            frame: of the ingested frames.
+            stored_width: of the images, pixels.
+            stored_height: of the images, pixels.
+        """
+        corners = np.array([[0.0, 0.0], [frame.width, frame.height]])
+        stored = full.resize(stored_width, stored_height)
+        (x, y), (right, bottom) = frame.map_pixels(corners, stored).round().astype(int).tolist()
+        return cls(x, y, right - x, bottom - y, stored_width, stored_height, frame.width)
 
     @classmethod
     def whole(cls, settings: IngestSettings, width: int, height: int) -> Window:
@@ -190,9 +230,9 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     if not sequences:
         raise UserError(f"the settings 'sequences' and 'exclude' leave none of {list(raw.frames)}.")
     serials = select_cameras(settings, raw)
-    header = check_videos(raw, sequences, serials)[sequences[0]]
-    window = _window(settings, raw, header)
-    for serial in serials:
+    headers = check_videos(raw, sequences, serials)[sequences[0]]
+    windows = {serial: _window(settings, raw, serial, headers[serial]) for serial in serials}
+    for serial, window in windows.items():
         write_image(output / "visible" / f"{serial}.png", _visible(raw, serial, window))
         if serial in raw.plates:
             straighten = _straightener(raw, serial, window)
@@ -202,7 +242,7 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     cameras = {serial: raw.cameras[serial] for serial in serials}
     lenses = {serial: raw.lenses[serial] for serial in serials if serial in raw.lenses}
     write_cameras(output / "full_cameras.json", cameras, lenses)
-    ingested = {serial: window.camera(camera) for serial, camera in cameras.items()}
+    ingested = {serial: windows[serial].camera(camera) for serial, camera in cameras.items()}
     write_cameras(output / "cameras.json", ingested)
     return output
 
@@ -224,13 +264,13 @@ def ingest(settings: IngestSettings, capture: Path, sequence: str, output: Path)
     """
     raw = open_capture(capture)
     serials = select_cameras(settings, raw)
-    header = check_videos(raw, [sequence], serials)[sequence]
+    headers = check_videos(raw, [sequence], serials)[sequence]
     folder, index = output / sequence, output / f"{sequence}.csv"
     index.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
     def ingest_camera(serial: str) -> list[FrameRow]:
-        return _ingest_camera(settings, raw, sequence, serial, header, folder / serial)
+        return _ingest_camera(settings, raw, sequence, serial, headers[serial], folder / serial)
 
     results = in_threads(ingest_camera, serials, f"ingest {sequence}")
     rows = [row for camera_rows in results for row in camera_rows]
@@ -266,10 +306,13 @@ def frame_cameras(settings: IngestSettings, capture: Capture) -> dict[str, Camer
     Raises:
         UserError: the crop leaves nothing of the image.
     """
-    make = Window.whole if capture.prepared else Window.of
-    window = make(settings, *capture.full_size)
     chosen = select(list(capture.cameras), settings.cameras)
-    return {serial: window.camera(capture.cameras[serial]) for serial in chosen}
+    return {
+        serial: _window(settings, capture, serial, Header(*capture.full_size(serial), 0)).camera(
+            capture.cameras[serial]
+        )
+        for serial in chosen
+    }
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
@@ -287,7 +330,7 @@ def _ingest_camera(
     folder: Path,
 ) -> list[FrameRow]:
     """Write the frames of one camera of one sequence and return their rows."""
-    window = _window(settings, capture, header)
+    window = _window(settings, capture, serial, header)
     table = _table(settings, capture, serial)
     straighten = _straightener(capture, serial, window)
     distorted = serial in capture.lenses  # the window then draws on other pixels than its own
@@ -309,9 +352,21 @@ def _ingest_camera(
     return rows
 
 
-def _window(settings: IngestSettings, capture: Capture, header: Header) -> Window:
-    make = Window.whole if capture.prepared else Window.of
-    return make(settings, header.width, header.height)
+def _window(settings: IngestSettings, capture: Capture, serial: str, header: Header) -> Window:
+    """What a camera's stored images are cropped to."""
+    stored = header.width, header.height
+    if capture.prepared:
+        return Window.whole(settings, *stored)
+    if not capture.crops:
+        return Window.of(settings, *stored)
+    crop, full_size = capture.crops[serial], capture.full_size(serial)
+    window = Window.of_crop(settings, crop, full_size, *stored)
+    if window is None:
+        raise UserError(
+            f"{capture.root}: the crop {list(crop)} of camera {serial} lies outside its "
+            f"{full_size[0]}×{full_size[1]} image; correct left, top and side."
+        )
+    return window
 
 
 def _visible(capture: Capture, serial: str, window: Window) -> Image:
@@ -331,7 +386,7 @@ def _read_padding(capture: Capture, serial: str, window: Window) -> Image | None
     """The stored image that is 0 in the padding of an earlier crop, and else 255; None without."""
     for path in (path for kept in capture.visible.values() for path in kept[serial].paths):
         image = read_raw_image(path)
-        check_size(path, image.shape[1], image.shape[0], capture.full_size)
+        check_size(path, image.shape[1], image.shape[0], capture.full_size(serial))
         if image.max() > 127:  # else the frame is marked as unusable, not as padded
             size = (window.stored_width, window.stored_height)
             known = cv2.resize(image[..., 1], size, interpolation=cv2.INTER_AREA)
@@ -361,7 +416,7 @@ def _read_plate(capture: Capture, serial: str, window: Window) -> Image:
     """A plate at the stored size of the frames; real plates are larger than reduced videos."""
     path = capture.plates[serial]
     plate = read_raw_image(path)
-    check_size(path, plate.shape[1], plate.shape[0], capture.full_size)
+    check_size(path, plate.shape[1], plate.shape[0], capture.full_size(serial))
     size = (window.stored_width, window.stored_height)
     return cv2.resize(plate, size, interpolation=cv2.INTER_AREA)
 

@@ -10,6 +10,8 @@ parsed. The captures themselves are read by `eavatar.capture.captures`.
     Gaussian Head Avatar  <root>/images/<timestep>/image_<camera>.jpg; <root>/sequences/<name>.txt
                           lists the timesteps of a sequence, one folder name per line (optional);
                           <root>/held_out is another such folder (optional)
+    plain                 <root>/cameras.json, <root>/sequences/<sequence>/cam_<camera>.mp4; see
+                          `eavatar.capture.plain`
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Layout(Enum):
     NERSEMBLE_V2 = "NeRSemble v2"
     BENCHMARK = "NeRSemble benchmark"
     GHA = "Gaussian Head Avatar"
+    PLAIN = "plain"
 
 
 def recognise(root: Path) -> Layout:
@@ -41,6 +44,8 @@ def recognise(root: Path) -> Layout:
     Raises:
         UserError: the folder has none of the layouts; the sentence says what each needs.
     """
+    if (root / "cameras.json").is_file():
+        return Layout.PLAIN
     if (root / "images").is_dir() and (root / "cameras").is_dir():
         return Layout.GHA
     if root.parent.name == "camera_params" and (root / "camera_params.json").exists():
@@ -50,8 +55,9 @@ def recognise(root: Path) -> Layout:
         return Layout.BENCHMARK if masks else Layout.NERSEMBLE_V2
     raise UserError(
         f"{root} is no capture of a known layout: it needs a folder 'sequences' (NeRSemble v2 and "
-        "benchmark), to be <download>/camera_params/<participant> (NeRSemble v1), or folders "
-        "'images' and 'cameras' (Gaussian Head Avatar)."
+        "benchmark), to be <download>/camera_params/<participant> (NeRSemble v1), folders 'images' "
+        "and 'cameras' (Gaussian Head Avatar), or a file 'cameras.json' (any other rig, see "
+        "docs/own_rigs.md)."
     )
 
 
@@ -72,6 +78,9 @@ def list_sequence_names(root: Path) -> list[str]:
         )
     if layout is Layout.NERSEMBLE_V1:
         return sorted(set(list_v1_folders(root)) - {BACKGROUND})
+    if layout is Layout.PLAIN:
+        folders = (path for path in root.glob("sequences/*/") if path.name != BACKGROUND)
+        return sorted(path.name for path in folders if not path.name.startswith("."))
     return sorted(path.parent.name for path in root.glob("sequences/*/images") if path.is_dir())
 
 
@@ -96,7 +105,8 @@ def list_recordings(root: Path) -> dict[str, list[Path]]:
     if layout is Layout.GHA:
         parts = [root / part / kind for part in GHA_PARTS for kind in ("images", "sequences")]
         return dict.fromkeys(names, parts)
-    return {name: [root / "sequences" / name / "images"] for name in names}
+    inner = "" if layout is Layout.PLAIN else "images"
+    return {name: [root / "sequences" / name / inner] for name in names}
 
 
 def list_shared(root: Path) -> list[Path]:
@@ -111,6 +121,9 @@ def list_shared(root: Path) -> list[Path]:
         return [root, colours, *list_v1_folders(root).get(BACKGROUND, [])]
     if layout is Layout.GHA:
         return [root / "background", *(root / part / "cameras" for part in GHA_PARTS)]
+    if layout is Layout.PLAIN:
+        own = [root / "cameras.json", root / "crops.json"]
+        return [*own, root / "sequences" / BACKGROUND]
     return [root / "calibration", root / "sequences" / BACKGROUND]
 
 

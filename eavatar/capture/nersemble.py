@@ -26,7 +26,7 @@ the one folder that a participant has once:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from eavatar.capture.calibration import (
 from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
 from eavatar.capture.layouts import BACKGROUND, list_v1_folders
 from eavatar.capture.recording import Capture, FramesBySequence
-from eavatar.capture.video import is_image, list_cameras
+from eavatar.capture.video import list_cameras, list_plates
 from eavatar.errors import UserError
 from eavatar.io import DAMAGED_ARRAY, read_json
 from eavatar.lenses import Lens, read_lens
@@ -55,7 +55,7 @@ def read_v2(root: Path) -> Capture:
     """A participant of NeRSemble v2; `UserError` where it is malformed."""
     cameras, lenses = _read_cameras(root / "calibration" / "camera_params.json", FULL_SIZE)
     colours = _read_polynomials(root / "calibration" / "color_calibration.json", cameras)
-    plates = _list_plates([root / "sequences" / BACKGROUND])
+    plates = list_plates([root / "sequences" / BACKGROUND])
     frames = _list_frames(root, "images")
     return Capture(root, cameras, colours, frames, plates, {}, {}, lenses=lenses)
 
@@ -84,7 +84,7 @@ def read_v1(root: Path) -> Capture:
     """A participant of NeRSemble v1; `UserError` where it is malformed."""
     cameras, lenses = _read_cameras(root / "camera_params.json", FULL_SIZE)
     folders = list_v1_folders(root)
-    plates = _list_plates(folders.pop(BACKGROUND, []))
+    plates = list_plates(folders.pop(BACKGROUND, []))
     if not folders:
         raise UserError(
             f"{root.parent.parent} holds no video of participant {root.name} "
@@ -103,19 +103,6 @@ def _list_frames(root: Path, kind: str) -> FramesBySequence:
             f"{root / 'sequences'} holds no sequence (<sequence>/{kind}/cam_<serial>.mp4)."
         )
     return {folder.parent.name: list_cameras([folder]) for folder in folders}
-
-
-def _list_plates(folders: Iterable[Path]) -> dict[str, Path]:
-    """The images image_<serial> of some folders, by serial number."""
-    files: dict[str, Path] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("image_*"))):
-        if not is_image(path):
-            continue
-        serial = path.stem.removeprefix("image_")
-        if serial in files:
-            raise UserError(f"{path} and {files[serial]} are of the same camera; remove one.")
-        files[serial] = path
-    return files
 
 
 def _read_cameras(path: Path, size: tuple[int, int]) -> tuple[dict[str, Camera], dict[str, Lens]]:

@@ -37,8 +37,8 @@ def ingest_video(
         rate: timesteps per second.
         image_size: most, side of the frames, pixels.
         focal: focal length, pixels of the upright video; None puts its longer side in the place.
-        output: receives cameras.json, sequences.json, and of the sequence that is called as the
-            file, <sequence>/<camera>/<timestep:05d>.jpg and <sequence>.csv.
+        output: receives cameras.json, full_cameras.json, sequences.json, and of the sequence that
+            is called as the file, <sequence>/<camera>/<timestep:05d>.jpg and <sequence>.csv.
 
     Returns:
         Settings that crop what was detected in the video as the frames are cropped.
@@ -63,7 +63,9 @@ def ingest_video(
     if window is None:
         raise UserError(f"{video} holds no frame; copy it again from its source.")
     longer = focal or max(window.stored_width, window.stored_height)
-    write_cameras(output / "cameras.json", {CAMERA: _camera(window, longer)})
+    whole = _whole_camera(window, longer)
+    write_cameras(output / "full_cameras.json", {CAMERA: whole})
+    write_cameras(output / "cameras.json", {CAMERA: window.camera(whole)})
     write_sequences(output / "sequences.json", Sequences((video.stem,), ()))
     write_rows(output / f"{video.stem}.csv", rows)
     return IngestSettings(
@@ -87,14 +89,12 @@ def _square(width: int, height: int, image_size: int) -> Window:
     return Window(*corner, side, side, width, height, min(image_size, side))
 
 
-def _camera(window: Window, focal: float) -> Camera:
+def _whole_camera(window: Window, focal: float) -> Camera:
     width, height = window.stored_width, window.stored_height
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     world_to_camera = np.eye(4)
     world_to_camera[2, 3] = 1.0
-    whole = Camera(intrinsics, world_to_camera, width, height)
-    cropped = whole.crop(window.x, window.y, window.width, window.height)
-    return cropped.resize(window.image_size, window.image_size)
+    return Camera(intrinsics, world_to_camera, width, height)
 
 
 def _timesteps(video: Path, rate: float) -> Iterator[tuple[int, int, Image]]:

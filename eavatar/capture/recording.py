@@ -25,8 +25,8 @@ class Capture:
 
     Attributes:
         root: the capture's folder.
-        cameras: serial number to camera, in the pixels of the full-size image whatever the size of
-            the stored ones.
+        cameras: serial number to camera, in the pixels of its full-size image whatever the size of
+            the stored ones; sizes may differ between cameras.
         colours: serial number to colour correction; empty if its files are missing, None if the
             layout has none and the images are used as they are.
         frames: the colour images; `check_videos` finds those that are missing.
@@ -38,6 +38,8 @@ class Capture:
         prepared: the images are cropped and subsampled in time already: the settings ``crop_*``
             and ``every`` do not apply to them.
         lenses: serial number to lens, of the cameras whose images are distorted.
+        crops: serial number to left, top and side of its square crop, full-size pixels, in place of
+            the settings ``crop_*``; of all cameras or none.
     """
 
     root: Path
@@ -49,17 +51,17 @@ class Capture:
     visible: FramesBySequence
     prepared: bool = False
     lenses: Mapping[str, Lens] = field(default_factory=dict)
+    crops: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
-    @property
-    def full_size(self) -> tuple[int, int]:
-        """Width and height of the image that the calibration refers to, pixels."""
-        camera = next(iter(self.cameras.values()))
+    def full_size(self, serial: str) -> tuple[int, int]:
+        """Width and height of the image that a camera's calibration refers to, pixels."""
+        camera = self.cameras[serial]
         return camera.width, camera.height
 
 
 def check_videos(
     capture: Capture, sequences: Sequence[str], cameras: Iterable[str] | None = None
-) -> dict[str, Header]:
+) -> dict[str, dict[str, Header]]:
     """Check that the frames of some sequences are complete and agree; return their headers.
 
     Fast: of a video only the container is opened (see `read_video_header`), of images the first.
@@ -70,14 +72,16 @@ def check_videos(
         cameras: serial numbers to check; all that are calibrated or have recorded if None.
 
     Returns:
-        sequence to header, which its cameras share.
+        sequence to serial number to header.
 
     Raises:
         UserError: a sequence that the capture lacks, a camera without frames or without
             calibration, a truncated video, a missing image, a size that is not that of the full
-            image scaled down, or cameras of different sizes or lengths.
+            image scaled down, cameras of one full size that are stored at several, or cameras of
+            different lengths.
     """
-    headers: dict[str, Header] = {}
+    headers: dict[str, dict[str, Header]] = {}
+    stored: dict[tuple[int, int], Header] = {}
     for sequence in sequences:
         if sequence not in capture.frames:
             raise UserError(f"{capture.root} has no sequence '{sequence}'.")
@@ -85,9 +89,12 @@ def check_videos(
         for serial in sorted({*recorded, *capture.cameras} if cameras is None else cameras):
             _check_presence(capture, sequence, serial)
             header, path = recorded[serial].header(), recorded[serial].paths[0]
-            check_size(path, header.width, header.height, capture.full_size)
-            _check_synchrony(path, header, headers.setdefault(sequence, header), sequence)
-            size = next(iter(headers.values()))
+            full_size = capture.full_size(serial)
+            check_size(path, header.width, header.height, full_size)
+            own = headers.setdefault(sequence, {})
+            own[serial] = header
+            _check_synchrony(path, header, next(iter(own.values())), sequence)
+            size = stored.setdefault(full_size, header)
             if (header.width, header.height) != (size.width, size.height):
                 raise UserError(
                     f"{path} has {header.width}×{header.height} pixels but other videos have "
@@ -130,8 +137,9 @@ def _find_folder(capture: Capture, sequence: str) -> Path:
     for frames in capture.frames[sequence].values():
         path = frames.paths[0]
         return path.parent if frames.is_video else path.parent.parent
-    folder = capture.root / "sequences" / sequence / "images"
-    return folder if folder.is_dir() else capture.root
+    sequences = capture.root / "sequences" / sequence
+    folders = (sequences / "images", sequences)
+    return next((folder for folder in folders if folder.is_dir()), capture.root)
 
 
 def _say_what_lies_there(names: Sequence[str]) -> str:

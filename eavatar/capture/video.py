@@ -116,6 +116,19 @@ def list_cameras(folders: Iterable[Path]) -> dict[str, CameraFrames]:
     }
 
 
+def list_plates(folders: Iterable[Path]) -> dict[str, Path]:
+    """The images image_<serial> of some folders, by serial number."""
+    files: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("image_*"))):
+        if not is_image(path):
+            continue
+        serial = path.stem.removeprefix("image_")
+        if serial in files:
+            raise UserError(f"{path} and {files[serial]} are of the same camera; remove one.")
+        files[serial] = path
+    return files
+
+
 def _has_images(folder: Path) -> bool:
     return folder.is_dir() and any(map(is_image, folder.iterdir()))
 

@@ -19,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from eavatar.arrays import Float32, Float64, Image, Int64
-from eavatar.cameras import Camera
 from eavatar.data.images import read_rgb, resize_area
 from eavatar.errors import UserError
 from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
@@ -43,8 +42,6 @@ class Frames:
         source_frames: (T, C) frame of the raw video; -1 where there is no frame.
         projections: (C, 3, 4) world metres to pixels of the frames.
         size: side of the square frames, pixels.
-        whole_width: width of the full-size image, pixels, if the frames show the whole of it, as
-            those of a capture do that came cropped; else None.
     """
 
     folder: Path
@@ -52,7 +49,6 @@ class Frames:
     source_frames: Int64
     projections: Float64
     size: int
-    whole_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,17 +122,7 @@ def read_frames(capture: Path, sequence: str) -> Frames:
         [camera.intrinsics @ camera.world_to_camera[:3] for camera in cameras.values()]
     )
     size = cameras[serials[0]].width
-    whole = _whole_width(capture / "full_cameras.json", serials[0], cameras[serials[0]])
-    return Frames(capture / sequence, serials, source_frames, projections, size, whole)
-
-
-def _whole_width(path: Path, serial: str, camera: Camera) -> int | None:
-    """The width of the full-size image of a camera, if its frames show the whole of it."""
-    if not path.exists():  # as earlier versions left a capture; theirs were cropped here
-        return None
-    full = read_cameras(path)[serial]
-    resized = full.resize(camera.width, camera.height)
-    return full.width if np.allclose(resized.intrinsics, camera.intrinsics) else None
+    return Frames(capture / sequence, serials, source_frames, projections, size)
 
 
 # --- what backends share ------------------------------------------------------------------------

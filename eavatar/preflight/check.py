@@ -19,7 +19,7 @@ from eavatar.backends import MATTING
 from eavatar.cameras import Camera
 from eavatar.capture.backends.provided import check_polarity
 from eavatar.capture.calibration import check_sizes
-from eavatar.capture.captures import ProvidedMasks, open_capture, open_masks
+from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.capture.matting import without_plates
@@ -112,6 +112,8 @@ class Inventory:
         prepared: cropped and thinned out in time already.
         calibration: serial number to camera of the full-size image; empty if it is at fault.
         lenses: of the cameras whose images are distorted.
+        frames: serial number to camera of the ingested frames, where each camera has a crop of its
+            own; else empty.
     """
 
     cameras: tuple[str, ...]
@@ -119,6 +121,7 @@ class Inventory:
     prepared: bool
     calibration: Mapping[str, Camera]
     lenses: Mapping[str, Lens]
+    frames: Mapping[str, Camera]
 
 
 def check(
@@ -248,7 +251,7 @@ def _examine_capture(
     for sequence, serial in views:
         read = found.attempt(sequence, None, check_videos, capture, [sequence], [serial])
         if read:
-            headers[sequence, serial] = read[sequence]
+            headers[sequence, serial] = read[sequence][serial]
     _examine_agreement(found, capture, headers)
     _examine_ends(found, capture, list(headers))
     if MATTING[settings.matte.backend].needs_plates:
@@ -263,7 +266,8 @@ def _examine_capture(
             size = f"{header.width}×{header.height} px"
             text = f"{len(cameras)} cameras × {header.frames} frames, {size}"
             found.add(sequence, "ok", text)
-    return Inventory(tuple(cameras), usual, capture.prepared, calibration, capture.lenses)
+    frames = frame_cameras(ingest, capture) if capture.crops and calibration else {}
+    return Inventory(tuple(cameras), usual, capture.prepared, calibration, capture.lenses, frames)
 
 
 def _examine_calibration(found: Examination, settings: InputSettings, capture: Capture) -> None:
@@ -319,10 +323,14 @@ def _examine_agreement(
     found: Examination, capture: Capture, headers: Mapping[tuple[str, str], Header]
 ) -> None:
     """Find the videos that differ from most others in size, or in length from their sequence's."""
-    if not headers:
-        return
-    size = _most_common(Header(h.width, h.height, 0) for h in headers.values())
+    sizes = {
+        (sequence, serial): Header(header.width, header.height, 0)
+        for (sequence, serial), header in headers.items()
+    }
     for (sequence, serial), header in headers.items():
+        size = _most_common(
+            sizes[view] for view in sizes if capture.full_size(view[1]) == capture.full_size(serial)
+        )
         path = capture.frames[sequence][serial].paths[0]
         usual = _most_common(h for (name, _), h in headers.items() if name == sequence)
         if (header.width, header.height) != (size.width, size.height):
@@ -404,7 +412,7 @@ def _examine_plates(found: Examination, capture: Capture, cameras: Sequence[str]
         image = found.attempt(item, path, read_raw_image, path)
         if image is not None:
             size = (image.shape[1], image.shape[0])
-            found.attempt(item, None, check_size, path, *size, capture.full_size)
+            found.attempt(item, None, check_size, path, *size, capture.full_size(serial))
     if len(found.faults) == faults:
         found.add(item, "ok", f"{len(cameras)} background plates")
 
@@ -462,23 +470,25 @@ def _examine_mattes(
             )
         for serial in sorted(set(cameras) & set(clips)):
             colour = inventory.headers.get(sequence) if inventory else None
-            found.attempt(item, None, _check_matte, mattes, clips[serial], colour)
+            full = inventory.calibration.get(serial) if inventory else None
+            found.attempt(item, None, _check_matte, clips[serial], full, colour)
     if len(found.faults) == faults:
         found.add(item, "ok", f"{folder}: {len(sequences)} sequences")
 
 
-def _check_matte(mattes: ProvidedMasks, clip: CameraFrames, colour: Header | None) -> None:
+def _check_matte(clip: CameraFrames, full: Camera | None, colour: Header | None) -> None:
     """Raise `UserError` unless a mask's video has the size and frames of the colour video.
 
     The first frame and the last are decoded.
 
     Args:
-        mattes: whose video it is.
         clip: the masks of a view.
+        full: camera of the full-size image; None if it is not known.
         colour: what the view's colour video holds; None if that is not known.
     """
     header, path = clip.header(), clip.paths[0]
-    check_size(path, header.width, header.height, mattes.full_size)
+    if full:
+        check_size(path, header.width, header.height, (full.width, full.height))
     if colour and (header.frames, header.gaps) != (colour.frames, colour.gaps):
         raise UserError(
             f"{path} has {header.frames} frames (skipped before: {list(header.gaps)}) but the "
@@ -545,9 +555,14 @@ def _examine_detections(
     cameras = [inventory.calibration[serial] for serial in shared]
     header = inventory.headers[path.stem]
     origin, side = settings.ingest.crop_origin, settings.ingest.crop_size
-    if inventory.prepared:
-        origin, side = (0, 0), cameras[0].width
     stored = (header.width, header.height)
+    if inventory.frames:
+        frames = [inventory.frames[serial] for serial in shared]
+        for place, (whole, frame) in enumerate(zip(cameras, frames, strict=True)):
+            points[:, place] = whole.map_pixels(points[:, place], frame)
+        cameras, stored = frames, (frames[0].width, frames[0].height)
+    if inventory.prepared or inventory.frames:
+        origin, side = (0, 0), cameras[0].width
     sight = Sight(cameras, origin, side, settings.ingest.image_size, stored, settings.head_scale)
     evidence = gather(points, confidence, np.arange(len(shared)), EXCHANGED_GATE * side)
     try:
@@ -558,7 +573,8 @@ def _examine_detections(
         return
     fault = find_detection_fault(sight, points, confidence)
     if fault:
-        full = f"{cameras[0].width}×{cameras[0].height}"
+        first = inventory.calibration[shared[0]]
+        full = f"{first.width}×{first.height}"
         text = (
             f"{path}: {fault}; give points in pixels of the uncropped {full} images, in iBUG order."
         )

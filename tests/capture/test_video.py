@@ -140,7 +140,7 @@ def test_a_folder_of_numbered_images_is_a_recording(
     before = [int(np.median(image)) for _, image in CameraFrames((video,)).decode()]
     images_of(video, suffix, start, digits)
     raw = open_capture(root)
-    assert check_videos(raw, ["FREE"])["FREE"].frames == FRAMES
+    assert check_videos(raw, ["FREE"])["FREE"][SERIALS[0]].frames == FRAMES
     after = [int(np.median(image)) for _, image in raw.frames["FREE"][SERIALS[0]].decode()]
     np.testing.assert_allclose(after, before, atol=1)  # of JPEG
 

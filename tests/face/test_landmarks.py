@@ -53,12 +53,17 @@ INGEST = IngestSettings(
 )
 
 
-def write_capture(folder: Path, sources: list[int]) -> Path:
+def write_capture(
+    folder: Path, sources: list[int], crop: tuple[int, int, int] = (-200, 304, 2600)
+) -> Path:
     """A capture of three cameras whose timesteps come from the given video frames."""
-    intrinsics = np.array([[800.0, 0, 130], [0, 800, 130], [0, 0, 1]])
+    intrinsics = np.array([[8000.0, 0, 1100], [0, 8000, 1604], [0, 0, 1]])
     poses = [np.eye(4) + np.eye(4, k=3) * side for side in (-0.3, 0, 0.3)]
-    cameras = [Camera(intrinsics, pose, 260, 260) for pose in poses]
-    write_cameras(folder / "cameras.json", dict(zip(SERIALS, cameras, strict=True)))
+    full = {s: Camera(intrinsics, pose, 2200, 3208) for s, pose in zip(SERIALS, poses, strict=True)}
+    left, top, side = crop
+    frames = {s: c.crop(left, top, side, side).resize(260, 260) for s, c in full.items()}
+    write_cameras(folder / "full_cameras.json", full)
+    write_cameras(folder / "cameras.json", frames)
     with (folder / "FREE.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["timestep", "camera", "source_frame", "sharpness"])
@@ -119,14 +124,12 @@ def test_points_move_as_the_cropped_camera_projects(
     point: tuple[float, float, float],
 ) -> None:
     folder = tmp_path_factory.mktemp("capture")
-    capture = write_capture(folder, [0])
-    intrinsics = np.array([[8000.0, 0, 1100], [0, 8000, 1604], [0, 0, 1]])
-    full = Camera(intrinsics, np.eye(4), 2200, 3208)
+    capture = write_capture(folder, [0], (x, y, size))
+    full = read_cameras(capture / "full_cameras.json")[SERIALS[1]]
     pixel, _ = full.project(np.array(point))
     points, confidence = np.tile(pixel, (1, 2, 68, 1)), np.ones((1, 2, 68))
     provided = write_provided(folder / "given", points, confidence)
-    ingest = INGEST.model_copy(update={"crop_origin": (x, y), "crop_size": size})
-    detect_landmarks(PROVIDED, ingest, capture, "FREE", provided, folder / "out.npz")
+    detect_landmarks(PROVIDED, INGEST, capture, "FREE", provided, folder / "out.npz")
     expected, _ = full.crop(x, y, size, size).resize(260, 260).project(np.array(point))
     found = read_arrays(Landmarks, folder / "out.npz").points[0, 0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)  # float32 storage

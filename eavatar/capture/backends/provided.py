@@ -28,7 +28,7 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
     from eavatar.capture.captures import open_masks
     from eavatar.capture.ingest import Window
     from eavatar.capture.recording import check_size
-    from eavatar.io import read_lenses
+    from eavatar.io import read_cameras, read_lenses
     from eavatar.lenses import straightener
 
     if shot.mattes is None:
@@ -44,7 +44,8 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
             "it or set capture.matte.backend."
         )
     header = clip.header()
-    check_size(clip.paths[0], header.width, header.height, mattes.full_size)
+    full = read_cameras(shot.frames / "full_cameras.json")[shot.camera]
+    check_size(clip.paths[0], header.width, header.height, (full.width, full.height))
     lengths = shot.ingest.video_lengths(max(shot.source_frames))
     if not lengths[0] <= header.frames <= lengths[-1]:
         raise UserError(
@@ -52,8 +53,8 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
             f"{' to '.join(map(str, lengths))}; give the masks of this recording, one for each of "
             "its frames."
         )
-    make_window = Window.whole if mattes.prepared else Window.of
-    window = make_window(shot.ingest, header.width, header.height)
+    frame = read_cameras(shot.frames / "cameras.json")[shot.camera]
+    window = Window.between(full, frame, header.width, header.height)
     lenses = mattes.lenses
     if lenses is None:
         lenses = read_lenses(shot.frames / "full_cameras.json")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eavatar.arrays import Float32
 from eavatar.backends import LandmarkBackend
 from eavatar.errors import UserError
-from eavatar.io import DAMAGED_ARRAY, LANDMARKS, read_lenses, require
+from eavatar.io import DAMAGED_ARRAY, LANDMARKS, read_cameras, read_lenses, require
 
 if TYPE_CHECKING:
     from eavatar.face.landmarks import LandmarkJob
@@ -25,6 +25,7 @@ ProvidedLandmarks = tuple[list[str], NDArray[np.floating], NDArray[np.floating]]
 """Serial numbers (C',), points (F, C', 68, 2) and confidence (F, C', 68)."""
 # Heat maps peak a little above 1 and below 0; percentages and scores without bounds do not fit.
 CONFIDENCE = -0.5, 1.5
+FULL_CAMERAS = "full_cameras.json"
 
 
 def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
@@ -39,10 +40,10 @@ def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
             "the landmark backend 'provided' needs a folder of landmarks: name it in the sample "
             "sheet or choose face.landmarks.backend: face_alignment."
         )
-    frames, ingest = job.frames, job.ingest
+    frames = job.frames
     path = job.landmarks / f"{frames.folder.name}.npz"
     serials, points, confidence = read_provided(path)
-    lengths = ingest.video_lengths(int(frames.source_frames.max()))
+    lengths = job.ingest.video_lengths(int(frames.source_frames.max()))
     if not lengths[0] <= len(points) <= lengths[-1]:
         raise UserError(
             f"{path} covers {len(points)} video frames, but the videos have "
@@ -57,13 +58,14 @@ def take_provided(job: LandmarkJob) -> tuple[Float32, Float32]:
             source = frames.source_frames[timesteps, camera], serials.index(serial)
             found_points[timesteps, camera] = points[source]
             found[timesteps, camera] = confidence[source]
-    for serial, lens in read_lenses(frames.folder.parent / "full_cameras.json").items():
-        camera = frames.serials.index(serial)
-        found_points[:, camera] = lens.undistort_points(found_points[:, camera])
-    origin, side = ingest.crop_origin, ingest.crop_size
-    if frames.whole_width:
-        origin, side = (0, 0), frames.whole_width
-    found_points = (found_points - origin) * (frames.size / side)
+    capture = frames.folder.parent
+    full, cropped = read_cameras(capture / FULL_CAMERAS), read_cameras(capture / "cameras.json")
+    lenses = read_lenses(capture / FULL_CAMERAS)
+    for camera, serial in enumerate(frames.serials):
+        place = found_points[:, camera]
+        if serial in lenses:
+            place = lenses[serial].undistort_points(place)
+        found_points[:, camera] = full[serial].map_pixels(place, cropped[serial])
     found_points[found == 0] = 0
     return found_points.astype(np.float32), found.clip(0, 1).astype(np.float32)
 

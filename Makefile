@@ -6,6 +6,7 @@
 # make lint   set up, then run the linters and the type checker
 # make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
+# make weights  MediaPipe's networks for the tests that need them, from its wheel (35 MB)
 # make clean  remove the environment (results stay)
 
 FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
@@ -18,14 +19,14 @@ PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 # rembg stands apart: it needs a newer numpy than the rest.
 EXTRAS := capture,face,prior,train,tables,view,workflow,develop
 
-.PHONY: demo test test-oldest test-trellis test-hunyuan3d lint wheel benchmark install clean
+.PHONY: demo test test-oldest test-trellis test-hunyuan3d lint wheel benchmark install weights clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
 	@echo; cat results/demo/metrics.csv; echo
 	@echo "The pictures, curves and numbers on one page: results/demo/report.html"
 
-test: install
+test: install weights
 	$(RUN) python -m pytest -q
 
 # uv finds the oldest versions; the override leaves out opencv-python, see below.
@@ -63,6 +64,15 @@ benchmark: install
 	$(RUN) python -m benchmarks.loader
 
 install: $(VENV)/installed
+
+# Offline the tests that need the networks are skipped.
+NETWORKS := models/mediapipe
+weights: $(NETWORKS)/selfie_segmentation.tflite
+
+$(NETWORKS)/selfie_segmentation.tflite: | $(VENV)/installed
+	-$(VENV)/bin/python -m pip download --quiet --no-deps --dest models mediapipe==0.10.21
+	-$(VENV)/bin/eavatar unpack-weights models/mediapipe-0.10.21-*.whl --output $(NETWORKS)
+	rm -f models/mediapipe-0.10.21-*.whl
 
 # face-alignment asks for opencv-python, whose files would replace those of the headless build and
 # need a system OpenGL; the headless build is put back on top.

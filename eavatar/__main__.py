@@ -297,6 +297,18 @@ def provenance(a: Arguments) -> None:
         print(yaml.safe_dump({str(path): asdict(record)}, sort_keys=False, width=100))
 
 
+def unpack_weights(a: Arguments) -> None:
+    """Take MediaPipe's networks out of its wheel, for the backends mediapipe and selfie.
+
+    pip download --no-deps mediapipe==0.10.21
+    eavatar unpack-weights mediapipe-0.10.21-*.whl
+    """
+    from eavatar.mediapipe_weights import FOLDER
+    from eavatar.mediapipe_weights import unpack_weights as run
+
+    run(a.source, a.output or FOLDER)
+
+
 def render(a: Arguments) -> None:
     """Draw a tracked sequence with a trained avatar: a video or images.
 
@@ -492,6 +504,10 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("--gpu-hour", float, "price of an hour of a GPU", False),
     ],
     provenance: [RESULTS],
+    unpack_weights: [
+        ("source", Path, "the wheel, or a folder that holds the networks somewhere", True),
+        ("--output", Path, "a folder; models/mediapipe if not given", False),
+    ],
     render: [
         RESULTS,
         SEQUENCE,

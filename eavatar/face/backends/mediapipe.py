@@ -1,0 +1,253 @@
+"""Landmarks by MediaPipe's face detector and face mesh of 468 points, run by OpenCV on the CPU.
+
+Detector: BlazeFace of short range (Bazarevsky et al. 2019), a single-shot detector on 128² pixels.
+Mesh: Kartynnik et al. 2019, on 192² pixels around an upright face, so that it runs again upright
+and centred by the points that it found. Both are Apache-2.0. Anchors, regions and how detections
+are merged follow the published graphs of the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from eavatar.backends import LandmarkBackend, WeightFile
+from eavatar.mediapipe_weights import (
+    FACE_DETECTION,
+    FACE_LANDMARK,
+    mediapipe_weights,
+    open_network,
+)
+from eavatar.settings import Settings
+
+if TYPE_CHECKING:
+    from eavatar.arrays import Float32, Float64, Image
+    from eavatar.face.landmarks import LandmarkJob
+
+DETECTOR_SIZE, MESH_SIZE = 128, 192  # pixels
+# (cells along a side, anchors in each): layers of strides 8, 16, 16 and 16 with two anchors each.
+ANCHOR_GRIDS = ((16, 2), (8, 6))
+MIN_SCORE = 0.5  # of a face
+SAME_FACE = 0.3  # intersection over union from which two boxes are one face
+PASSES = 3  # of the mesh; heads tilted by 30 degrees then have the landmarks of upright ones
+MARGIN = 1.5  # side of the mesh's region / longer side of the face
+EYE_CORNERS = (33, 263)  # of the mesh: the outer ones, right and left
+# The points of the mesh that are the iBUG-68 landmarks, as users of it have published them
+# (github.com/yerfor/GeneFacePlusPlus and others). Where their lists differ, the point nearer to the
+# true landmarks of two rendered heads.
+IBUG_68 = (
+    127, 234, 132, 58, 172, 150, 149, 148, 152, 377, 378, 379, 397, 288, 361, 454, 356, 70, 63, 105,
+    66, 107, 336, 296, 334, 293, 300, 6, 197, 5, 4, 98, 97, 2, 326, 327, 33, 160, 158, 133, 153,
+    144, 362, 385, 387, 263, 373, 380, 61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91, 78, 81,
+    13, 311, 308, 402, 14, 178,
+)  # fmt: skip
+
+
+class MediapipeSettings(Settings):
+    """`face.landmarks.mediapipe`."""
+
+    weights: Path = Field(description="folder of the networks; `eavatar unpack-weights` fills it")
+    image_size: int = Field(ge=128, description="side of the image that faces are cut out of")
+    batch_size: int = Field(ge=1, description="images that are read, and faces located, at once")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """OpenCV's networks of the detector and of the mesh."""
+
+    detection: Any
+    mesh: Any
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Turned squares in images, the mesh's input.
+
+    Attributes:
+        centres: (N, 2) pixels.
+        sides: (N,) pixels.
+        axes: (N, 2) unit vector from the right of the face to its left: the square's x axis.
+    """
+
+    centres: Float64
+    sides: Float64
+    axes: Float64
+
+    def to_image(self) -> Float64:
+        """(N, 2, 3) affine maps of positions in a square, from 0 to 1, to pixels."""
+        x, y = self.axes, self.axes[:, ::-1] * (-1, 1)
+        turn = np.stack([x, y], axis=-1) * self.sides[:, None, None]
+        return np.concatenate([turn, (self.centres - turn.sum(axis=-1) / 2)[..., None]], axis=-1)
+
+
+def detect_by_mediapipe(job: LandmarkJob) -> tuple[Float32, Float32]:
+    """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views."""
+    from eavatar.face.landmarks import FaceNetwork, detect_in_views
+
+    own = job.settings.own
+    networks = load(own)
+    network = FaceNetwork(partial(detect_boxes, networks), partial(locate_landmarks, networks))
+    return detect_in_views(network, job.frames, own.image_size, own.batch_size)
+
+
+def weights(settings: MediapipeSettings) -> tuple[WeightFile, ...]:
+    """The files of both networks, whether they exist or not."""
+    return mediapipe_weights(settings.weights, (FACE_DETECTION, FACE_LANDMARK))
+
+
+def load(settings: MediapipeSettings) -> Networks:
+    """Both networks; `UserError` if one is missing or damaged."""
+    detection, mesh = (open_network(file.path) for file in weights(settings))
+    return Networks(detection, mesh)
+
+
+# --- faces --------------------------------------------------------------------------------------
+
+
+def detect_boxes(networks: Networks, images: list[Image]) -> list[Float64]:
+    """The faces of each image as (n, 5) left, top, right, bottom, score; the highest score first.
+
+    Args:
+        networks: as loaded.
+        images: square RGB images (S, S, 3).
+    """
+    found = []
+    for image in images:  # the detector takes one at a time
+        networks.detection.setInput(_blob([image], DETECTOR_SIZE, (-1, 1)))
+        scores = networks.detection.forward("classificators").ravel()
+        boxes = networks.detection.forward("regressors")[0, :, :4]
+        faces = merge_boxes(*decode_boxes(scores, boxes))
+        found.append(faces * (*[len(image)] * 4, 1))
+    return found
+
+
+def _blob(images: list[Image], size: int, span: tuple[float, float]) -> Any:
+    """(N, 3, size, size) a network's input, whose black and white are ``span``."""
+    import cv2
+
+    scale = (span[1] - span[0]) / 255
+    resized = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images]
+    return cv2.dnn.blobFromImages(resized, scale, mean=[-span[0] / scale] * 3)
+
+
+def anchors() -> Float64:
+    """(896, 2) the middles of the detector's anchors, fractions of the image's side."""
+    grids = []
+    for cells, count in ANCHOR_GRIDS:
+        middles = (np.arange(cells) + 0.5) / cells
+        grid = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
+        grids.append(np.repeat(grid, count, axis=0))
+    return np.concatenate(grids)
+
+
+def decode_boxes(scores: Float32, boxes: Float32) -> tuple[Float64, Float64]:
+    """The boxes (n, 4) of the anchors that see a face, fractions of the side, and scores (n,).
+
+    Args:
+        scores: (896,) before the sigmoid.
+        boxes: (896, 4) middle, relative to the anchor's, and size; pixels of the detector's input.
+    """
+    certain = scores > np.log(MIN_SCORE / (1 - MIN_SCORE))
+    middles, sizes = np.hsplit(boxes[certain].astype(np.float64) / DETECTOR_SIZE, 2)
+    middles += anchors()[certain]
+    corners = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
+    return corners, 1 / (1 + np.exp(-scores[certain].astype(np.float64)))
+
+
+def merge_boxes(boxes: Float64, scores: Float64) -> Float64:
+    """(m, 5) boxes and scores, in which overlapping boxes have become their weighted mean.
+
+    Args:
+        boxes: (n, 4) left, top, right, bottom.
+        scores: (n,), the weights; a merged box keeps the highest.
+    """
+    merged = []
+    left = np.argsort(-scores, kind="stable")
+    while len(left):
+        same = _overlaps(boxes[left[0]], boxes[left]) > SAME_FACE
+        same[0] = True
+        group = left[same]
+        mean = np.average(boxes[group], axis=0, weights=scores[group])
+        merged.append([*mean, scores[group[0]]])
+        left = left[~same]
+    return np.array(merged).reshape(-1, 5)
+
+
+def _overlaps(box: Float64, boxes: Float64) -> Float64:
+    """(n,) intersection over union of a box (4,) and each of others (n, 4)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = (high - low).clip(0).prod(axis=1)
+    both = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return np.asarray(shared / (both - shared))
+
+
+# --- landmarks ----------------------------------------------------------------------------------
+
+
+def locate_landmarks(
+    networks: Networks, images: list[Image], boxes: Float64
+) -> tuple[Float64, Float64]:
+    """Landmarks of one face in each image, whose box is known; any number is one batch.
+
+    Args:
+        networks: as loaded.
+        images: N RGB images (H, W, 3), of any sizes.
+        boxes: (N, 4) left, top, right, bottom, pixels; they may leave the image.
+
+    Returns:
+        (N, 68, 2) pixels, pixel i covers [i, i + 1), and (N, 68) confidence in [0, 1], the same for
+        all landmarks of a face.
+    """
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    upright = np.tile([1.0, 0.0], (len(boxes), 1))
+    regions = Regions(boxes[:, :2] + sizes / 2, MARGIN * sizes.max(axis=1), upright)
+    points, certainty = locate_mesh(networks, images, regions)
+    for _ in range(PASSES - 1):
+        points, certainty = locate_mesh(networks, images, surround(points))
+    return points[:, IBUG_68], np.repeat(certainty[:, None], len(IBUG_68), axis=1)
+
+
+def surround(points: Float64) -> Regions:
+    """The regions, turned as the line of the eyes is, around points (N, 468, 2) of the mesh."""
+    right, left = (points[:, corner] for corner in EYE_CORNERS)
+    axes = (left - right) / np.linalg.norm(left - right, axis=1, keepdims=True).clip(1e-9)
+    turn = np.stack([axes, axes[:, ::-1] * (-1, 1)], axis=-1)
+    along = points @ turn
+    low, high = along.min(axis=1), along.max(axis=1)
+    centres = np.einsum("nij,nj->ni", turn, (low + high) / 2)
+    return Regions(centres, MARGIN * (high - low).max(axis=1), axes)
+
+
+def locate_mesh(
+    networks: Networks, images: list[Image], regions: Regions
+) -> tuple[Float64, Float64]:
+    """(N, 468, 2) pixels of the mesh in each region, and (N,) the probability of a face there."""
+    import cv2
+
+    maps = regions.to_image()
+    crops = []
+    for image, to_image in zip(images, maps, strict=True):
+        pixels = to_image / (MESH_SIZE, MESH_SIZE, 1)  # of the middles of pixels, which lie at
+        pixels[:, 2] += pixels[:, :2].sum(axis=1) / 2 - 0.5  # whole numbers in OpenCV
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        crops.append(cv2.warpAffine(image, pixels, (MESH_SIZE, MESH_SIZE), flags=flags))
+    networks.mesh.setInput(_blob(crops, MESH_SIZE, (0, 1)))
+    logits = networks.mesh.forward("conv2d_31").reshape(len(images)).astype(np.float64)
+    points = networks.mesh.forward("conv2d_21").reshape(len(images), -1, 3)[..., :2] / MESH_SIZE
+    inside = np.concatenate([points, np.ones((*points.shape[:2], 1))], axis=-1)
+    return inside @ maps.transpose(0, 2, 1), 1 / (1 + np.exp(-logits))
+
+
+BACKEND = LandmarkBackend(
+    name="mediapipe",
+    run=detect_by_mediapipe,
+    instead="set face.landmarks.backend to provided or face_alignment",
+    settings=MediapipeSettings,
+    weights=weights,
+    load=load,
+)

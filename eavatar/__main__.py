@@ -77,7 +77,7 @@ def matte(a: Arguments) -> None:
     block = settings.parse_block(settings.MatteSettings, a.settings)
     crop = settings.parse_block(settings.IngestSettings, a.ingest_settings)
     if block.chosen.gpu != "unused":
-        device.claim_gpu()
+        device.claim_gpus()
     run(block, crop, a.capture, a.sequence, a.mattes, a.output)
 
 
@@ -88,7 +88,7 @@ def detect_landmarks(a: Arguments) -> None:
     block = settings.parse_block(settings.LandmarkSettings, a.settings)
     crop = settings.parse_block(settings.IngestSettings, a.ingest_settings)
     if block.chosen.gpu != "unused":
-        device.claim_gpu()
+        device.claim_gpus()
     run(block, crop, a.capture, a.sequence, a.landmarks, a.output)
 
 
@@ -346,7 +346,7 @@ def track_video(a: Arguments) -> None:
 
     config = settings.read_config(*map(Path, a.config or ["config/config.yaml"]))
     if config.face.landmarks.chosen.gpu != "unused" and a.landmarks is None:
-        device.claim_gpu()
+        device.claim_gpus()
     run(config, a.video, a.morphable_model, a.landmarks, a.focal, a.output)
 
 
@@ -420,7 +420,7 @@ def find_crops(a: Arguments) -> None:
     if a.landmarks is not None:
         backend = settings.LandmarkSettings(backend="provided")
     elif backend.chosen.gpu != "unused":
-        device.claim_gpu()
+        device.claim_gpus()
     run(backend, a.landmarks, a.capture)
 
 
@@ -838,9 +838,17 @@ def _listed(verbs: Iterable[Verb]) -> str:
     return "\n".join(f"  {_spelt(verb):17} {_explained(verb)[0]}" for verb in verbs)
 
 
+def gpus_of(a: Arguments) -> int:
+    """How many GPUs a verb uses, as far as that is known before it runs."""
+    if a.function is train_splat:
+        block = settings.parse_training(settings.SplatSettings, a.settings, a.run_settings)
+        return block.run.gpus
+    return int(a.function in ON_GPU)
+
+
 def run(a: Arguments) -> None:
     """Call the verb, and write down how its result was made where that is kept."""
-    if a.function not in RECORDED:
+    if a.function not in RECORDED or device.place()[0] > 0:
         a.function(a)
         return
     from eavatar.provenance import recorded
@@ -861,8 +869,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Before the verb imports what makes threads.
         threads.set_environment(one_for_blas=parsed.function in ONE_BLAS_THREAD)
-        if parsed.function in ON_GPU:
-            device.claim_gpu()
+        count = gpus_of(parsed)
+        device.claim_gpus(count)
+        if count > 1 and not device.is_launched():
+            from eavatar.training.parallel import launch
+
+            return launch(sys.argv[1:] if arguments is None else arguments, count)
         run(parsed)
     except (UserError, OSError) as error:
         sentence = error if isinstance(error, UserError) else explain_refusal(error)

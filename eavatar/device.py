@@ -1,7 +1,7 @@
 """Where tensors are computed on: the CPU, or one GPU of those that this process may use.
 
-A job uses one GPU. On a host with several, each verb that needs one claims the GPU that the fewest
-others of this user hold, so that jobs side by side spread over all of them:
+A job uses one GPU if nothing else is set. On a host with several, each verb that needs one claims
+the GPU that the fewest others of this user hold, so that jobs side by side spread over all of them:
 
     snakemake --cores 32 --resources gpu=2      # on two GPUs: a job on each
     snakemake --cores 32 --resources gpu=4      # two jobs on each
@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     import torch
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+PLACE = "EAVATAR_PROCESS"  # of a training that is split over several: <rank>/<count> <rendezvous>
+
+
+def place() -> tuple[int, int]:
+    """Rank of this process, and number of all that share a training; 0 of 1 for one by itself."""
+    rank, _, count = os.environ.get(PLACE, "0/1").partition(" ")[0].partition("/")
+    return int(rank), int(count)
+
+
+def is_launched() -> bool:
+    """Whether `eavatar.training.parallel.launch` has started this process."""
+    return PLACE in os.environ
 
 
 def choose_device() -> torch.device:
@@ -64,11 +76,11 @@ def _describe_cpu() -> str:
     return f"{next(iter(names), platform.machine())}, {count_threads()} threads"
 
 
-def claim_gpu() -> None:
-    """Keep one of several GPUs for this process, and what it starts; before CUDA is first used."""
+def claim_gpus(count: int = 1) -> None:
+    """Keep some of several GPUs for this process, and what it starts; before CUDA is first used."""
     gpus = visible_gpus()
-    if len(gpus) > 1:
-        os.environ[VISIBLE] = _claim(gpus, _claims_folder())
+    if count and len(gpus) > 1:
+        os.environ[VISIBLE] = ",".join(_claim(gpus, count, _claims_folder()))
 
 
 def visible_gpus() -> list[str]:
@@ -80,14 +92,15 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(len(nodes))]
 
 
-def _claim(gpus: Sequence[str], folder: Path) -> str:
-    """The GPU that the fewest processes hold, held by this process from now on."""
+def _claim(gpus: Sequence[str], count: int, folder: Path) -> list[str]:
+    """The GPUs that the fewest processes hold, held by this process from now on."""
     with _one_at_a_time(folder):
         held = {gpu: sum(map(_is_held, folder.glob(f"{_stem(gpu)}.*"))) for gpu in gpus}
-        chosen = min(gpus, key=held.__getitem__)
-        claim, _ = tempfile.mkstemp(prefix=f"{_stem(chosen)}.", dir=folder)
-        os.set_inheritable(claim, True)  # so that a program in place of this one holds it too
-        fcntl.flock(claim, fcntl.LOCK_EX)
+        chosen = sorted(gpus, key=held.__getitem__)[:count]
+        for gpu in chosen:
+            claim, _ = tempfile.mkstemp(prefix=f"{_stem(gpu)}.", dir=folder)
+            os.set_inheritable(claim, True)  # so that a program in place of this one holds it too
+            fcntl.flock(claim, fcntl.LOCK_EX)
     return chosen
 
 
@@ -120,5 +133,5 @@ def _claims_folder() -> Path:
 
 
 if __name__ == "__main__":
-    claim_gpu()
+    claim_gpus()
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -351,6 +351,7 @@ class SplatRunSettings(RunSettings):
 
     mixed_precision: bool = Field(description="networks in bfloat16 where the device is CUDA")
     compile: bool = Field(description="compile upsampler and losses where the device is CUDA")
+    gpus: int = Field(ge=1, description="over which the views of a step are split, evenly")
 
 
 class SdfSettings(Settings):

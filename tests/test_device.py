@@ -16,6 +16,7 @@ from eavatar import device
 from eavatar.__main__ import ON_GPU
 from tests.scenes import ROOT
 
+GPU = re.compile(r"gpu=(1|training_gpus),")
 SHOW_AND_WAIT = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); input()"
 
 Job = subprocess.Popen[str]
@@ -64,20 +65,31 @@ def test_jobs_that_may_use_some_of_the_gpus_count_those_of_others(start: Start) 
     ]  # fmt: skip
 
 
+def test_a_training_on_several_gpus_claims_those_that_the_fewest_hold(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start("0,1,2")[1] == "0"
+    folder = tmp_path / f"eavatar-gpus-{os.getuid()}"
+    monkeypatch.setattr(device, "_claims_folder", lambda: folder)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    device.claim_gpus(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
+
+
 def test_a_process_keeps_the_gpu_that_it_has_claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "_claims_folder", lambda: tmp_path)
     for expected in ("7", "4"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,4")
-        device.claim_gpu()
-        device.claim_gpu()
+        device.claim_gpus()
+        device.claim_gpus()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
 def test_every_rule_that_asks_for_a_gpu_claims_one() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
-    rules = [rule for rule in re.split(r"^rule ", text, flags=re.MULTILINE) if "gpu=1," in rule]
+    rules = [rule for rule in re.split(r"^rule ", text, flags=re.MULTILINE) if GPU.search(rule)]
     verbs = {re.search(r"python -m eavatar ([\w-]+)", rule)[1].replace("-", "_") for rule in rules}
     no_rule_runs = {"render", "view", "export", "export_page"}
     assert verbs == {verb.__name__ for verb in ON_GPU} - no_rule_runs

@@ -21,7 +21,7 @@ from tests.scenes.workflow import count_jobs, run, start
 RUN_CHANGES = (
     'sdf={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7}}',
     'splat={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false,'
-    ' "compile": false}}',
+    ' "compile": false, "gpus": 2}}',
     'nerface={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false}}',
     'havatar={"run": {"image_memory_gb": 1.5, "checkpoint_every": 7, "mixed_precision": false}}',
 )
@@ -177,7 +177,7 @@ def test_killed_resumed_and_only_changed_rules_rerun(project):
     status, printed = run(project, "-np", "-R", "train_splat", *targets, config=RUN_CHANGES)
     assert status == 0
     assert "train_sdf" not in count_jobs(printed)
-    assert '"checkpoint_every":7,"mixed_precision":false,"compile":false}' in printed
+    assert '"checkpoint_every":7,"mixed_precision":false,"compile":false,"gpus":2}' in printed
 
     other = ['capture={"demo": {"timesteps": 4}, "matte": {"max_jump": 0.3}}']
     status, printed = run(project, "-n", *targets, config=other)

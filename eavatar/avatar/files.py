@@ -37,6 +37,7 @@ from eavatar.results import Results
 from eavatar.settings import Settings, read_yaml, validate
 
 FORMAT = 1
+MODEL = "model.safetensors"
 
 Description = TypeVar("Description", bound=Settings)
 Model = TypeVar("Model", bound=nn.Module)
@@ -219,9 +220,9 @@ def write_model(
     content |= {name: block.model_dump(mode="json") for name, block in blocks.items()}
     with atomic(folder / "model.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-    with atomic(folder / "model.safetensors") as temporary:
+    with atomic(folder / MODEL) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-    return folder / "model.safetensors"
+    return folder / MODEL
 
 
 def read_model(
@@ -275,7 +276,7 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors`` by name."""
-    return load_file(require(folder / "model.safetensors", "the model"))
+    return load_file(require(folder / MODEL, "the model"))
 
 
 def _read_base(prefix: str, tensors: Mapping[str, Tensor], head: HeadSettings) -> BaseMotion | None:

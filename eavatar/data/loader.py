@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eavatar.arrays import Bool, Uint8
 from eavatar.data.frames import FrameSet
+from eavatar.errors import UserError
 from eavatar.threads import count_threads, make_pool
 
 logger = logging.getLogger(__name__)
@@ -103,17 +104,34 @@ class Loader:
         timesteps: per step.
         views: per timestep; fewer where there are fewer cameras.
         gpu_decoding: decode JPEGs on the GPU where that works and pixels are not kept in memory.
+        part: which of how many equal parts of each timestep's views is wanted.
+
+    Raises:
+        UserError: the views cannot be divided so.
     """
 
     def __init__(
-        self, frames: FrameSet, seed: int, timesteps: int, views: int, gpu_decoding: bool = True
+        self,
+        frames: FrameSet,
+        seed: int,
+        timesteps: int,
+        views: int,
+        gpu_decoding: bool = True,
+        part: tuple[int, int] = (0, 1),
     ):
         self.frames, self.seed, self.timesteps, self.views = frames, seed, timesteps, views
+        self.part = part
         self.device = frames.device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.gpu_decoding = gpu_decoding and frames.store.keeps_files and nvjpeg_works(self.device)
         self.backgrounds = self._backgrounds() if self.gpu_decoding else []
-        shape = (timesteps, min(views, len(frames.serials)), frames.height, frames.width)
+        count = min(views, len(frames.serials))
+        if count % part[1]:
+            raise UserError(
+                f"the {count} views of a step cannot be split over {part[1]} processes; set "
+                "splat.views_per_step to a multiple, of no more than there are cameras."
+            )
+        shape = (timesteps, count // part[1], frames.height, frames.width)
         self.shape = shape if self.gpu_decoding else (*shape, 4)
         threads = count_threads()
         affordable = max(1, MAX_PREFETCH // math.prod(self.shape))
@@ -150,7 +168,7 @@ class Loader:
 
     def describe(self, step: int) -> str:
         """The frames that a step sees, for a reader: sequence, timestep and cameras."""
-        chosen, frames = self._select(step), self.frames
+        chosen, frames = self.select(step), self.frames
         return "; ".join(
             f"{frames.sequences[timestep]} timestep {frames.timesteps[timestep]} in "
             + ", ".join(frames.serials[camera] for camera in cameras)
@@ -164,13 +182,18 @@ class Loader:
             for image in self.frames.store.backgrounds
         ]
 
-    def _select(self, step: int) -> Selection:
+    def select(self, step: int) -> Selection:
+        """What a step sees, in all parts."""
         return select(self.seed, step, self.frames.usable, self.timesteps, self.views)
+
+    def _select_part(self, step: int) -> Selection:
+        whole, (number, count) = self.select(step), self.part
+        return Selection(whole.timesteps, tuple(views[number::count] for views in whole.cameras))
 
     def _prepare(self, step: int) -> Pending:
         """Hand the views of a step to the threads."""
         store = self.frames.store
-        chosen = self._select(step)
+        chosen = self._select_part(step)
         host = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.stream is not None)
         fill = store.fill_mask if self.gpu_decoding else store.fill
         views = tuple(

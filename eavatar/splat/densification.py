@@ -20,6 +20,7 @@ from eavatar.avatar.gaussians import Generated
 from eavatar.avatar.model import Avatar
 from eavatar.settings import DensifySettings, SplitSettings
 from eavatar.splat.splitting import choose_by_error, choose_parents, remove, split
+from eavatar.training.parallel import largest_over_processes
 from eavatar.training.surgery import reorder_state
 
 
@@ -56,6 +57,7 @@ class DisplacementDensifier:
         due = settings.start <= step <= settings.stop and step % settings.every == 0
         if not (settings.enabled and due and step > 0):
             return False
+        largest_over_processes(self.peaks)
         parents = choose_parents(self.peaks, neutral.scales.detach(), settings, self.first_count)
         if not parents.any():
             self.peaks.zero_()

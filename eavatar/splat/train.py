@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eavatar.arrays import Float32
 from eavatar.avatar.base_motion import eye_points
-from eavatar.avatar.files import read_stage_one, write_avatar
+from eavatar.avatar.files import MODEL, read_stage_one, write_avatar
 from eavatar.avatar.gaussians import NeutralGaussians, merge_points, mouth_interior
 from eavatar.avatar.model import Avatar, AvatarSettings, CameraBatch, Coarse
 from eavatar.avatar.prediction import regress
 from eavatar.data.frames import FrameSet
 from eavatar.data.loader import Loader, select
-from eavatar.device import choose_device
+from eavatar.device import choose_device, place
 from eavatar.errors import UserError
 from eavatar.settings import SplatSettings
 from eavatar.splat.densification import DisplacementDensifier, ErrorDensifier, GaussianErrors
@@ -28,6 +30,13 @@ from eavatar.training.definition import define
 from eavatar.training.graphs import GrowingGraph, PairCapacity
 from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
 from eavatar.training.optimiser import AveragingAdam, FallingRates
+from eavatar.training.parallel import (
+    copy_from_first,
+    is_first,
+    joined,
+    largest_over_processes,
+    sum_over_processes,
+)
 from eavatar.training.perceptual import Perceptual, load_perceptual
 
 logger = logging.getLogger(__name__)
@@ -36,6 +45,8 @@ BOX_MULTIPLE = 8  # splatted pixels: half a tile of the rasteriser
 HEADROOM = 1.18  # pairs of Gaussians and tiles that steps to come may need / most seen
 LOOK_EVERY = 100  # steps between host-device synchronisations that look at what they needed
 MEASURED = 4  # timesteps that tell it before the first step of a set of Gaussians
+# Which of a process's shares a loss has that is a mean over pixels; the others are over views.
+SHARES = {"rgb": 0, "coarse": 0, "padding": 1}
 FALLING = "the learning rates fall over the steps"
 
 Values = dict[str, Tensor]
@@ -67,16 +78,17 @@ def train_splat(
             training diverges.
     """
     seed_everything(seed)
-    task = prepare(settings, seed, capture, face, sdf, choose_device(), held_out)
-    definition = define("splat", settings, seed, task.frames, sdf=sdf / "model.safetensors")
-    definition["stage I"] = repr(task.avatar.settings)
-    bound = FALLING if settings.learning_rates.final != 1 else None
-    run = Run("splat", settings.steps, settings.run.checkpoint_every, definition, bound)
-    with task:
+    device = choose_device()
+    with joined(device), prepare(settings, seed, capture, face, sdf, device, held_out) as task:
+        definition = define("splat", settings, seed, task.frames, sdf=sdf / "model.safetensors")
+        definition["stage I"] = repr(task.avatar.settings)
+        bound = FALLING if settings.learning_rates.final != 1 else None
+        run = Run("splat", settings.steps, settings.run.checkpoint_every, definition, bound)
         train(task, run, output)
-        path = save(task, output)
-    finish(output, run)
-    return path
+        if is_first():
+            save(task, output)
+            finish(output, run)
+    return output / MODEL
 
 
 def prepare(
@@ -102,9 +114,19 @@ def prepare(
     if settings.boxes:
         frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     avatar = start_avatar(settings, sdf, frames).to(device)
-    if settings.drop_unseen:
+    if settings.drop_unseen and is_first():
         drop_unseen(avatar, frames)
+    _start_alike(avatar)
     return SplatTraining(settings, seed, frames, avatar, perceptual)
+
+
+def _start_alike(avatar: Avatar) -> None:
+    """Give the processes of a training that is split over several the first one's Gaussians."""
+    count = torch.tensor(len(avatar.neutral), device=avatar.device)
+    copy_from_first([count])
+    if not is_first():
+        avatar.resize(int(count))
+    copy_from_first(list(avatar.state_dict().values()))
 
 
 def save(task: SplatTraining, output: Path) -> Path:
@@ -193,7 +215,8 @@ class SplatTraining(Trainable):
     ):
         torch.backends.cudnn.benchmark = True  # all images have one size
         self.settings, self.seed, self.frames, self.avatar = settings, seed, frames, avatar
-        self.loader = Loader(frames, seed, 1, settings.views_per_step)
+        self.loader = Loader(frames, seed, 1, settings.views_per_step, part=place())
+        self.areas = frames.visible.mean(dim=(1, 2)).cpu().numpy()
         self.pose_deltas = nn.Parameter(frames.expression.new_zeros(len(frames), 6))
         self.optimiser = make_optimiser(settings, avatar, self.pose_deltas)
         self.rates = FallingRates(self.optimiser, settings.learning_rates.final, settings.steps)
@@ -216,7 +239,8 @@ class SplatTraining(Trainable):
         if self.graph.captures and step % LOOK_EVERY == 0:
             self._fit_graph()
         corner = patch_corner(self.seed, step, self.frames, self.settings.lpips_patch)
-        values = self.graph(batch.timesteps, batch.cameras[0], batch.pixels[0], corner)
+        shares = self._shares(step)
+        values = self.graph(batch.timesteps, batch.cameras[0], batch.pixels[0], corner, shares)
         changed = self.densifier.step(step)
         if self.error_densifier.step(step):
             self.densifier.forget()
@@ -232,6 +256,7 @@ class SplatTraining(Trainable):
         cameras: Tensor,
         pixels: Tensor,
         corner: Tensor,
+        shares: Tensor,
     ) -> Values:
         """Draw, losses, backward and optimiser; with a capacity no shape depends on a value.
 
@@ -241,24 +266,44 @@ class SplatTraining(Trainable):
             cameras: (V,) indices.
             pixels: (V, H, W, 4) uint8.
             corner: (2,) of the LPIPS patch.
+            shares: (3,) of the step's losses that are this process's, see `_shares`.
         """
         poses = self.frames.poses + self.pose_deltas
         drawn = _draw(self.avatar, self.frames, poses, timestep, cameras, capacity)
         losses = self._losses(drawn, cameras, pixels, corner)
-        weights = self.settings.weights.model_dump()
-        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        losses = {name: shares[SHARES.get(name, 2)] * value for name, value in losses.items()}
         self.optimiser.zero_grad()
-        total.backward()
+        self._weigh(losses).backward()
+        losses = {name: value.detach() for name, value in losses.items()}
+        sum_over_processes([*self.optimiser.gradients(), *losses.values()])
         self.optimiser.step()
         self.densifier.observe(drawn.generated)
         torch.maximum(self.pairs, drawn.pairs, out=self.pairs)
         return {
-            "loss": total.detach(),
-            **{name: value.detach() for name, value in losses.items()},
-            "gaussians": total.new_full((), len(self.avatar.neutral)),
+            "loss": self._weigh(losses),
+            **losses,
+            "gaussians": corner.new_full((), len(self.avatar.neutral)),
             "control_share": drawn.generated.controls.float().mean(),
             "split_share": self.densifier.fraction,
         }
+
+    def _weigh(self, losses: Values) -> Tensor:
+        """Their weighted sum."""
+        weights = self.settings.weights.model_dump()
+        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+    def _shares(self, step: int) -> Tensor:
+        """(3,) what this process has of a step: of the pixels that count, of those of the padding,
+        and of the views. Those of all processes add up to one."""
+        number, count = place()
+        whole = np.array(self.loader.select(step).cameras[0])
+
+        def share(areas: Float32) -> float:
+            total = areas[whole].sum()
+            return float(areas[whole[number::count]].sum() / total) if total > 0 else 1 / count
+
+        shares = torch.tensor([share(self.areas), share(1 - self.areas), 1 / count])
+        return shares.to(self.frames.device, non_blocking=True)
 
     def _losses(self, drawn: Coarse, cameras: Tensor, pixels: Tensor, corner: Tensor) -> Values:
         """All unweighted terms, of images or of ``drawn.generated``, by the names of weights."""
@@ -271,10 +316,11 @@ class SplatTraining(Trainable):
         chosen = select(self.seed, step, self.frames.usable, count, views)
         pairs = zip(chosen.timesteps, chosen.cameras, strict=True)
         seen = [self._look_at_timestep(timestep, list(cameras)) for timestep, cameras in pairs]
-        return GaussianErrors(
-            torch.stack([one.errors for one in seen]).sum(dim=0),
-            torch.stack([one.opacities for one in seen]).amax(dim=0),
-        )
+        errors = torch.stack([one.errors for one in seen]).sum(dim=0)
+        opacities = torch.stack([one.opacities for one in seen]).amax(dim=0)
+        # All processes look at the same images; they must agree to the bit on what follows.
+        sum_over_processes([errors])
+        return GaussianErrors(errors, largest_over_processes(opacities))
 
     def _look_at_timestep(self, timestep: int, cameras: list[int]) -> GaussianErrors:
         device, views = self.frames.device, self.frames.views(timestep, cameras)
@@ -301,7 +347,8 @@ class SplatTraining(Trainable):
 
     def _fit_graph(self) -> None:
         """Have buffers for the steps to come."""
-        self.graph.fit(PairCapacity(int(HEADROOM * self.pairs.item())))
+        needed = largest_over_processes(self.pairs)
+        self.graph.fit(PairCapacity(int(HEADROOM * needed.item())))
 
     def describe(self, step: int) -> str:
         return self.loader.describe(step)
@@ -323,6 +370,7 @@ class SplatTraining(Trainable):
         self._restart_graph()
 
     def close(self) -> None:
+        self.graph.restart()  # before the processes part: it holds their sums
         self.loader.close()
 
 

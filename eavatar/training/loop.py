@@ -19,6 +19,7 @@ from tqdm import tqdm
 from eavatar.errors import UserError
 from eavatar.io import atomic
 from eavatar.training.checkpoints import Rows, Run, finish, resume, resume_points, save
+from eavatar.training.parallel import first_before_others, is_first
 
 __all__ = ["Run", "Trainable", "finish", "seed_everything", "train"]
 
@@ -90,7 +91,8 @@ def train(task: Trainable, run: Run, output: Path) -> None:
         UserError: a value of a step, or a tensor of a resume point, is not finite; names the step,
             the value and the last good checkpoint.
     """
-    first, rows = resume(task, output, run)
+    with first_before_others():
+        first, rows = resume(task, output, run)
     if first < run.steps:  # the log of an unbroken training has no row for a last step in between
         rows = [row for row in rows if row["step"] % LOG_EVERY == 0]
     recent: list[Tensor] = []
@@ -114,8 +116,10 @@ def train(task: Trainable, run: Run, output: Path) -> None:
             if saved:
                 state = task.state()
                 _check_state(state, "model", step + 1, output)
-                save(output, run, step + 1, rows, state)
-    write_log(output / "log.csv", rows)
+                if is_first():
+                    save(output, run, step + 1, rows, state)
+    if is_first():
+        write_log(output / "log.csv", rows)
 
 
 def write_log(path: Path, rows: Rows) -> None:

@@ -38,6 +38,10 @@ class AveragingAdam(torch.optim.Adam):
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
+    def gradients(self) -> list[Tensor]:
+        """Of all parameters that have one."""
+        return [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+
     def set_step(self, step: int) -> None:
         """Tell how many steps came before the next one."""
         self.newest_weight.fill_(1 / (1 + self.window * step))

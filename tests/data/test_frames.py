@@ -118,6 +118,19 @@ def test_batches_are_the_selected_views(subject: Path) -> None:
                 assert torch.equal(alpha[i], views.masks)
 
 
+def test_parts_of_a_batch_are_the_whole_and_those_that_are_uneven_are_told(subject: Path) -> None:
+    with Loader(read(subject), 0, 2, 2) as loader:
+        whole = loader.batch(5)
+    for number in range(2):
+        with Loader(read(subject), 0, 2, 2, part=(number, 2)) as loader:
+            part = loader.batch(5)
+        assert torch.equal(part.timesteps, whole.timesteps)
+        assert torch.equal(part.cameras, whole.cameras[:, number : number + 1])
+        assert torch.equal(part.pixels, whole.pixels[:, number : number + 1])
+    with pytest.raises(UserError, match=r"2 views .* over 3 processes; set splat.views_per_step"):
+        Loader(read(subject), 0, 2, 2, part=(0, 3))
+
+
 def test_a_batch_is_the_same_whatever_was_asked_before(subject: Path) -> None:
     with Loader(read(subject), 0, 1, 2) as loader:
         through = [loader.batch(step).pixels for step in range(12)]

@@ -228,6 +228,11 @@ def gpus(path):
     return count
 
 
+def training_gpus(wildcards):
+    """How many GPUs stage II is trained on."""
+    return configuration(wildcards).splat.run.gpus
+
+
 def generator(wildcards):
     """The generator that makes a subject's prior, or None."""
     return PLANS[wildcards.subject].config.prior.generate.chosen.generator

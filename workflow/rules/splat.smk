@@ -35,7 +35,7 @@ rule train_splat:
     resources:
         mem_mb=32000,
         runtime=4320,
-        gpu=1,
+        gpu=training_gpus,
     params:
         settings=block("splat"),
         run=run_settings("splat"),

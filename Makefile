@@ -70,8 +70,8 @@ NETWORKS := models/mediapipe
 weights: $(NETWORKS)/selfie_segmentation.tflite
 
 $(NETWORKS)/selfie_segmentation.tflite: | $(VENV)/installed
-	-$(VENV)/bin/python -m pip download --quiet --no-deps --dest models mediapipe==0.10.21
-	-$(VENV)/bin/eavatar unpack-weights models/mediapipe-0.10.21-*.whl --output $(NETWORKS)
+	-$(RUN) python -m pip download --quiet --no-deps --dest models mediapipe==0.10.21
+	-$(RUN) python -m eavatar unpack-weights models/mediapipe-0.10.21-*.whl --output $(NETWORKS)
 	rm -f models/mediapipe-0.10.21-*.whl
 
 # face-alignment asks for opencv-python, whose files would replace those of the headless build and

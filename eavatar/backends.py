@@ -32,6 +32,7 @@ class WeightFile:
         licence: of the weights.
         digest: published, the algorithm and the first digits or all, as in ``sha256:619a3168``.
         note: what else helps a user whose file is missing or another one.
+        restriction: what speaks against commercial use all the same; empty if nothing does.
         open: reads the file by itself, without its backend's packages where that can be; any error
             is the file's fault. None if only the backend's `load` can tell.
     """
@@ -41,6 +42,7 @@ class WeightFile:
     licence: str
     digest: str | None = None
     note: str = ""
+    restriction: str = ""
     open: Callable[[Path], object] | None = None
 
 
@@ -128,12 +130,14 @@ class Generator:
         views: the images that it is shown, given its own settings; the first must be there.
         memory: GiB of GPU memory that its authors ask for.
         licence: what a user must know before choosing it.
+        restriction: what of it speaks against commercial use; empty if nothing does.
     """
 
     program: Path
     views: Callable[[Any], tuple[WantedView, ...]]
     memory: float
     licence: str
+    restriction: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

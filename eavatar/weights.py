@@ -24,7 +24,13 @@ def checkpoints_folder() -> Path:
 def backbone(net: Net) -> WeightFile:
     """The weights of a backbone of LPIPS."""
     path = checkpoints_folder() / BACKBONES[net]
-    return WeightFile(path, f"{SITE}/{BACKBONES[net]}", TORCHVISION_LICENCE, open=open_tensors)
+    return WeightFile(
+        path,
+        f"{SITE}/{BACKBONES[net]}",
+        TORCHVISION_LICENCE,
+        restriction="trained on ImageNet, whose images are for research only",
+        open=open_tensors,
+    )
 
 
 def open_tensors(path: Path) -> Any:

@@ -52,6 +52,7 @@ DESCRIPTIONS = {
     MATLAB: "layout of BFM 2009; the Basel models' own licence allows no commercial use",
     ICT_FACEKIT: "ICT Face Model Light; MIT licence, commercial use allowed",
 }
+NON_COMMERCIAL = {HDF5, MATLAB}
 SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": HDF5,
     b"MATLAB 5.0": MATLAB,
@@ -124,7 +125,7 @@ def read_morphable_model(
         UserError: the file is missing, of another format, damaged, in other units or axes, or
             without indices of the landmarks, or these are not a face's in iBUG order.
     """
-    kind = _identify_file(path)
+    kind = _identify_model(path)
     if kind == HDF5:
         arrays = _load_statismo(path, identity_components, expression_components)
         model, listed = _build_bfm_2017(arrays, path)
@@ -132,7 +133,7 @@ def read_morphable_model(
         arrays = _load_bfm_2009(path)
         model = _build_bfm_2009(arrays, path, identity_components, expression_components)
         listed = LandmarkList(model.landmark_vertices, f"keypoints in {path}", 1, "make it again")
-    elif kind == ICT_FACEKIT:
+    else:
         read = read_face_x_model(path, identity_components, expression_components)
         model = MorphableModel(
             read.mean,
@@ -143,8 +144,6 @@ def read_morphable_model(
         )
         origin = f"landmarks in {path.with_name(INDICES)}"
         listed = LandmarkList(read.landmark_vertices, origin, 0, "fetch the folder again")
-    else:
-        raise UserError(f"{path} is {kind}, which cannot be read: give {SUPPORTED}.")
     _check_model(model, path)
     check_landmark_list(listed, model.mean, path)
     landmarks = model.mean[model.landmark_vertices]
@@ -154,7 +153,20 @@ def read_morphable_model(
 
 def describe_morphable_model(path: Path) -> str:
     """What a file that `read_morphable_model` reads is, and the licence of it."""
-    return DESCRIPTIONS[_identify_file(path)]
+    return DESCRIPTIONS[_identify_model(path)]
+
+
+def forbids_commercial_use(path: Path) -> bool:
+    """Whether the licence of a file that `read_morphable_model` reads allows no commercial use."""
+    return _identify_model(path) in NON_COMMERCIAL
+
+
+def _identify_model(path: Path) -> str:
+    """The kind of a file that can be read; `UserError` if it is none."""
+    kind = _identify_file(path)
+    if kind not in DESCRIPTIONS:
+        raise UserError(f"{path} is {kind}, which cannot be read: give {SUPPORTED}.")
+    return kind
 
 
 def _identify_file(path: Path) -> str:

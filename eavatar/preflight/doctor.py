@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from eavatar.errors import UserError
 from eavatar.preflight.check import Inputs, InputSettings, Inventory, examine_inputs, examine_model
 from eavatar.preflight.findings import Examination
+from eavatar.preflight.licences import examine_licences
 from eavatar.preflight.machine import (
     MODEL_BYTES,
     Blocks,
@@ -112,8 +113,10 @@ def examine(
     for path in sorted({case.model for case in cases if case.model}):
         examine_model(found, path)
     kept = max(bytes_kept(blocks, case.frames) for case in cases for blocks in case.blocks)
-    examine_machine(found, [blocks for case in cases for blocks in case.blocks], kept, use_conda)
+    every = [blocks for case in cases for blocks in case.blocks]
+    examine_machine(found, every, kept, use_conda)
     examine_disk(found, RESULTS, sum(case.output for case in cases))
+    examine_licences(found, every, [case.model for case in cases])
     return found
 
 

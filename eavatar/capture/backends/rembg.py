@@ -36,8 +36,9 @@ MD5 = {  # published with the models
     "u2net_human_seg": "c09ddc2e0104f800e3e1bb4652583d1f",
     "birefnet-portrait": "c3a64a6abf20250d090cd055f12a3b67",
 }
+NON_COMMERCIAL = "non-commercial use"
 LICENCES = {  # by the beginnings of the models' names
-    "u2net": "Apache-2.0", "isnet": "Apache-2.0", "birefnet": "MIT", "bria": "non-commercial use",
+    "u2net": "Apache-2.0", "isnet": "Apache-2.0", "birefnet": "MIT", "bria": NON_COMMERCIAL,
 }  # fmt: skip
 # rembg stretches each answer to the whole range. A person's should be black and white but for the
 # edge, that of an empty image grey all over; the limit has not been tried on published networks.
@@ -149,12 +150,17 @@ def weights(settings: RembgSettings) -> tuple[WeightFile, ...]:
     """The one file of the model; `UserError` as `model_path`."""
     model = settings.model
     licences = [licence for start, licence in LICENCES.items() if model.startswith(start)]
+    licence = licences[0] if licences else "see the release"
+    restriction = "" if licences else "its licence is not known"
+    if licence == NON_COMMERCIAL:
+        restriction = "its licence allows none"
     return (
         WeightFile(
             model_path(model),
             f"{RELEASE} (model {model})",
-            licences[0] if licences else "see the release",
+            licence,
             digest=f"md5:{MD5[model]}" if model in MD5 else None,
+            restriction=restriction,
             note=f"{HOMES}; if it is your own, set MODEL_CHECKSUM_DISABLED=1",
         ),
     )

@@ -45,15 +45,18 @@ class FaceAlignmentSettings(Settings):
 
 @dataclass(frozen=True)
 class _Published:
-    """A weight file: its name in the folder of weights, and where the package gets it from."""
+    """A weight file: its name in the folder of weights, where the package gets it from, and what
+    speaks against commercial use."""
 
     name: str
     url: str
+    restriction: str = ""
 
 
 LANDMARK_WEIGHT = _Published(
     "3DFAN4-7835d9f11d.pth.tar",
     "https://www.adrianbulat.com/downloads/python-fan/3DFAN4-7835d9f11d.pth.tar",
+    "trained on 300W-LP, whose images are for research only",
 )
 BLAZEFACE = "https://github.com/hollance/BlazeFace-PyTorch/blob/master/"
 
@@ -74,6 +77,7 @@ DETECTORS = {
             _Published(
                 "s3fd-619a316812.pth",
                 "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
+                "trained on WIDER FACE, whose images are for research only",
             ),
         ),
     ),
@@ -113,7 +117,13 @@ def weights(settings: FaceAlignmentSettings) -> tuple[WeightFile, ...]:
 def _weights_of(detector: str) -> tuple[WeightFile, ...]:
     published = (LANDMARK_WEIGHT, *DETECTORS[detector].weights)
     return tuple(
-        WeightFile(checkpoints_folder() / one.name, one.url, LICENCE, open=open_tensors)
+        WeightFile(
+            checkpoints_folder() / one.name,
+            one.url,
+            LICENCE,
+            restriction=one.restriction,
+            open=open_tensors,
+        )
         for one in published
     )
 

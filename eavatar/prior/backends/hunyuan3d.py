@@ -65,5 +65,5 @@ BACKEND = PriorBackend(
     settings=Hunyuan3dSettings,
     weights=weights,
     gpu="needed",
-    generator=Generator(PROGRAMS / "run_hunyuan3d.py", views, 8, LICENCE),
+    generator=Generator(PROGRAMS / "run_hunyuan3d.py", views, 8, LICENCE, "not everywhere"),
 )

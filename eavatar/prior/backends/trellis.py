@@ -114,5 +114,11 @@ BACKEND = PriorBackend(
     settings=TrellisSettings,
     weights=weights,
     gpu="needed",
-    generator=Generator(PROGRAMS / "run_trellis.py", views, 16, "MIT, FlexiCubes NVIDIA's own"),
+    generator=Generator(
+        PROGRAMS / "run_trellis.py",
+        views,
+        16,
+        "MIT, FlexiCubes NVIDIA's own",
+        "the terms of FlexiCubes in its code",
+    ),
 )

@@ -45,22 +45,14 @@ ALIGNMENT_FORMAT = 2  # of prior/alignment.json; 1 had a fitness and no confiden
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path with the same suffix, renamed to ``path`` if the block succeeds.
+def refusals_told(path: Path) -> Iterator[None]:
+    """Within, a file is written; what the file system refuses is a sentence that names it.
 
     Raises:
         UserError: the disk is full, may not be written, or another refusal of the file system.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.stem[:MAX_PREFIX]}."
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        yield
     except UserError:
         raise
     except Exception as error:  # of writers in other languages, each has types of its own
@@ -68,6 +60,26 @@ def atomic(path: Path) -> Iterator[Path]:
         if refusal is None:
             raise
         raise refusal from error
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path with the same suffix, renamed to ``path`` if the block succeeds.
+
+    Raises:
+        UserError: as `refusals_told`.
+    """
+    temporary = None
+    try:
+        with refusals_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{path.stem[:MAX_PREFIX]}."
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)

@@ -62,6 +62,30 @@ def test_every_rule_names_an_environment_that_exists():
     assert {name.rstrip('"') for name in named - {of_generators}} == {p.name for p in ENVIRONMENTS}
 
 
+def test_opencv_without_a_display_is_put_back_where_face_alignment_replaces_it():
+    script = (ROOT / "envs" / "face.post-deploy.sh").read_text()
+    (pin,) = re.findall(r"^python -m pip .* (\S+)$", script, re.MULTILINE)
+    assert pin in CONSTRAINTS
+    with_face_alignment = [p for p in ENVIRONMENTS if "face-alignment==" in p.read_text()]
+    assert [path.stem for path in with_face_alignment] == ["face"]
+
+
+def test_both_container_recipes_install_what_make_install_does():
+    docker, apptainer = (
+        (ROOT / "containers" / name).read_text() for name in ("Dockerfile", "eavatar.def")
+    )
+    (wanted,) = re.findall(r"^EXTRAS := (.*),develop$", (ROOT / "Makefile").read_text(), re.M)
+    for recipe in (docker, apptainer):
+        assert re.findall(r"EXTRAS=(\S+)", recipe) == [wanted]
+        assert "make -C /opt/eavatar install VENV=/opt/venv" in recipe
+        (base,) = re.findall(r"^F(?:ROM|rom:) (.*)$", recipe, re.MULTILINE)
+        assert base == "nvidia/cuda:13.0.1-devel-ubuntu24.04"
+    copied = re.findall(r"^COPY (.*) /opt/eavatar/(?:eavatar)?$", docker, re.MULTILINE)
+    assert sorted(" ".join(copied).split()) == sorted(
+        re.findall(r"^    (\S+) /opt/eavatar/\1$", apptainer, re.MULTILINE)
+    )
+
+
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_a_generator_has_an_environment_whose_every_package_is_pinned(name):
     content = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())

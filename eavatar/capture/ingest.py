@@ -29,7 +29,7 @@ from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.video import Header, read_raw_image
 from eavatar.capture.yuv import Part
 from eavatar.errors import UserError
-from eavatar.io import encode_image, write_cameras, write_image, write_rows
+from eavatar.io import encode_image, refusals_told, write_cameras, write_image, write_rows
 from eavatar.lenses import straightener
 from eavatar.settings import IngestSettings, check_patterns, select
 from eavatar.threads import make_pool
@@ -346,7 +346,8 @@ def _ingest_camera(
         frame = window.resize(shown, table, black)
         # Straight to its name: the index, written last, makes the whole sequence atomic.
         path = folder / f"{index // every:05d}.jpg"
-        path.write_bytes(encode_image(path.suffix, frame, quality))
+        with refusals_told(path):
+            path.write_bytes(encode_image(path.suffix, frame, quality))
         sharpness = measure_sharpness(frame[inside])
         rows.append(FrameRow(index // every, serial, index, sharpness))
     return rows

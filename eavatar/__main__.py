@@ -249,7 +249,8 @@ def report(a: Arguments) -> None:
     """Write the subject's report page."""
     from eavatar.tables.report import report as run
 
-    run(a.subject, a.variant, a.results, a.output, a.generation)
+    videos = [Path(path) for path in a.reenactments]
+    run(a.subject, a.variant, a.results, a.output, a.generation, videos)
 
 
 def overview(a: Arguments) -> None:
@@ -768,6 +769,7 @@ RULES: dict[Verb, list[Flag]] = {
         VARIANT,
         ("--results", Path, "results/<subject>", True),
         ("--generation", Path, "prior/generation.json, where a generator made the prior", False),
+        ("--reenactments", list, "videos of `reenact` with the avatar; sheets beside them", False),
         output("report.html"),
     ],
     overview: [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ a { color: var(--accent); }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0;
   background: var(--paper); }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; margin-top: .35rem; max-width: 46rem; }
-img { max-width: 100%; height: auto; border-radius: .4rem; display: block; }
+img, video { max-width: 100%; height: auto; border-radius: .4rem; display: block; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(14.5rem, 1fr)); gap: .75rem; }
 .grid figure { margin: 0; }
@@ -75,6 +76,15 @@ def inline_image(image: Byte, description: str) -> str:
     text = base64.b64encode(data.tobytes()).decode()
     size = f'width="{image.shape[1]}" height="{image.shape[0]}"'
     return f'<img {size} alt="{escape(description)}" src="data:image/jpeg;base64,{text}">'
+
+
+def inline_video(path: Path, description: str) -> str:
+    """An MP4 file as part of the page."""
+    text = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<video controls loop muted playsinline aria-label="{escape(description)}" '
+        f'src="data:video/mp4;base64,{text}"></video>'
+    )
 
 
 def grid(parts: Sequence[str], small: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -42,6 +42,7 @@ from eavatar.tables.page import (
     figure,
     grid,
     inline_image,
+    inline_video,
     page,
     section,
     stage_graph,
@@ -94,7 +95,12 @@ class ShownTimestep:
 
 
 def report(
-    subject: str, variant: str, results: Path, output: Path, generation: Path | None = None
+    subject: str,
+    variant: str,
+    results: Path,
+    output: Path,
+    generation: Path | None = None,
+    reenactments: Sequence[Path] = (),
 ) -> Path:
     """Write the report page of a subject; a page needs no network, no script and no other file.
 
@@ -104,6 +110,7 @@ def report(
         results: ``results/<subject>``, complete up to ``metrics.csv``.
         output: the page, ``report.html``.
         generation: ``prior/generation.json``, where a generator made the prior.
+        reenactments: videos of `eavatar.view.reenact` with the avatar; their sheets lie beside.
     Returns:
         ``output``.
     Raises:
@@ -120,6 +127,7 @@ def report(
         lambda: _head(subject, variant, means),
         lambda: _comparisons(results / "tables" / variant / "pictures"),
         lambda: _regions(results, cameras, tracks),
+        *([lambda: _reenactments(subject, reenactments)] if reenactments else []),
         _pipeline,
         lambda: _frames(capture, cameras, tracks),
         lambda: _face(capture, cameras, tracks),
@@ -205,6 +213,22 @@ def _draw_regions(capture: Path, shown: ShownTimestep, serial: str, camera: Came
     head = Head(shown.landmarks.astype(np.float64), rotation)
     regions = find_regions(head, camera, mask >= 255 * PERSON, visible >= 255)
     return shrink(draw_regions(_read_frame(capture, shown, serial), regions), FACE_HEIGHT)
+
+
+def _reenactments(subject: str, videos: Sequence[Path]) -> str:
+    figures = []
+    for path in videos:
+        name = f"moved by {path.stem.removeprefix(f'{subject}_')}"
+        sheet = read_rgb(require(path.with_suffix(".jpg"), "the contact sheet"), "reenact")
+        figures += [
+            figure(inline_video(require(path, "the video"), name), name),
+            figure(inline_image(sheet, name), f"{name}: timesteps of strong expression"),
+        ]
+    text = (
+        "The avatar moved by another person: what is carried over is the other's difference from "
+        "rest, of expression and of pose. On the left, or above, the recording."
+    )
+    return section("Reenactment", text, *figures)
 
 
 def _pipeline() -> str:

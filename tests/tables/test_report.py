@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from eavatar.data.video import write_video
 from eavatar.errors import UserError
 from eavatar.tables.drawing import draw_contour, draw_points
 from eavatar.tables.page import curve, stage_graph
@@ -58,6 +59,23 @@ def test_page_is_whole_and_self_contained(page: str) -> None:
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert len(page) < 6e6
+
+
+def test_page_holds_the_videos_of_others_moving_the_avatar(
+    subject: Subject, tmp_path: Path
+) -> None:
+    video = tmp_path / "ball_other_FREE.mp4"
+    write_video(video, [np.zeros((64, 128, 3), np.uint8)] * 2, 24, "yuv420p", "30")
+    sheet = video.with_suffix(".jpg")
+    with pytest.raises(UserError, match="contact sheet is missing"):
+        report("ball", "full", subject.results, tmp_path / "report.html", reenactments=[video])
+    cv2.imwrite(str(sheet), np.zeros((64, 128, 3), np.uint8))
+    path = report("ball", "full", subject.results, tmp_path / "report.html", reenactments=[video])
+    part = path.read_text().split("<h2>Reenactment</h2>")[1].split("<h2>")[0]
+    assert "moved by other_FREE" in part
+    embedded = re.findall(r'<video [^>]*src="data:video/mp4;base64,([^"]*)"', part)
+    assert [base64.b64decode(text) for text in embedded] == [video.read_bytes()]
+    assert part.count("<img ") == 1
 
 
 def test_page_counts_failed_masks(page: str) -> None:

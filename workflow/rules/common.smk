@@ -568,6 +568,18 @@ def of_driver(pattern):
     return path
 
 
+def moved_by_others(wildcards):
+    """The videos, and the sheets beside them, of the pairs whose avatar is the subject's."""
+    pairs = [name for name, pair in PAIRS.items() if pair.avatar == wildcards.subject]
+    return expand(rules.reenact.output, pair=pairs)
+
+
+def moved_words(wildcards, input):
+    """The words of `report` that name those videos."""
+    videos = [path for path in input.reenactments if path.endswith(".mp4")]
+    return shlex.join(["--reenactments", *videos]) if videos else ""
+
+
 def reenacted(wildcards):
     """The trained variants of a pair's avatar."""
     subject = PAIRS[wildcards.pair].avatar

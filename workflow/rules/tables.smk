@@ -142,6 +142,7 @@ rule report:
         surface_curves=of_reported(rules.train_sdf.output.curves),
         avatar=of_reported(rules.train_splat.output.settings),
         avatar_curves=of_reported(rules.train_splat.output.curves),
+        reenactments=moved_by_others,
     output:
         report(
             "results/{subject}/report.html",
@@ -160,9 +161,10 @@ rule report:
         variant=reported,
         results=input_folder("metrics"),
         generation=flag("generation"),
+        reenactments=moved_words,
     shell:
         "python -m eavatar report --subject {wildcards.subject:q} --variant {params.variant}"
-        " --results {params.results:q} {params.generation}"
+        " --results {params.results:q} {params.generation} {params.reenactments}"
         " --output {output:q} 2>&1 | tee {log:q}"
 
 

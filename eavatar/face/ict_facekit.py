@@ -14,7 +14,6 @@ model that were written so, not on the published files themselves.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ import numpy as np
 
 from eavatar.arrays import Float32, Int64
 from eavatar.errors import UserError
+from eavatar.face.landmark_lists import LandmarkList
+from eavatar.face.model_arrays import ModelArrays
 from eavatar.io import LANDMARKS
 
 NEUTRAL, INDICES = "generic_neutral_mesh.obj", "vertex_indices.json"
@@ -35,25 +36,6 @@ SKIN_VERTICES = 11248
 # that is uniform there. All 53 then move the landmarks by 8.5 mm, as the Basel models' do.
 STRENGTH_DEVIATION = 12**-0.5
 FETCH = "fetch FaceXModel of github.com/ICT-VGL/ICT-FaceKit again"
-
-
-@dataclass(frozen=True)
-class FaceXModel:
-    """What the folder holds, in canonical units and with deviations in the bases.
-
-    Attributes:
-        mean: (V, 3) the skin.
-        identity_basis: (V, 3, I).
-        expression_basis: (V, 3, E).
-        faces: (F, 3) triangles.
-        landmark_vertices: (68,).
-    """
-
-    mean: Float32
-    identity_basis: Float32
-    expression_basis: Float32
-    faces: Int64
-    landmark_vertices: Int64
 
 
 def is_face_x_model(path: Path) -> bool:
@@ -70,8 +52,8 @@ def list_face_x_model(path: Path) -> list[Path]:
 
 def read_face_x_model(
     path: Path, identity_components: int | None, expression_components: int | None
-) -> FaceXModel:
-    """Read the mean face and the files beside it.
+) -> tuple[ModelArrays, LandmarkList]:
+    """Read the mean face and the files beside it, and who says where its landmarks are.
 
     Args:
         path: ``generic_neutral_mesh.obj``.
@@ -88,13 +70,15 @@ def read_face_x_model(
         raise UserError(f"{path.parent} holds no identity000.obj; {FETCH}.")
     mean, faces = _read_mesh(path)
     strength = np.float32(STRENGTH_DEVIATION)
-    return FaceXModel(
+    model = ModelArrays(
         mean[:SKIN_VERTICES],
         _read_basis(identities, mean),
         _read_basis(expressions, mean) * strength,
         faces[(faces < SKIN_VERTICES).all(axis=1)],
         landmarks,
     )
+    origin = f"landmarks in {path.with_name(INDICES)}"
+    return model, LandmarkList(landmarks, origin, 0, "fetch the folder again")
 
 
 def _read_indices(path: Path) -> tuple[list[str], Int64]:

@@ -38,6 +38,17 @@ PUBLISHED_LANDMARKS: dict[int, tuple[int, ...]] = {
         UNKNOWN, 5522, 6026, 7355, 8181, 9007, 10329, 10857, 9730, 8670, 8199, 7726, 6898, 6291,
         7364, 8190, 9016, 10088, 8663, 8191, 7719,
     ),
+    # gnm_head.npz, version 3; from gnm/shape/data/landmarks/head_sparse_68.txt of
+    # github.com/google/GNM (Apache-2.0), of whose points in triangles these are the nearest
+    # corners. Its lines 3 to 7 run from the ear's side of the jaw in reverse; here they are in
+    # iBUG's order.
+    17821: (
+        11165, 9836, 9845, 8737, 6846, 10090, 9982, 9740, 12258, 3612, 3854, 3962, 718, 2609, 3717,
+        3708, 5037, 7635, 7574, 7671, 7565, 7108, 980, 1437, 1543, 1446, 1507, 12319, 12329, 12310,
+        12296, 10105, 10225, 12298, 3354, 3977, 7426, 7288, 7404, 11027, 6739, 7307, 4899, 1276,
+        1160, 1298, 1179, 611, 10653, 10719, 10731, 12276, 4603, 4591, 4525, 4599, 4593, 12270,
+        10721, 10727, 11285, 10805, 12285, 4677, 5157, 4689, 12271, 10817,
+    ),
 }  # fmt: skip
 MAX_TILT = 30.0  # degrees, of a mean face in the axes of its file
 # An index off by one may name a neighbour, too near for the layout to tell, but not as symmetric: a

@@ -1,17 +1,19 @@
-"""Linear morphable face models: one class, and readers for the Basel models and ICT-FaceKit.
+"""Linear morphable face models: one class, and readers for the Basel models and open ones.
 
 Canonical frame: right-handed, y up, z out of the face, 1 unit = 1 dm. All of them have these axes
 already; the origin is put where it does not depend on the model's vertex set, at a
 fixed offset from the landmarks: see `LANDMARK_CENTROID`.
 
-A file is recognised by its content, not by its name. Nothing is unpickled: only HDF5, MATLAB and
-text files are read. The Basel models cannot be redistributed, so the readers were run on files of
-the published layouts with made-up values and on a head model stored in the 2017 layout.
+A file is recognised by its content, not by its name. Nothing is unpickled; FLAME's arrays are taken
+out of its pickle (`eavatar.face.pickled_arrays`). The Basel models cannot be redistributed, so the
+readers were run on files of the published layouts with made-up values and on a head model stored
+in the 2017 layout.
 """
 
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +24,11 @@ from numpy.typing import NDArray
 
 from eavatar.arrays import Float32, Int64
 from eavatar.errors import UserError
-from eavatar.face.ict_facekit import INDICES, is_face_x_model, read_face_x_model
+from eavatar.face.flame import read_flame
+from eavatar.face.gnm import read_gnm
+from eavatar.face.ict_facekit import is_face_x_model, read_face_x_model
 from eavatar.face.landmark_lists import LandmarkList, check_landmark_list, find_landmark_list
+from eavatar.face.model_arrays import SUPPORTED, check_shape
 from eavatar.io import LANDMARKS, require
 
 # Where the centroid of the mean face's 68 landmarks lies in canonical space. Gaussian Head Avatar
@@ -41,30 +46,34 @@ DEVIATION = 0.003, 0.5
 MAX_FRACTION = 1.5  # of a mean colour given as fractions: published ones may exceed 1 a little
 LEVELS = 16.0, 260.0  # the largest mean colour, where colours are levels of 8 bits
 
-SUPPORTED = (
-    "a Basel Face Model 2017 or 2019 (.h5), BFM09_model_info.mat, or ICT-FaceKit's "
-    "generic_neutral_mesh.obj in its folder FaceXModel"
-)
 HDF5, MATLAB, ICT_FACEKIT = "an HDF5 file", "a MATLAB file", "ICT-FaceKit's mean face"
+PICKLE, FLAME_ARCHIVE, GNM_ARCHIVE = "a Python pickle", "FLAME's arrays", "GNM Head"
+FLAME_OPEN = "FLAME 2023 Open"
+ARCHIVE = "a zip archive, as PyTorch weights are"
 # What a file of each kind is, and its licence, as far as its publishers say.
 DESCRIPTIONS = {
     HDF5: "layout of BFM 2017; the Basel models' own licence allows no commercial use",
     MATLAB: "layout of BFM 2009; the Basel models' own licence allows no commercial use",
     ICT_FACEKIT: "ICT Face Model Light; MIT licence, commercial use allowed",
+    PICKLE: "FLAME; its own licence by form allows no commercial use",
+    FLAME_ARCHIVE: "FLAME; its own licence by form allows no commercial use",
+    FLAME_OPEN: "FLAME 2023 Open, by its name; CC BY 4.0, commercial use allowed with attribution",
+    GNM_ARCHIVE: "GNM Head; Apache-2.0, commercial use allowed",
 }
-NON_COMMERCIAL = {HDF5, MATLAB}
+NON_COMMERCIAL = {HDF5, MATLAB, PICKLE, FLAME_ARCHIVE}
 SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": HDF5,
     b"MATLAB 5.0": MATLAB,
     b"MATLAB 7.3": "a MATLAB 7.3 file (store it again by save(…, '-v7'))",
-    b"\x80": "a Python pickle, as FLAME and SMPL models are",
-    b"(dp": "a Python pickle, as FLAME and SMPL models are",
-    b"PK\x03\x04": "a zip archive, as .npz files and PyTorch weights are",
+    b"\x80": PICKLE,
+    b"(dp": PICKLE,
+    b"PK\x03\x04": ARCHIVE,
     b"\x1f\x8b": "a gzip archive",
     b"\x93NUMPY": "a NumPy array, as FaceVerse models are",
     b"ply\n": "a mesh",
     b"<": "a web page, perhaps the licence form instead of the file",
 }
+ARCHIVED = {"v_template.npy": FLAME_ARCHIVE, "template_vertex_positions.npy": GNM_ARCHIVE}
 WAVEFRONT = (b"mtllib", b"#", b"v ", b"o ", b"g ")  # the first words of .obj files
 STATISMO_ARRAYS = (
     "shape/model/mean",
@@ -113,10 +122,11 @@ class MorphableModel:
 def read_morphable_model(
     path: Path, identity_components: int | None = None, expression_components: int | None = None
 ) -> MorphableModel:
-    """Read a model of BFM 2017, 2019 or 2009, or of ICT-FaceKit, into the canonical frame.
+    """Read a model of BFM 2017, 2019 or 2009, ICT-FaceKit, FLAME or GNM into the canonical frame.
 
     Args:
-        path: the ``.h5`` or ``.mat`` file, or ``FaceXModel/generic_neutral_mesh.obj``.
+        path: the ``.h5``, ``.mat``, ``.pkl`` or ``.npz`` file, or
+            ``FaceXModel/generic_neutral_mesh.obj``.
         identity_components: the largest number of leading components that are read; None for all.
             All 299 components of BFM 2017 take 0.2 GB.
         expression_components: likewise.
@@ -126,29 +136,30 @@ def read_morphable_model(
             without indices of the landmarks, or these are not a face's in iBUG order.
     """
     kind = _identify_model(path)
+    limits = identity_components, expression_components
     if kind == HDF5:
-        arrays = _load_statismo(path, identity_components, expression_components)
-        model, listed = _build_bfm_2017(arrays, path)
+        model, listed = _build_bfm_2017(_load_statismo(path, *limits), path)
     elif kind == MATLAB:
-        arrays = _load_bfm_2009(path)
-        model = _build_bfm_2009(arrays, path, identity_components, expression_components)
+        model = _build_bfm_2009(_load_bfm_2009(path), path, *limits)
         listed = LandmarkList(model.landmark_vertices, f"keypoints in {path}", 1, "make it again")
     else:
-        read = read_face_x_model(path, identity_components, expression_components)
-        model = MorphableModel(
-            read.mean,
-            read.identity_basis,
-            read.expression_basis,
-            read.faces,
-            read.landmark_vertices,
-        )
-        origin = f"landmarks in {path.with_name(INDICES)}"
-        listed = LandmarkList(read.landmark_vertices, origin, 0, "fetch the folder again")
+        read, listed = READERS[kind](path, *limits)
+        bases = read.identity_basis, read.expression_basis
+        model = MorphableModel(read.mean, *bases, read.faces, read.landmark_vertices)
     _check_model(model, path)
     check_landmark_list(listed, model.mean, path)
     landmarks = model.mean[model.landmark_vertices]
     centred = model.mean + (np.array(LANDMARK_CENTROID) - landmarks.mean(axis=0))
     return replace(model, mean=centred.astype(np.float32), faces=_orient_faces(model))
+
+
+READERS = {
+    ICT_FACEKIT: read_face_x_model,
+    PICKLE: read_flame,
+    FLAME_ARCHIVE: read_flame,
+    FLAME_OPEN: read_flame,
+    GNM_ARCHIVE: read_gnm,
+}
 
 
 def describe_morphable_model(path: Path) -> str:
@@ -166,7 +177,8 @@ def _identify_model(path: Path) -> str:
     kind = _identify_file(path)
     if kind not in DESCRIPTIONS:
         raise UserError(f"{path} is {kind}, which cannot be read: give {SUPPORTED}.")
-    return kind
+    is_flame = kind in (PICKLE, FLAME_ARCHIVE)
+    return FLAME_OPEN if is_flame and "open" in path.stem.lower() else kind
 
 
 def _identify_file(path: Path) -> str:
@@ -182,10 +194,20 @@ def _identify_file(path: Path) -> str:
         return "empty"
     for signature, kind in SIGNATURES.items():
         if start.startswith(signature):
-            return kind
+            return _identify_archive(path) if kind == ARCHIVE else kind
     if start.startswith(WAVEFRONT):
         return ICT_FACEKIT if is_face_x_model(path) else "a mesh"
     return "of an unknown format"
+
+
+def _identify_archive(path: Path) -> str:
+    """Whose arrays a zip archive holds, by their names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return ARCHIVE
+    return next((kind for name, kind in ARCHIVED.items() if name in names), ARCHIVE)
 
 
 def _check_model(model: MorphableModel, path: Path) -> None:
@@ -206,8 +228,7 @@ def _check_model(model: MorphableModel, path: Path) -> None:
         raise UserError(
             f"{path}: its landmarks lie {100 * radius:.3g} mm from their centre instead of about "
             "60; an .h5 file is in millimetres, a .mat file in decimetres, ICT-FaceKit in "
-            "centimetres, and the landmarks "
-            "must be those of its vertices."
+            "centimetres, FLAME and GNM in metres, and the landmarks must be those of its vertices."
         )
     for name, basis in (("identity", model.identity_basis), ("expression", model.expression_basis)):
         motion = np.sqrt(np.square(basis[model.landmark_vertices]).sum(axis=(1, 2)).mean())
@@ -231,41 +252,9 @@ def _orient_faces(model: MorphableModel) -> Int64:
     return model.faces if normals[:, 2].sum() >= 0 else model.faces[:, ::-1]
 
 
-def _check_shape(
-    array: NDArray[Any], name: str, shape: tuple[int | None, ...], path: Path
-) -> NDArray[Any]:
-    """Return the array if it has the shape.
-
-    Args:
-        array: of the file.
-        name: of the array, for the message.
-        shape: expected; None stands for any length.
-        path: of the file, for the message.
-
-    Raises:
-        UserError: the shape is another one, transposed or not, or the array holds no numbers.
-    """
-
-    def fits(found: tuple[int, ...]) -> bool:
-        return len(found) == len(shape) and all(
-            wanted in (None, length) for wanted, length in zip(shape, found, strict=True)
-        )
-
-    if array.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {name} holds no numbers; give {SUPPORTED}.")
-    if not fits(array.shape):
-        wanted = " × ".join("any" if length is None else str(length) for length in shape)
-        found = " × ".join(str(length) for length in array.shape) or "a single number"
-        transposed = ", transposed" if fits(array.shape[::-1]) else ""
-        raise UserError(
-            f"{path}: {name} is {found} instead of {wanted}{transposed}; give {SUPPORTED}."
-        )
-    return array
-
-
 def _as_vertices(array: NDArray[Any], name: str, path: Path) -> Float32:
     """(V, 3) of the array called ``name``, 3·V numbers in any shape."""
-    flat = _check_shape(array.reshape(-1), name, (None,), path)
+    flat = check_shape(array.reshape(-1), name, (None,), path)
     if flat.size == 0 or flat.size % 3:
         raise UserError(f"{path}: {name} holds {flat.size} numbers, not three for each vertex.")
     if not np.isfinite(flat).all():
@@ -293,7 +282,7 @@ def _as_basis(
     array: NDArray[Any], name: str, vertices: int, components: int | None, path: Path
 ) -> Float32:
     """(V, 3, K) of a basis (3·V, all components), of which the K ≤ ``components`` leading ones."""
-    stored = _check_shape(array, name, (3 * vertices, None), path)
+    stored = check_shape(array, name, (3 * vertices, None), path)
     return stored[:, :components].astype(np.float32).reshape(vertices, 3, -1)
 
 
@@ -343,9 +332,9 @@ def _build_bfm_2017(arrays: Arrays, path: Path) -> tuple[MorphableModel, Landmar
             f"{len(colours)} vertices; fetch the file again."
         )
     cells = "shape/representer/cells"
-    faces = _check_shape(arrays[cells], cells, (3, None), path)
+    faces = check_shape(arrays[cells], cells, (3, None), path)
     if LANDMARK_ARRAY in arrays:
-        found = _check_shape(arrays[LANDMARK_ARRAY], LANDMARK_ARRAY, (LANDMARKS,), path)
+        found = check_shape(arrays[LANDMARK_ARRAY], LANDMARK_ARRAY, (LANDMARKS,), path)
         origin = f"indices {LANDMARK_ARRAY} in {path}"
         listed = LandmarkList(found.astype(np.int64), origin, 0, "correct them")
     else:
@@ -366,7 +355,7 @@ def _build_statismo_basis(arrays: Arrays, group: str, vertices: int, path: Path)
     name = f"{group}/pcaVariance"
     basis = _as_basis(arrays[f"{group}/pcaBasis"], f"{group}/pcaBasis", vertices, None, path)
     count = basis.shape[2]
-    variance = _check_shape(arrays[name][:count], name, (count,), path)
+    variance = check_shape(arrays[name][:count], name, (count,), path)
     if not (variance >= 0).all():
         raise UserError(f"{path}: {name} holds values that are not positive; fetch it again.")
     basis *= (np.sqrt(variance) * MILLIMETRES).astype(np.float32)
@@ -416,12 +405,12 @@ def _build_bfm_2009(
         raise UserError(
             f"{path}: meanshape has {len(mean)} vertices and meantex {len(colours)}; make it again."
         )
-    indices = _check_shape(arrays["keypoints"].reshape(-1), "keypoints", (LANDMARKS,), path)
+    indices = check_shape(arrays["keypoints"].reshape(-1), "keypoints", (LANDMARKS,), path)
     return MorphableModel(
         mean,
         _as_basis(arrays["idBase"], "idBase", len(mean), identity_components, path),
         _as_basis(arrays["exBase"], "exBase", len(mean), expression_components, path),
-        _check_shape(arrays["tri"], "tri", (None, 3), path).astype(np.int64) - 1,
+        check_shape(arrays["tri"], "tri", (None, 3), path).astype(np.int64) - 1,
         indices.astype(np.int64) - 1,
         _as_fractions(colours, "meantex", path),
     )

@@ -29,8 +29,8 @@ from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import ProvidedLandmarks, read_provided
 from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
+from eavatar.face.model_arrays import SUPPORTED
 from eavatar.face.morphable import (
-    SUPPORTED,
     MorphableModel,
     describe_morphable_model,
     read_morphable_model,
@@ -56,8 +56,10 @@ from eavatar.weights import Net
 MAX_LISTED = 4  # names in a sentence, before "and n more"
 MODEL_SOURCE = (
     "Get BFM 2017 or 2009 by the licence form at faces.dmi.unibas.ch (not to be passed on), or "
-    "without a form FaceXModel of github.com/ICT-VGL/ICT-FaceKit (MIT licence), put it there, or "
-    "name another file in the setting morphable_model or the sheet's column of that name."
+    "without a form FaceXModel of github.com/ICT-VGL/ICT-FaceKit (MIT licence), gnm_head.npz of "
+    "huggingface.co/google/gnm-v3 (Apache-2.0) or FLAME 2023 Open of flame.is.tue.mpg.de "
+    "(CC BY 4.0), put it there, or name another file in the setting morphable_model or the sheet's "
+    "column of that name."
 )
 
 

@@ -18,6 +18,7 @@ from stat import S_ISDIR
 from typing import Any
 
 from eavatar.capture.layouts import list_masks, list_recordings, list_sequence_names, list_shared
+from eavatar.face.flame import EMBEDDING
 from eavatar.face.ict_facekit import list_face_x_model
 from eavatar.io import Sequences
 from eavatar.preflight.subjects import Subject
@@ -144,7 +145,8 @@ def _list_model(subject: Subject, config: Config) -> Any:
     if subject.capture is None and subject.morphable_model is None:
         return None
     model = subject.morphable_model or config.morphable_model
-    return list_files([model, model.with_suffix(".txt"), *list_face_x_model(model)], model.parent)
+    beside = model.with_suffix(".txt"), model.with_name(EMBEDDING)
+    return list_files([model, *beside, *list_face_x_model(model)], model.parent)
 
 
 def _digest(content: Any) -> str:

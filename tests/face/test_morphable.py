@@ -56,8 +56,9 @@ def test_both_layouts_give_the_same_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (pickle.dumps({"v_template": [0.0]}), "Python pickle, as FLAME"),
-        (pickle.dumps({"v_template": [0.0]}, protocol=0), "Python pickle, as FLAME"),
+        (pickle.dumps({"v_template": [0.0]}), "no FLAME model, as it lacks v_template"),
+        (pickle.dumps({"v_template": [0.0]}, protocol=0), "no FLAME model, as it lacks"),
+        (pickle.dumps([0.0]), "a Python pickle, but damaged or no dictionary of arrays"),
         (b"PK\x03\x04 an archive", "zip archive"),
         (b"\x1f\x8b\x08 compressed", "gzip"),
         (b"\x93NUMPY\x01\x00", "NumPy array, as FaceVerse"),

@@ -88,7 +88,10 @@ def _read_arrays(path: Path) -> Arrays:
     with path.open("rb") as file:
         is_archive = file.read(2) == b"PK"
     if not is_archive:
-        return read_pickled_arrays(path)
+        try:
+            return read_pickled_arrays(path)
+        except UserError as error:
+            raise UserError(f"{str(error).removesuffix('.')}, or give {SUPPORTED}.") from error
     arrays = {}
     with np.load(path, allow_pickle=False) as archive:
         for name in {*NAMES, "J", "J_regressor"} & set(archive.files):

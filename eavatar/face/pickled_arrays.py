@@ -142,13 +142,14 @@ def _to_array(value: Any) -> NDArray[Any] | None:
     if not (isinstance(kind, _Type) and NUMBER.fullmatch(str(kind.given[0]))):
         return None
     order = str(kind.state[1]) if kind.state else "="
-    array = np.frombuffer(stored, np.dtype(kind.given[0]).newbyteorder(order))  # type: ignore[arg-type]
+    array = np.frombuffer(stored, np.dtype(kind.given[0]).newbyteorder(order))
     return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _to_dense(state: dict[str, Any]) -> NDArray[Any]:
-    rows, columns = state.get("_shape", state.get("shape"))
-    data, indices, starts = (_to_array(state[name]) for name in ("data", "indices", "indptr"))
-    dense = np.zeros((rows, columns))
-    dense[indices, np.repeat(np.arange(columns), np.diff(starts))] = data  # type: ignore[arg-type]
+    data, indices, starts = (
+        np.asarray(_to_array(state[name])) for name in ("data", "indices", "indptr")
+    )
+    dense = np.zeros(state["_shape"] if "_shape" in state else state["shape"])
+    dense[indices, np.repeat(np.arange(dense.shape[1]), np.diff(starts))] = data
     return dense

@@ -77,6 +77,15 @@ def draw_regions(image: Byte, regions: Regions) -> Byte:
     return tinted
 
 
+def draw_lines(image: Byte, starts: Array, ends: Array, colour: Colour) -> Byte:
+    """Lines between points (N, 2) and (N, 2), in the pixels of `draw_points`, on an RGB image."""
+    canvas, scale = image.copy(), 2**FRACTION_BITS
+    pairs = ((np.stack([starts, ends], axis=1) - 0.5) * scale).round().astype(int)
+    for start, end in pairs.tolist():
+        cv2.line(canvas, start, end, colour, 1, cv2.LINE_AA, FRACTION_BITS)
+    return canvas
+
+
 def draw_points(image: Byte, points: Array, colour: Colour) -> Byte:
     """Points (N, 2), pixels with the centre of the first at 0.5, as dots on an RGB image."""
     canvas = image.copy()

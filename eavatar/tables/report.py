@@ -17,6 +17,7 @@ from eavatar.data.frames import read_masks
 from eavatar.data.images import read_grey, read_rgb, read_rgba
 from eavatar.errors import UserError
 from eavatar.io import (
+    Landmarks,
     Tracking,
     atomic,
     read_alignment,
@@ -31,6 +32,7 @@ from eavatar.rendering.mesh_images import Byte, Colour, contact_sheet, draw_mesh
 from eavatar.tables.drawing import (
     FULL_ERROR,
     draw_contour,
+    draw_lines,
     draw_points,
     draw_regions,
     order_along_arc,
@@ -72,6 +74,8 @@ THUMBNAIL, FACE_HEIGHT, STRIP_HEIGHT, MESH_SIZE = 150, 300, 256, 300
 SKIN: Colour = (222, 170, 140)
 CLAY: Colour = (150, 180, 205)
 GREEN: Colour = (0, 210, 90)
+RED: Colour = (230, 40, 40)
+REPROJECTION_COLUMNS = 6
 GREY, GENERATOR_HEIGHT = 128, 420
 ANGLES = (0, 45, 90)
 FLAGS = ("ok", "few cameras", "interpolated", "large residual")  # of the fit's quality.csv
@@ -131,7 +135,7 @@ def report(
         _pipeline,
         lambda: _frames(capture, cameras, tracks),
         lambda: _face(capture, cameras, tracks),
-        lambda: _fit_quality(face / "fit", cameras, list(tracks)),
+        lambda: _fit_quality(capture, face, cameras, list(tracks)),
         *([lambda: _generation(generation)] if generation else []),
         lambda: _shapes(results, variant),
         lambda: _curves("Stage I: training", results / "sdf" / variant / "log.csv"),
@@ -312,10 +316,13 @@ def _reprojection(name: str, track: Tracking, cameras: dict[str, Camera]) -> dic
     }
 
 
-def _fit_quality(fit: Path, cameras: dict[str, Camera], sequences: list[str]) -> str:
+def _fit_quality(
+    capture: Path, face: Path, cameras: dict[str, Camera], sequences: list[str]
+) -> str:
+    fit = face / "fit"
     quality = pd.read_csv(require(fit / "quality.csv", "the quality of the landmark fit"))
-    paths = [fit / "tracking" / f"{name}.npz" for name in sequences]
-    errors = np.concatenate([read_arrays(Tracking, path).reprojection_error for path in paths])
+    tracks = {name: read_arrays(Tracking, fit / "tracking" / f"{name}.npz") for name in sequences}
+    errors = np.concatenate([track.reprojection_error for track in tracks.values()])
     text = (
         "How far the detections bear out the landmark fit. A timestep is ok if three cameras or "
         "more agree with it; with fewer, none can tell which of them is wrong (few cameras), "
@@ -327,12 +334,38 @@ def _fit_quality(fit: Path, cameras: dict[str, Camera], sequences: list[str]) ->
     by_camera = [
         _rate_camera(serial, errors[:, place]) for place, serial in enumerate(sorted(cameras))
     ]
+    shown = _strongest(tracks, max(sequences))
     return section(
         "Quality of the fit",
         text,
+        _all_reprojections(capture, face, cameras, shown),
         table(pd.DataFrame(by_sequence)),
         table(pd.DataFrame(by_camera)),
     )
+
+
+def _all_reprojections(
+    capture: Path, face: Path, cameras: dict[str, Camera], shown: ShownTimestep
+) -> str:
+    """The landmarks of the fit in every camera, joined to what was detected there."""
+    detected = read_arrays(Landmarks, face / "landmarks" / f"{shown.sequence}.npz")
+    order, drawn = _along_arc(cameras, shown), []
+    for serial in order:
+        frame = shrink(_read_frame(capture, shown, serial), FACE_HEIGHT)
+        camera = cameras[serial].resize(frame.shape[1], frame.shape[0])
+        fitted, _ = camera.project(shown.landmarks.astype(np.float64))
+        place = detected.cameras.tolist().index(serial)
+        found = cameras[serial].map_pixels(detected.points[shown.timestep, place], camera)
+        seen = detected.confidence[shown.timestep, place] > 0
+        lines = draw_lines(frame, found[seen], fitted[seen], RED)
+        drawn.append(draw_points(lines, fitted, GREEN))
+    caption = (
+        f"{shown.sequence}, timestep {shown.timestep}: landmarks of the fit in every camera, in "
+        "green, and red lines to the detections. In a camera that is out of place all lines are "
+        f"long and point the same way. Cameras {', '.join(order)}."
+    )
+    sheet = contact_sheet(drawn, min(len(drawn), REPROJECTION_COLUMNS))
+    return figure(inline_image(sheet, "reprojected landmarks"), caption)
 
 
 def _count_flags(sequence: str, rows: pd.DataFrame) -> dict[str, str]:

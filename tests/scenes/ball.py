@@ -21,6 +21,7 @@ from eavatar.cameras import Camera
 from eavatar.io import (
     Alignment,
     Identity,
+    Landmarks,
     Mesh,
     Sequences,
     Tracking,
@@ -114,6 +115,7 @@ def make_subject(root: Path) -> Subject:
     for number, (sequence, count) in enumerate(SEQUENCES.items()):
         tracking = _write_tracking(results, truth, sequence, count, seed=number)
         _write_frames(results, sequence, tracking, cameras, avatar)
+        _write_landmarks(results, sequence, tracking, cameras)
         _write_true_masks(truth, sequence, count, full)
     flags = {"EXP-1-head": ("ok", "ok"), "FREE": ("ok", "few cameras", "interpolated")}
     rows = [(name, t, flag) for name, each in flags.items() for t, flag in enumerate(each)]
@@ -176,6 +178,17 @@ def _write_frames(
         visible = np.full((SIZE, SIZE), 255)
         visible[:, :5] = 0
         _write_image(capture / "visible" / f"{serial}.png", visible)
+
+
+def _write_landmarks(
+    results: Path, sequence: str, tracking: Tracking, cameras: dict[str, Camera]
+) -> None:
+    """Detections where the tracked landmarks are, each other landmark not seen."""
+    points = np.stack([camera.project(tracking.landmarks)[0] for camera in cameras.values()], 1)
+    confidence = np.ones(points.shape[:3], dtype=np.float32)
+    confidence[..., ::2] = 0
+    found = Landmarks(np.array(list(cameras)), points.astype(np.float32), confidence)
+    write_arrays(results / "face" / "landmarks" / f"{sequence}.npz", found)
 
 
 def _write_true_masks(truth: Path, sequence: str, count: int, full: dict[str, Camera]) -> None:

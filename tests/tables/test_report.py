@@ -13,6 +13,7 @@ import pytest
 
 from eavatar.data.video import write_video
 from eavatar.errors import UserError
+from eavatar.io import Landmarks, read_arrays, write_arrays
 from eavatar.tables.drawing import draw_contour, draw_points
 from eavatar.tables.page import curve, stage_graph
 from eavatar.tables.report import STAGES, report
@@ -108,7 +109,8 @@ def test_page_shows_every_stage(page: str) -> None:
         "Stage II: training",
         "Run",
     ]
-    assert page.count("<img") == 4 + 1 + 2 + 2 + 5  # strips, regions, sheets, sequences, shapes
+    # strips, regions, sheets, sequences, reprojections, shapes
+    assert page.count("<img") == 4 + 1 + 2 + 2 + 1 + 5
     assert "Confidence 0.90, accepted; prior and face are 2.0 mm apart" in page
     assert "gaussians: 12 at the end" in page
     assert "dB</b>gain from expression" in page
@@ -142,6 +144,25 @@ def test_a_generated_prior_is_shown_with_its_image_and_numbers(
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_allclose(shown[20, 20], [128, 128, 128], atol=6)  # JPEG
     np.testing.assert_allclose(shown[3, 3], [0, 200, 0], atol=6)
+
+
+def test_a_camera_out_of_place_is_seen(page: str, subject: Subject, tmp_path: Path) -> None:
+    """Its detections lie 8 pixels beside the landmarks of the fit: red lines join them."""
+
+    def count_red(text: str) -> int:
+        part = text.split("Quality of the fit")[1].split("Prior and stage I")[0]
+        data = base64.b64decode(re.findall(r"base64,([^\"]*)", part)[0])
+        sheet = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int)
+        return int((sheet[..., 2] > sheet[..., :2].max(axis=-1) + 50).sum())
+
+    results = tmp_path / "results"
+    shutil.copytree(subject.results, results)
+    path = results / "face" / "landmarks" / "FREE.npz"
+    found = read_arrays(Landmarks, path)
+    found.points[:, 0, :, 0] += 8
+    write_arrays(path, found)
+    report("ball", "full", results, tmp_path / "report.html")
+    assert count_red((tmp_path / "report.html").read_text()) > count_red(page) + 50
 
 
 def test_the_pipeline_shown_is_the_workflow() -> None:

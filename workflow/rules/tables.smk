@@ -131,6 +131,7 @@ rule report:
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
         tracking=rules.measure_appearance.output.tracking,
+        landmarks=every_sequence(rules.detect_landmarks.output[0]),
         fit_quality=rules.fit_face.output.quality,
         fit_tracking=rules.fit_face.output.tracking,
         neutral=rules.measure_appearance.output.neutral,

@@ -21,6 +21,7 @@ from eavatar.face.morphable import (
     LANDMARK_CENTROID,
     MorphableModel,
     describe_morphable_model,
+    forbids_commercial_use,
     read_morphable_model,
 )
 from eavatar.face.pickled_arrays import read_pickled_arrays
@@ -181,9 +182,11 @@ def test_flame_as_npz_and_without_jaw(flame: tuple[Path, dict[str, Any]], tmp_pa
 def test_files_say_what_they_are(flame: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     path, _ = flame
     assert "no commercial use" in describe_morphable_model(path)
+    assert forbids_commercial_use(path)
     opened = tmp_path / "flame2023_Open.pkl"
     opened.symlink_to(path)
     assert "CC BY 4.0, commercial use allowed" in describe_morphable_model(opened)
+    assert not forbids_commercial_use(opened)
 
 
 def test_faulty_flame_files_are_one_sentence(tmp_path: Path) -> None:

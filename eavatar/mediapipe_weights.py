@@ -20,10 +20,12 @@ PACKAGE = "mediapipe==0.10.21"  # from 1.0 on it carries none
 FOLDER = Path("models/mediapipe")
 FACE_DETECTION = "face_detection_short_range.tflite"
 FACE_LANDMARK = "face_landmark.tflite"
+IRIS_LANDMARK = "iris_landmark.tflite"
 SELFIE_SEGMENTATION = "selfie_segmentation.tflite"
 SHA256 = {  # the same in the wheels of all systems
     FACE_DETECTION: "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
     FACE_LANDMARK: "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+    IRIS_LANDMARK: "d1744d2a09c25f501d39eba4faff47e53ecca8852c5ce19bce8eeac39357521f",
     SELFIE_SEGMENTATION: "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
 }
 GET = f"pip download --no-deps {PACKAGE}, then eavatar unpack-weights mediapipe-*.whl"

@@ -128,6 +128,25 @@ def test_a_face_is_fitted_to_the_photograph(networks: Networks, tmp_path: Path) 
     assert facing @ (0, 0, -1) > np.cos(np.radians(25))  # she looks into the camera
 
 
+def test_a_wink_is_seen(networks: Networks) -> None:
+    """One eye of the photograph is painted over as a lid; it becomes narrower, the other stays."""
+    image = photograph()
+    winking = image.copy()
+    skin = image[92:95, 196:212].mean(axis=(0, 1))
+    cv2.ellipse(winking, (204, 101), (10, 5), 0, 0, 360, skin.tolist(), -1)
+    cv2.ellipse(winking, (204, 104), (9, 2), 0, 20, 160, (60, 40, 30), 1, cv2.LINE_AA)
+    before, after = landmarks_of(networks, image), landmarks_of(networks, winking)
+    assert opening(after, RIGHT_EYE) < 0.4 * opening(before, RIGHT_EYE)  # 0.23
+    assert abs(opening(after, LEFT_EYE) / opening(before, LEFT_EYE) - 1) < 0.2
+
+
+def opening(points: np.ndarray, eye: list[int]) -> float:
+    """Height of an eye / its width."""
+    right, upper, upper_2, left, lower, lower_2 = points[eye]
+    heights = np.linalg.norm(upper - lower_2) + np.linalg.norm(upper_2 - lower)
+    return float(heights / 2 / np.linalg.norm(right - left))
+
+
 # --- a capture ------------------------------------------------------------------------------------
 
 

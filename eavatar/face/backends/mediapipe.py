@@ -1,9 +1,10 @@
-"""Landmarks by MediaPipe's face detector and face mesh of 468 points, run by OpenCV on the CPU.
+"""Landmarks by MediaPipe's detector, face mesh and eye network, run by OpenCV on the CPU.
 
 Detector: BlazeFace of short range (Bazarevsky et al. 2019), a single-shot detector on 128² pixels.
-Mesh: Kartynnik et al. 2019, on 192² pixels around an upright face, so that it runs again upright
-and centred by the points that it found. Both are Apache-2.0. Anchors, regions and how detections
-are merged follow the published graphs of the package.
+Mesh: 468 points (Kartynnik et al. 2019) on 192² pixels around an upright face, so that it runs
+again upright and centred by the points that it found. Eyes: their contours (Ablavatski et al. 2020)
+on 64² pixels around each; the mesh alone hardly follows the lids. All are Apache-2.0. Anchors,
+regions and how detections are merged follow the published graphs of the package.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
+from eavatar import landmark_indices
 from eavatar.backends import LandmarkBackend, WeightFile
 from eavatar.mediapipe_weights import (
     FACE_DETECTION,
     FACE_LANDMARK,
+    IRIS_LANDMARK,
     mediapipe_weights,
     open_network,
 )
@@ -29,13 +32,14 @@ if TYPE_CHECKING:
     from eavatar.arrays import Float32, Float64, Image
     from eavatar.face.landmarks import LandmarkJob
 
-DETECTOR_SIZE, MESH_SIZE = 128, 192  # pixels
+DETECTOR_SIZE, MESH_SIZE, EYE_SIZE = 128, 192, 64  # pixels
 # (cells along a side, anchors in each): layers of strides 8, 16, 16 and 16 with two anchors each.
 ANCHOR_GRIDS = ((16, 2), (8, 6))
 MIN_SCORE = 0.5  # of a face
 SAME_FACE = 0.3  # intersection over union from which two boxes are one face
 PASSES = 3  # of the mesh; heads tilted by 30 degrees then have the landmarks of upright ones
 MARGIN = 1.5  # side of the mesh's region / longer side of the face
+EYE_MARGIN = 2.3  # side of an eye's region / width of the eye
 EYE_CORNERS = (33, 263)  # of the mesh: the outer ones, right and left
 # The points of the mesh that are the iBUG-68 landmarks, as users of it have published them
 # (github.com/yerfor/GeneFacePlusPlus and others). Where their lists differ, the point nearer to the
@@ -48,6 +52,24 @@ IBUG_68 = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Eye:
+    """An eye, for the network that knows right eyes.
+
+    Attributes:
+        corners: points of the mesh, from the subject's right to left.
+        contour: points of the network that are the eye's six landmarks, in iBUG order.
+        mirrored: it is a left one.
+    """
+
+    corners: tuple[int, int]
+    contour: tuple[int, ...]
+    mirrored: bool
+
+
+EYES = (Eye((33, 133), (0, 11, 13, 8, 5, 3), False), Eye((362, 263), (8, 13, 11, 0, 3, 5), True))
+
+
 class MediapipeSettings(Settings):
     """`face.landmarks.mediapipe`."""
 
@@ -58,15 +80,16 @@ class MediapipeSettings(Settings):
 
 @dataclass(frozen=True)
 class Networks:
-    """OpenCV's networks of the detector and of the mesh."""
+    """OpenCV's networks of the detector, of the mesh and of an eye."""
 
     detection: Any
     mesh: Any
+    eye: Any
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Turned squares in images, the mesh's input.
+    """Turned squares in images, a network's input.
 
     Attributes:
         centres: (N, 2) pixels.
@@ -84,6 +107,23 @@ class Regions:
         turn = np.stack([x, y], axis=-1) * self.sides[:, None, None]
         return np.concatenate([turn, (self.centres - turn.sum(axis=-1) / 2)[..., None]], axis=-1)
 
+    def cut_out(self, images: list[Image], size: int) -> list[Image]:
+        """A square of ``size`` pixels of each image."""
+        import cv2
+
+        crops = []
+        for image, to_image in zip(images, self.to_image(), strict=True):
+            pixels = to_image / (size, size, 1)  # of the middles of pixels, which lie at
+            pixels[:, 2] += pixels[:, :2].sum(axis=1) / 2 - 0.5  # whole numbers in OpenCV
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            crops.append(cv2.warpAffine(image, pixels, (size, size), flags=flags))
+        return crops
+
+    def place(self, points: Float64) -> Float64:
+        """(N, P, 2) pixels of positions (N, P, 2) in the squares, from 0 to 1."""
+        homogeneous = np.concatenate([points, np.ones((*points.shape[:2], 1))], axis=-1)
+        return np.asarray(homogeneous @ self.to_image().transpose(0, 2, 1))
+
 
 def detect_by_mediapipe(job: LandmarkJob) -> tuple[Float32, Float32]:
     """Points (T, C, 68, 2) and confidence (T, C, 68) in every frame of all views."""
@@ -96,14 +136,13 @@ def detect_by_mediapipe(job: LandmarkJob) -> tuple[Float32, Float32]:
 
 
 def weights(settings: MediapipeSettings) -> tuple[WeightFile, ...]:
-    """The files of both networks, whether they exist or not."""
-    return mediapipe_weights(settings.weights, (FACE_DETECTION, FACE_LANDMARK))
+    """The files of the networks, whether they exist or not."""
+    return mediapipe_weights(settings.weights, (FACE_DETECTION, FACE_LANDMARK, IRIS_LANDMARK))
 
 
 def load(settings: MediapipeSettings) -> Networks:
-    """Both networks; `UserError` if one is missing or damaged."""
-    detection, mesh = (open_network(file.path) for file in weights(settings))
-    return Networks(detection, mesh)
+    """The networks; `UserError` if one is missing or damaged."""
+    return Networks(*(open_network(file.path) for file in weights(settings)))
 
 
 # --- faces --------------------------------------------------------------------------------------
@@ -209,7 +248,9 @@ def locate_landmarks(
     points, certainty = locate_mesh(networks, images, regions)
     for _ in range(PASSES - 1):
         points, certainty = locate_mesh(networks, images, surround(points))
-    return points[:, IBUG_68], np.repeat(certainty[:, None], len(IBUG_68), axis=1)
+    landmarks = points[:, IBUG_68]
+    landmarks[:, landmark_indices.EYES] = locate_eyes(networks, images, points)
+    return landmarks, np.repeat(certainty[:, None], len(IBUG_68), axis=1)
 
 
 def surround(points: Float64) -> Regions:
@@ -227,20 +268,30 @@ def locate_mesh(
     networks: Networks, images: list[Image], regions: Regions
 ) -> tuple[Float64, Float64]:
     """(N, 468, 2) pixels of the mesh in each region, and (N,) the probability of a face there."""
-    import cv2
-
-    maps = regions.to_image()
-    crops = []
-    for image, to_image in zip(images, maps, strict=True):
-        pixels = to_image / (MESH_SIZE, MESH_SIZE, 1)  # of the middles of pixels, which lie at
-        pixels[:, 2] += pixels[:, :2].sum(axis=1) / 2 - 0.5  # whole numbers in OpenCV
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        crops.append(cv2.warpAffine(image, pixels, (MESH_SIZE, MESH_SIZE), flags=flags))
-    networks.mesh.setInput(_blob(crops, MESH_SIZE, (0, 1)))
+    networks.mesh.setInput(_blob(regions.cut_out(images, MESH_SIZE), MESH_SIZE, (0, 1)))
     logits = networks.mesh.forward("conv2d_31").reshape(len(images)).astype(np.float64)
     points = networks.mesh.forward("conv2d_21").reshape(len(images), -1, 3)[..., :2] / MESH_SIZE
-    inside = np.concatenate([points, np.ones((*points.shape[:2], 1))], axis=-1)
-    return inside @ maps.transpose(0, 2, 1), 1 / (1 + np.exp(-logits))
+    return regions.place(points), 1 / (1 + np.exp(-logits))
+
+
+def locate_eyes(networks: Networks, images: list[Image], mesh: Float64) -> Float64:
+    """(N, 12, 2) pixels of the landmarks of both eyes, where points (N, 468, 2) show them."""
+    found = []
+    for eye in EYES:
+        right, left = (mesh[:, corner] for corner in eye.corners)
+        widths = np.linalg.norm(left - right, axis=1)
+        axes = (left - right) / widths[:, None].clip(1e-9)
+        regions = Regions((right + left) / 2, EYE_MARGIN * widths, axes)
+        crops = regions.cut_out(images, EYE_SIZE)
+        if eye.mirrored:
+            crops = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
+        networks.eye.setInput(_blob(crops, EYE_SIZE, (0, 1)))
+        contours = networks.eye.forward("output_eyes_contours_and_brows")
+        points = contours.reshape(len(images), -1, 3)[:, eye.contour, :2] / EYE_SIZE
+        if eye.mirrored:
+            points = points * (-1, 1) + (1, 0)
+        found.append(regions.place(points))
+    return np.concatenate(found, axis=1)
 
 
 BACKEND = LandmarkBackend(

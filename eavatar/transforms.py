@@ -118,8 +118,10 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 def rotate(points: Tensor, matrices: Tensor) -> Tensor:
     """Points (..., N, 3) turned by matrices (..., 3, 3): ``R x``.
 
-    In full precision also where products of float32 matrices are allowed to use TF32.
+    In full precision also where products of float32 matrices are allowed to use TF32, on CUDA.
     """
+    if not points.is_cuda:
+        return points @ matrices.mT
     return (points[..., None, :] * matrices[..., None, :, :]).sum(dim=-1)
 
 

@@ -41,7 +41,7 @@ class ConditionedMLP(MLP):
             hidden = nn.functional.leaky_relu(hidden, LEAKY_SLOPE)
             if index == self.skip:
                 sizes = [hidden.shape[1], layer.in_features - hidden.shape[1]]
-                own, entering = layer.weight.split(sizes, dim=1)
+                own, entering = _split_inputs(layer.weight, sizes)
                 entered = _enter(entering, layer.bias, inputs, condition)
                 hidden = torch.addmm(entered, hidden, own.T)
             else:
@@ -52,14 +52,25 @@ class ConditionedMLP(MLP):
 def _enter(weight: Tensor, bias: Tensor, inputs: Tensor, condition: Tensor) -> Tensor:
     """What a layer's weight (O, A + E) and bias (O,) make of inputs (N, A) and B conditions:
     (B · N, O)."""
-    # Split rather than sliced: the gradient of each slice would be as large as the weight.
-    of_points, of_condition = weight.split([inputs.shape[-1], condition.shape[-1]], dim=1)
+    sizes = [inputs.shape[-1], condition.shape[-1]]
+    of_points, of_condition = _split_inputs(weight, sizes)
     with torch.autocast(inputs.device.type, enabled=False):  # few numbers that move all points
         bias = nn.functional.linear(condition, of_condition, bias)
     if condition.ndim == 1:
         return nn.functional.linear(inputs, of_points, bias)
     shared = nn.functional.linear(inputs, of_points)
     return (shared + bias[:, None].to(shared.dtype)).flatten(0, 1)
+
+
+def _split_inputs(weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """A layer's weight (O, A + E) for some of its inputs (O, A) and for the others (O, E)."""
+    # Split rather than sliced: the gradient of each slice would be as large as the weight.
+    first, second = weight.split(sizes, dim=1)
+    if weight.is_cuda:
+        return first, second
+    # On the CPU the gradient of one with gaps is multiplied in an order that is several times
+    # slower for few outputs.
+    return first.contiguous(), second.contiguous()
 
 
 class Drivers(nn.Module):

@@ -23,6 +23,7 @@ from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
 from eavatar.capture.layouts import list_sequence_names
 from eavatar.capture.matting import without_plates
+from eavatar.capture.plain import CROPS
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
@@ -281,6 +282,13 @@ def _examine_calibration(found: Examination, settings: InputSettings, capture: C
     doubts = found.attempt("capture", None, check_rig, cameras, settings.head_scale)
     for doubt in doubts or []:
         found.add("capture", "warning", doubt)
+    if capture.crops and not (capture.root / CROPS).exists():
+        found.add(
+            "capture",
+            "warning",
+            f"{capture.root} has no {CROPS}: the square in the middle of each image is taken; run "
+            "'eavatar find-crops' on it for one around the head.",
+        )
     distorted = [serial for serial in cameras if serial in capture.lenses]
     if distorted:
         count = f"{len(distorted)} of {len(cameras)} cameras"

@@ -110,6 +110,12 @@ def test_the_check_finds_no_fault(project: Path, capture: Path) -> None:
     examine_inputs(found, settings, Inputs(project / "rig", project / "landmarks", None, None))
     assert [finding.text for finding in found.faults] == []
     assert any("2 of 5 cameras have distortion" in finding.text for finding in found.findings)
+    assert not any("no crops.json" in finding.text for finding in found.findings)
+    (project / "rig" / "crops.json").rename(project / "crops.json")
+    found = Examination()
+    examine_inputs(found, settings, Inputs(project / "rig", project / "landmarks", None, None))
+    (project / "crops.json").rename(project / "rig" / "crops.json")
+    assert any("no crops.json" in finding.text for finding in found.findings)
 
 
 def test_crops_show_the_head_as_the_published_one(project: Path, capture: Path) -> None:

@@ -716,6 +716,10 @@ class Config(Settings):
         description="that are measured and not trained on: wildcards of serial numbers, or "
         "`alternate`, every second by azimuth; none: all are trained on and measured"
     )
+    keep_frames: bool = Field(
+        description="of all subjects; false: frames and masks are deleted when the last rule of a "
+        "call that reads them is done"
+    )
     capture: CaptureBlock
     face: FaceBlock
     prior: PriorBlock

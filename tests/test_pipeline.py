@@ -15,6 +15,7 @@ import yaml
 from eavatar.preflight.subjects import COLUMNS
 from eavatar.settings import merge, read_config
 from tests.scenes import ROOT
+from tests.scenes.small_setup import write_subject
 from tests.scenes.workflow import count_jobs, run, start
 
 # Every setting of how a training is carried out, changed; see test_each_run_setting_is_changed.
@@ -143,6 +144,21 @@ def test_each_run_setting_is_changed():
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the process to kill in /proc")
+def test_frames_go_when_nothing_needs_them_any_more_where_settings_say_so(tmp_path):
+    """And what was made of them stays, and is not made again."""
+    write_subject(tmp_path / "one")
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    row = f"a,one/capture,one/model.h5,one/landmarks,,,{ROOT / 'tests/tiny.yaml'},EXP-1* FREE"
+    (tmp_path / "subjects.csv").write_text(f"{','.join(COLUMNS[:8])}\n{row}\n")
+    target, switch = "results/a/face/landmarks/FREE.npz", ["keep_frames=False"]
+    status, printed = run(tmp_path, target, config=switch)
+    assert status == 0, printed
+    capture = tmp_path / "results/a/capture"
+    assert not (capture / "FREE").exists() and (capture / "FREE.csv").exists()
+    status, printed = run(tmp_path, "-n", target, config=switch)
+    assert "Nothing to be done" in printed
+
+
 def test_killed_resumed_and_only_changed_rules_rerun(project):
     targets = ["results/demo/metrics.csv", "results/demo/report.html"]
     first = start(project, *targets)

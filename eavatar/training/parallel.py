@@ -28,6 +28,7 @@ from eavatar.device import PLACE, VISIBLE, place, visible_gpus
 from eavatar.errors import UserError
 from eavatar.threads import VARIABLE, count_threads
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # schedulers send one of them before they kill
 POLL = 0.2  # seconds between looks at the processes
 PATIENCE = timedelta(minutes=30)  # that one waits for the others, which compile meanwhile
 TOLD = 2000  # characters of what a process that failed had printed
@@ -56,8 +57,10 @@ def launch(words: Sequence[str], count: int) -> int:
         for rank in range(count):
             log = stack.enter_context(_log(folder, rank).open("w")) if rank else None
             environment = _environment(rank, count, gpus, rendezvous)
-            worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            workers.append(worker)
+            # A scheduler may signal all processes; the others go on until the first has stored all.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING if rank else ())
+            workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         status, rank = _wait(workers)
         if rank > 0:
             print(_log(folder, rank).read_text()[-TOLD:], file=sys.stderr)
@@ -80,8 +83,7 @@ def _environment(rank: int, count: int, gpus: Sequence[str], rendezvous: Path) -
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
     """Exit status and rank of the process that ended it all: the first, or one that failed."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {n: signal.signal(n, lambda got, _: workers[0].send_signal(got)) for n in numbers}
+    before = {n: signal.signal(n, lambda got, _: workers[0].send_signal(got)) for n in STOPPING}
     try:
         while True:
             for rank, worker in enumerate(workers):

@@ -143,7 +143,7 @@ rule ingest:
         check=checked("ingest"),
     output:
         index="results/{subject}/capture/{sequence}.csv",
-        frames=directory("results/{subject}/capture/{sequence}"),
+        frames=kept_or_not(directory("results/{subject}/capture/{sequence}")),
     log:
         "results/{subject}/logs/ingest/{sequence}.log",
     benchmark:
@@ -179,7 +179,7 @@ rule matte:
             category="capture",
             labels={"subject": "{subject}", "file": "masks of {sequence}"},
         ),
-        masks=directory("results/{subject}/capture/masks/{sequence}"),
+        masks=kept_or_not(directory("results/{subject}/capture/masks/{sequence}")),
     log:
         "results/{subject}/logs/matte/{sequence}.log",
     benchmark:

@@ -56,6 +56,12 @@ wildcard_constraints:
     figure="|".join(map(re.escape, LAYOUTS.figures)),
 
 
+def kept_or_not(output):
+    """Frames or masks, which go when no other job needs them if the settings say so."""
+    said = str(SETTINGS["keep_frames"])  # a word, if it is from the command line
+    return temp(output) if said.lower() == "false" else output
+
+
 def configuration(wildcards):
     """The settings of a job: those of its variant, where its rule has variants."""
     variant, plan = wildcards.get("variant"), PLANS[wildcards.subject]

@@ -22,10 +22,8 @@ SETTINGS = DemoSettings(timesteps=2, held_out_timesteps=2, image_scale=0.04)
 
 
 @pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("demo")
-    demo_capture(SETTINGS, 5, folder / "raw", folder / "truth")
-    return folder / "raw", folder / "truth"
+def capture(tiny_demo: Path) -> tuple[Path, Path]:
+    return tiny_demo / "raw", tiny_demo / "truth"
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def train(options: argparse.Namespace) -> None:
     with make_training(options, settings, frames, device) as training:
         step = 0
         while True:
-            last = elapsed >= seconds or step >= steps
+            last = elapsed >= seconds or step >= steps or training.is_over(step)
             place = {"profile": name, "seconds": elapsed, "step": step}
             found = measure_sets(training, sets, last or not options.parts_at_end)
             tables.append(found.assign(**place)[[*place, *found]])
@@ -236,7 +236,8 @@ def train_for(seconds: float, training: Training, step: int, steps: int) -> tupl
     """Train on for so long or to the last step; the step after and the seconds it took."""
     synchronise()
     begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds and step < steps:
+    until = begin + seconds
+    while time.perf_counter() < until and step < steps and not training.is_over(step):
         training.step(step)
         step += 1
         if step % 10 == 0:

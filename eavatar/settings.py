@@ -346,6 +346,15 @@ class RunSettings(Settings):
     checkpoint_every: int = Field(ge=1, description="steps between resume points")
 
 
+class PlateauSettings(Settings):
+    """A training that ends where frames held back from it no longer improve; not in the paper."""
+
+    enabled: bool = Field(description="false: all steps, and nothing is held back")
+    images: int = Field(ge=1, description="training images held back, a timestep each")
+    every: int = Field(ge=1, description="steps between looks at them")
+    gain: float = Field(gt=0, description="least that a quarter of the steps must bring, dB")
+
+
 class SplatRunSettings(RunSettings):
     """Of stage II; the networks' precision moves its numbers by rounding only."""
 
@@ -382,6 +391,7 @@ class SdfSettings(Settings):
     averaging: float = Field(
         ge=0, lt=1, description="fraction of the steps so far over which the saved head is a mean"
     )
+    plateau: PlateauSettings
     weights: SdfLossWeights
     run: RunSettings
 
@@ -481,6 +491,7 @@ class SplatSettings(Settings):
     averaging: float = Field(
         ge=0, lt=1, description="fraction of the steps so far over which the saved avatar is a mean"
     )
+    plateau: PlateauSettings
     weights: SplatLossWeights
     run: SplatRunSettings
 

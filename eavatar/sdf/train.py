@@ -23,10 +23,11 @@ from eavatar.io import Mesh, read_alignment, read_mesh, write_mesh
 from eavatar.landmark_indices import CHIN
 from eavatar.meshes import smooth_noise
 from eavatar.sdf.cut_finder import CutFinder
-from eavatar.sdf.field import HeadField
+from eavatar.sdf.field import DrivenSurface, HeadField
 from eavatar.sdf.prior_distance import PriorDistance, tabulate_prior
 from eavatar.sdf.shape import Shape
 from eavatar.sdf.start import PRIOR_POINTS, start_as_prior, start_as_sphere
+from eavatar.sdf.surface import SurfaceImages
 from eavatar.sdf.tetrahedra import Cut, Surface
 from eavatar.settings import SdfSettings
 from eavatar.training import losses
@@ -34,6 +35,7 @@ from eavatar.training.definition import define
 from eavatar.training.graphs import Capacity, GrowingGraph
 from eavatar.training.loop import Run, Trainable, finish, seed_everything, train
 from eavatar.training.optimiser import AveragingAdam
+from eavatar.training.plateau import ENDS, Plateau, hold_back, mean_squared_error
 from eavatar.transforms import axis_angle_to_matrix
 
 logger = logging.getLogger(__name__)
@@ -92,7 +94,8 @@ def train_sdf(
     if task.field.base:
         files |= {name: face / name for name in ("neutral.ply", "expression_basis.npz")}
     definition = define("sdf", settings, seed, frames, **files)
-    run = Run("sdf", settings.steps, settings.run.checkpoint_every, definition)
+    bound = ENDS if settings.plateau.enabled else None
+    run = Run("sdf", settings.steps, settings.run.checkpoint_every, definition, bound)
     with task:
         train(task, run, output)
         with task.optimiser.averaged():
@@ -283,6 +286,10 @@ class SdfTraining(Trainable):
         field: HeadField,
         prior: Prior | None,
     ):
+        self.held_back: list[tuple[int, int]] = []
+        if settings.plateau.enabled:
+            frames, self.held_back = hold_back(frames, settings.plateau.images)
+        self.plateau = Plateau(settings.plateau, settings.steps, fall=0)
         self.settings, self.frames, self.field, self.prior = settings, frames, field, prior
         self.loader = Loader(frames, seed, settings.timesteps_per_step, settings.views_per_timestep)
         renderer = RENDERERS[settings.renderer]
@@ -311,7 +318,27 @@ class SdfTraining(Trainable):
             needed = SurfaceCapacity(*sizes, *self.reach.tolist())
             points, crossings = self.graph.fit(needed).fill(points, crossings)
         drawn = self.prior.distance.draw(step, PRIOR_POINTS) if self.prior else None
-        return self.graph(*gather_inputs(points, crossings, batch, drawn))
+        values = self.graph(*gather_inputs(points, crossings, batch, drawn))
+        if self.plateau.is_due(step + 1):
+            self.plateau.look(step + 1, self._look_at_held_back())
+        return values
+
+    def is_over(self, made: int) -> bool:
+        return made >= self.plateau.end
+
+    @torch.no_grad()
+    def _look_at_held_back(self) -> list[Tensor]:
+        """The mean squared error of each held-back image, by the means of the parameters."""
+        device, errors = self.frames.device, []
+        with self.optimiser.averaged():
+            surface = grid_surface(self)
+            for timestep, camera in self.held_back:
+                when, where = (torch.tensor(i, device=device) for i in ([timestep], [[camera]]))
+                views = self.frames.views(timestep, [camera])
+                batch = Batch(when, where, views.images)
+                _, drawn = self._draw(surface, batch, (None, None, None))
+                errors.append(mean_squared_error(drawn.features[0], views.images, views.visible))
+        return errors
 
     def update(
         self,
@@ -388,26 +415,8 @@ class SdfTraining(Trainable):
     ) -> Values:
         """The terms of the timesteps of a batch, each the mean over them."""
         frames, canonical = self.frames, self.canonical
-        near, far, pairs = (
-            (capacity.near, capacity.far, capacity.pairs) if capacity else (None, None, None)
-        )
-        driven = self.field.drive(
-            surface,
-            frames.driving[batch.timesteps],
-            canonical.poses[batch.timesteps],
-            near,
-            far,
-        )
-        drawn = self.render(
-            driven.vertices,
-            surface.faces,
-            driven.colours,
-            canonical.to_camera(batch),
-            frames.intrinsics[batch.cameras],
-            frames.width,
-            frames.height,
-            pairs,
-        )
+        sizes = (capacity.near, capacity.far, capacity.pairs) if capacity else (None, None, None)
+        driven, drawn = self._draw(surface, batch, sizes)
         reach = torch.stack([driven.expressed.sum(), driven.posed.sum(), drawn.pairs])
         if self.reach is None:
             self.reach = torch.zeros_like(reach)
@@ -427,6 +436,37 @@ class SdfTraining(Trainable):
             ),
         }
 
+    def _draw(
+        self, surface: Surface, batch: Batch, sizes: tuple[int | None, int | None, int | None]
+    ) -> tuple[DrivenSurface, SurfaceImages]:
+        """The timesteps of a batch in its cameras, and their surfaces.
+
+        Args:
+            surface: neutral.
+            batch: whose pixels are not looked at.
+            sizes: the fields near, far and pairs of `SurfaceCapacity`, or None for each.
+        """
+        frames, canonical = self.frames, self.canonical
+        near, far, pairs = sizes
+        driven = self.field.drive(
+            surface,
+            frames.driving[batch.timesteps],
+            canonical.poses[batch.timesteps],
+            near,
+            far,
+        )
+        drawn = self.render(
+            driven.vertices,
+            surface.faces,
+            driven.colours,
+            canonical.to_camera(batch),
+            frames.intrinsics[batch.cameras],
+            frames.width,
+            frames.height,
+            pairs,
+        )
+        return driven, drawn
+
     def describe(self, step: int) -> str:
         return self.loader.describe(step)
 
@@ -442,6 +482,7 @@ class SdfTraining(Trainable):
             "inside": self.cuts.inside,
             "shape": self._movable(),
             "surfaces": self.surfaces,
+            "plateau": self.plateau.state(),
         }
 
     def _movable(self) -> list[Tensor]:
@@ -455,6 +496,14 @@ class SdfTraining(Trainable):
             own.copy_(stored)
         self.cuts.look_near(state["inside"].to(self.frames.device))
         self.surfaces = state["surfaces"]
+        self.plateau.restore(state["plateau"])
+
+
+@torch.no_grad()
+def grid_surface(task: SdfTraining) -> Surface:
+    """The present surface in the cells that training has."""
+    grid = task.cuts.near_grid()
+    return task.field.surface(grid, task.field.distances(grid.vertices))
 
 
 @torch.no_grad()
@@ -492,9 +541,8 @@ def save(task: SdfTraining, output: Path) -> Path:
 @torch.no_grad()
 def _write_surfaces(task: SdfTraining, folder: Path) -> None:
     """Write the surfaces that were kept, and the last one."""
-    grid = task.cuts.near_grid()
-    last = task.field.surface(grid, task.field.distances(grid.vertices))
-    surfaces = task.surfaces | {task.settings.steps: (last.vertices, last.faces)}
+    last = grid_surface(task)
+    surfaces = task.surfaces | {task.plateau.end: (last.vertices, last.faces)}
     for stale in folder.glob("*.ply"):
         stale.unlink()
     for step, (vertices, faces) in surfaces.items():

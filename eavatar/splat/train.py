@@ -38,6 +38,7 @@ from eavatar.training.parallel import (
     sum_over_processes,
 )
 from eavatar.training.perceptual import Perceptual, load_perceptual
+from eavatar.training.plateau import ENDS, Plateau, hold_back, mean_squared_error
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ MEASURED = 4  # timesteps that tell it before the first step of a set of Gaussia
 # Which of a process's shares a loss has that is a mean over pixels; the others are over views.
 SHARES = {"rgb": 0, "coarse": 0, "padding": 1}
 FALLING = "the learning rates fall over the steps"
+FALL = 0.25  # steps in which they fall at the end of a training without a set one / steps before
 
 Values = dict[str, Tensor]
 
@@ -83,6 +85,7 @@ def train_splat(
         definition = define("splat", settings, seed, task.frames, sdf=sdf / "model.safetensors")
         definition["stage I"] = repr(task.avatar.settings)
         bound = FALLING if settings.learning_rates.final != 1 else None
+        bound = ENDS if settings.plateau.enabled else bound
         run = Run("splat", settings.steps, settings.run.checkpoint_every, definition, bound)
         train(task, run, output)
         if is_first():
@@ -214,6 +217,10 @@ class SplatTraining(Trainable):
         perceptual: Perceptual | None,
     ):
         torch.backends.cudnn.benchmark = True  # all images have one size
+        self.held_back: list[tuple[int, int]] = []
+        if settings.plateau.enabled:
+            frames, self.held_back = hold_back(frames, settings.plateau.images)
+        self.plateau = Plateau(settings.plateau, settings.steps, FALL)
         self.settings, self.seed, self.frames, self.avatar = settings, seed, frames, avatar
         self.loader = Loader(frames, seed, 1, settings.views_per_step, part=place())
         self.areas = frames.visible.mean(dim=(1, 2)).cpu().numpy()
@@ -233,6 +240,7 @@ class SplatTraining(Trainable):
 
     def step(self, step: int) -> Values:
         """One optimiser step; the losses, the count and the fractions above the two thresholds."""
+        self.rates.begin, self.rates.end = self.plateau.begin, self.plateau.end
         self.rates.set_step(step)
         self.optimiser.set_step(step)
         batch = self.loader.batch(step)
@@ -247,7 +255,12 @@ class SplatTraining(Trainable):
             changed = True
         if changed:
             self._restart_graph()
+        if self.plateau.is_due(step + 1):
+            self.plateau.look(step + 1, self._look_at_held_back())
         return values
+
+    def is_over(self, made: int) -> bool:
+        return made >= self.plateau.end
 
     def update(
         self,
@@ -322,6 +335,20 @@ class SplatTraining(Trainable):
         sum_over_processes([errors])
         return GaussianErrors(errors, largest_over_processes(opacities))
 
+    @torch.no_grad()
+    def _look_at_held_back(self) -> list[Tensor]:
+        """The mean squared error of each held-back image, by the means of the parameters."""
+        device, errors = self.frames.device, []
+        with self.optimiser.averaged():
+            poses = self.frames.poses + self.pose_deltas
+            for timestep, camera in self.held_back:
+                when, where = (torch.tensor([index], device=device) for index in (timestep, camera))
+                drawn = _draw(self.avatar, self.frames, poses, when, where, None)
+                views = self.frames.views(timestep, [camera])
+                fine = self.avatar.upsample(drawn.features)
+                errors.append(mean_squared_error(fine, views.images, views.visible))
+        return errors
+
     def _look_at_timestep(self, timestep: int, cameras: list[int]) -> GaussianErrors:
         device, views = self.frames.device, self.frames.views(timestep, cameras)
         poses = (self.frames.poses + self.pose_deltas).detach()
@@ -358,6 +385,7 @@ class SplatTraining(Trainable):
             "avatar": self.avatar.state_dict(),
             "pose_deltas": self.pose_deltas.detach(),
             "optimiser": self.optimiser.state_dict(),
+            "plateau": self.plateau.state(),
             **self.densifier.state(),
         }
 
@@ -366,6 +394,7 @@ class SplatTraining(Trainable):
         self.avatar.load_state_dict(state["avatar"])
         self.pose_deltas.data.copy_(state["pose_deltas"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.plateau.restore(state["plateau"])
         self.densifier.restore(state)
         self._restart_graph()
 

@@ -48,6 +48,10 @@ class Trainable(ABC):
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
 
+    def is_over(self, made: int) -> bool:
+        """Whether no step is wanted after so many, although the run has more."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Give back what the steps needed."""
@@ -102,7 +106,7 @@ def train(task: Trainable, run: Run, output: Path) -> None:
         for step in range(first, run.steps):
             values = task.step(step)
             recent.append(torch.stack([value.detach().float() for value in values.values()]))
-            last = step + 1 == run.steps
+            last = step + 1 == run.steps or task.is_over(step + 1)
             saved = run.bound is None if last else (step + 1) % run.checkpoint_every == 0
             logged = last or step % LOG_EVERY == 0
             if saved or logged:
@@ -118,6 +122,8 @@ def train(task: Trainable, run: Run, output: Path) -> None:
                 _check_state(state, "model", step + 1, output)
                 if is_first():
                     save(output, run, step + 1, rows, state)
+            if last:
+                break
     if is_first():
         write_log(output / "log.csv", rows)
 

@@ -78,25 +78,30 @@ def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:
 
 
 class FallingRates:
-    """Learning rates of an optimiser's groups that fall exponentially over a training.
+    """Learning rates of an optimiser's groups that fall exponentially over a part of a training.
 
     On CUDA they are tensors, where a captured step sees them change.
 
     Args:
         optimiser: its groups hold the first rates.
-        final: factor of all of them at the last step; 1 leaves them as they are.
+        final: factor of all of them at the end; 1 leaves them as they are.
         steps: of the training.
+
+    Attributes:
+        begin: steps before they fall.
+        end: steps when they have fallen.
     """
 
     def __init__(self, optimiser: torch.optim.Optimizer, final: float, steps: int):
-        self.optimiser, self.final, self.steps = optimiser, final, steps
+        self.optimiser, self.final = optimiser, final
+        self.begin, self.end = 0, steps
         groups = optimiser.param_groups
         self.rates = [group["lr"] for group in groups]
         self.present = [torch.tensor(g["lr"], device=g["params"][0].device) for g in groups]
 
     def set_step(self, step: int) -> None:
         """Tell how many steps came before the next one."""
-        factor = self.final ** (step / self.steps)
+        factor = self.final ** (max(step - self.begin, 0) / (self.end - self.begin))
         groups = zip(self.optimiser.param_groups, self.present, self.rates, strict=True)
         for group, present, rate in groups:
             present.fill_(rate * factor)

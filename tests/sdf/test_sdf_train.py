@@ -47,7 +47,7 @@ from eavatar.sdf.train import (
     prepare,
     train_sdf,
 )
-from eavatar.settings import RunSettings, SdfSettings, read_config
+from eavatar.settings import PlateauSettings, RunSettings, SdfSettings, read_config
 from eavatar.training.loop import seed_everything
 from eavatar.transforms import Similarity
 from tests.scenes import ROOT
@@ -188,6 +188,15 @@ def test_training_finds_the_ball(subject: Path) -> None:
     stage = read_stage_one(output)
     assert torch.equal(stage.vertices, tensors["surface.positions"])
     HeadField(settings(), 2).geometry.load_state_dict(stage.geometry)
+
+
+def test_ends_where_held_back_frames_no_longer_improve(subject: Path) -> None:
+    """After four looks, as nothing gains that much; the last surface has the last step's name."""
+    plateau = PlateauSettings(enabled=True, images=2, every=2, gain=100)
+    output = run(subject, subject / "sdf", settings(plateau=plateau))
+    assert (output / "log.csv").read_text().split()[-1].startswith("7,")
+    assert [path.name for path in sorted((output / "surfaces").iterdir())][-1] == "00008.ply"
+    assert not (output / "checkpoints").exists()
 
 
 def test_where_no_camera_looks_the_surface_stays_on_the_prior(subject: Path) -> None:

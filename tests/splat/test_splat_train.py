@@ -195,6 +195,27 @@ def test_more_steps_go_on_whatever_way_they_are_carried_out(
     assert all(torch.equal(model[name], value) for name, value in whole.items())
 
 
+PLATEAU = {"enabled": True, "images": 2, "every": 2, "gain": 100.0}  # nothing gains that much
+
+
+def test_ends_where_held_back_frames_no_longer_improve(subject, tmp_path):
+    """After four looks, and the fall of the learning rates, a quarter as long."""
+    train_splat(small_settings(plateau=PLATEAU), 0, *folders(subject), tmp_path)
+    assert pd.read_csv(tmp_path / "log.csv")["step"].iloc[-1] == 9
+    assert (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_looking_at_held_back_frames_changes_no_step(subject):
+    looking = training(subject, small_settings(plateau={**PLATEAU, "every": 1}, steps=1000))
+    blind = training(subject, small_settings(plateau={**PLATEAU, "every": 500}, steps=1000))
+    for step in range(3):
+        values = [one.step(step)["loss"] for one in (looking, blind)]
+        assert torch.equal(*values)
+    assert len(looking.plateau.looks) == 3
+    assert looking.plateau.looks[3] > looking.plateau.looks[1]  # it learns what it does not see
+
+
 def test_what_is_saved_is_the_mean_of_the_last_steps(subject, tmp_path):
     logs, models = [], []
     for window in (0, 0.5):

@@ -461,6 +461,9 @@ class SplatLossWeights(Settings):
     )
 
 
+MIN_FEATURE_SIDE = 320  # pixels; with fewer, hair, brows and lashes are lost
+
+
 class SplatSettings(Settings):
     """`train_splat`: stage II."""
 
@@ -468,7 +471,10 @@ class SplatSettings(Settings):
     views_per_step: int = Field(ge=1, description="cameras of the one timestep of a step")
     image_size: int = Field(ge=32, description="side of the final image, pixels")
     boxes: bool = Field(description="train on a box around the person in each camera")
-    upsampling: Literal[1, 2, 4] = Field(description="final size / size of the splatted features")
+    upsampling: Literal[1, 2, 4] = Field(
+        description="final size / size of the splatted features; auto: the largest that leaves "
+        f"them {MIN_FEATURE_SIDE} pixels, or 1"
+    )
     upsampler: UpsamplerName
     upsampler_width: int = Field(ge=4, description="channels of the upsampler")
     low_pass: float = Field(
@@ -494,6 +500,13 @@ class SplatSettings(Settings):
     plateau: PlateauSettings
     weights: SplatLossWeights
     run: SplatRunSettings
+
+    @field_validator("upsampling", mode="before")
+    @classmethod
+    def _choose_factor(cls, value: object, info: ValidationInfo) -> object:
+        size = info.data.get("image_size", 0)
+        fitting = [f for f in (4, 2) if size % f == 0 and size // f >= MIN_FEATURE_SIDE]
+        return next(iter(fitting), 1) if value == "auto" else value
 
     @field_validator("upsampling")
     @classmethod

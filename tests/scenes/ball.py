@@ -108,7 +108,7 @@ def make_subject(root: Path) -> Subject:
     cameras = {s: c.crop(-200, 304, 2600, 2600).resize(SIZE, SIZE) for s, c in full.items()}
     write_cameras(results / "capture" / "cameras.json", cameras)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(update={"image_size": SIZE})
+    settings = settings.model_copy(update={"image_size": SIZE, "upsampling": 2})
     avatar = small_avatar(settings)
     write_avatar(results / "splat" / "full", avatar, settings)
     write_sequences(results / "capture" / "sequences.json", Sequences(("EXP-1-head",), ("FREE",)))

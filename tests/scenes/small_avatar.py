@@ -19,7 +19,8 @@ def make_avatar(size: int = SIZE, appearances: int = 0) -> Avatar:
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
     # The low pass of other renderers, which tests of exports draw with.
-    settings = settings.model_copy(update={"image_size": size, "low_pass": LOW_PASS})
+    changes = {"image_size": size, "upsampling": 2, "low_pass": LOW_PASS}
+    settings = settings.model_copy(update=changes)
     head = HeadSettings(
         expression_size=EXPRESSIONS, appearance_size=appearances, feature_size=8, colour_size=8,
         width=16, near=0.1, far=0.25, deform_scale=0.3,

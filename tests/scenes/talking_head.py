@@ -102,7 +102,7 @@ def _basis(vertices: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
 def _avatar(vertices: torch.Tensor, landmarks: torch.Tensor, base: BaseMotion) -> Avatar:
     torch.manual_seed(0)
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
-    settings = settings.model_copy(update={"image_size": SIZE})
+    settings = settings.model_copy(update={"image_size": SIZE, "upsampling": 2})
     head = HeadSettings(
         expression_size=2, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
         deform_scale=0.3,

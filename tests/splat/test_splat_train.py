@@ -31,8 +31,8 @@ from tests.scenes.carrier import carrier, face_landmarks
 from tests.scenes.splat_scene import write_stage_one, write_subject
 
 SMALL = {
-    "steps": 60, "views_per_step": 2, "image_size": 64, "upsampler_width": 8, "width": 16,
-    "mouth_points": 50, "run": {"checkpoint_every": 25}, "lpips_required": False,
+    "steps": 60, "views_per_step": 2, "image_size": 64, "upsampling": 2, "upsampler_width": 8,
+    "width": 16, "mouth_points": 50, "run": {"checkpoint_every": 25}, "lpips_required": False,
     "split": {"start": 10, "every": 20, "stop": 50},
     "learning_rates": {"networks": 0.005, "features": 0.02, "opacities": 0.05, "scales": 0.01},
 }  # fmt: skip
@@ -397,6 +397,13 @@ def test_foreign_files_are_refused(subject, tmp_path):
         start_avatar(small_settings(), tmp_path / "sdf", frames)
     with pytest.raises(UserError, match="does not exist"):
         start_avatar(small_settings(), tmp_path / "nowhere", frames)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [(2048, 4), (2050, 2), (1024, 2), (640, 2), (512, 1), (256, 1)]
+)
+def test_upsampling_leaves_features_of_320_pixels_unless_told(size: int, factor: int):
+    assert small_settings(image_size=size, upsampling="auto").upsampling == factor
 
 
 def test_upsampling_must_divide_the_image():

@@ -42,8 +42,8 @@ MARGIN = 1.5  # side of the mesh's region / longer side of the face
 EYE_MARGIN = 2.3  # side of an eye's region / width of the eye
 EYE_CORNERS = (33, 263)  # of the mesh: the outer ones, right and left
 # The points of the mesh that are the iBUG-68 landmarks, as users of it have published them
-# (github.com/yerfor/GeneFacePlusPlus and others). Where their lists differ, the point nearer to the
-# true landmarks of two rendered heads.
+# (github.com/yerfor/GeneFacePlusPlus and others). Where their lists differ, the points are those
+# nearer to the true landmarks of two rendered heads.
 IBUG_68 = (
     127, 234, 132, 58, 172, 150, 149, 148, 152, 377, 378, 379, 397, 288, 361, 454, 356, 70, 63, 105,
     66, 107, 336, 296, 334, 293, 300, 6, 197, 5, 4, 98, 97, 2, 326, 327, 33, 160, 158, 133, 153,
@@ -113,8 +113,8 @@ class Regions:
 
         crops = []
         for image, to_image in zip(images, self.to_image(), strict=True):
-            pixels = to_image / (size, size, 1)  # of the middles of pixels, which lie at
-            pixels[:, 2] += pixels[:, :2].sum(axis=1) / 2 - 0.5  # whole numbers in OpenCV
+            pixels = to_image / (size, size, 1)
+            pixels[:, 2] += pixels[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from their middles
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             crops.append(cv2.warpAffine(image, pixels, (size, size), flags=flags))
         return crops

@@ -49,13 +49,21 @@ class View:
     frames: int
 
 
-def random_avatar(profile: str, count: int, size: int) -> Avatar:
-    """An avatar that has learned nothing, of the sizes that training would give it."""
+def random_avatar(profile: str, count: int, size: int, expressions: int | None = None) -> Avatar:
+    """An avatar that has learned nothing, of the sizes that training would give it.
+
+    Args:
+        profile: see `read_profile`.
+        count: of Gaussians.
+        size: side of its images, pixels.
+        expressions: coefficients; those of the profile if not given.
+    """
     torch.manual_seed(0)
     content = read_profile(profile)
     settings = validate(SplatSettings, merge(content["splat"], {"image_size": size}), profile)
     sdf = validate(SdfSettings, content["sdf"], profile)
-    head = HeadSettings.of(sdf, content["face"]["fit"]["expression_components"])
+    expressions = expressions or content["face"]["fit"]["expression_components"]
+    head = HeadSettings.of(sdf, expressions)
     points = AXES * sphere(count)
     features = torch.rand(count, head.feature_size) - 0.5
     neutral = NeutralGaussians.from_surface(points, features, torch.zeros(0, 3), OPACITY)

@@ -37,6 +37,7 @@ from tests.scenes import CONFIG
 from tests.scenes.small_results import make_camera
 
 SIZE, SCALE = 96, 0.1
+EXPRESSIONS = 2  # components
 LOWER_LIP = 57  # its middle
 SEQUENCES = {  # expressions of each timestep
     "EXP-1-head": ((0, 0), (0, 0), (2, 0), (0, 0), (0, 1.5), (0, 0)),
@@ -93,7 +94,7 @@ def _basis(vertices: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
     jaw = (landmarks[LOWER_LIP] + landmarks[CHIN]) / 2
     below = vertices[:, 1] < landmarks[list(OUTER_LIP_CORNERS), 1].mean()
     height = vertices[:, 1] - landmarks[BROWS, 1].mean()
-    basis = torch.zeros(len(vertices), 3, 2)
+    basis = torch.zeros(len(vertices), 3, EXPRESSIONS)
     basis[:, 1, 0] = -0.15 * torch.exp(-(vertices - jaw).square().sum(dim=1) / 0.1) * below
     basis[:, 1, 1] = 0.08 * torch.exp(-height.square() / 0.01) * (vertices[:, 2] > 0)
     return basis
@@ -104,7 +105,7 @@ def _avatar(vertices: torch.Tensor, landmarks: torch.Tensor, base: BaseMotion) -
     settings = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml").splat
     settings = settings.model_copy(update={"image_size": SIZE, "upsampling": 2})
     head = HeadSettings(
-        expression_size=2, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
+        expression_size=EXPRESSIONS, feature_size=8, colour_size=8, width=16, near=0.1, far=0.25,
         deform_scale=0.3,
     )  # fmt: skip
     drivers = head.make_drivers()

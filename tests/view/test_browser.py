@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.viewer import opened
 from eavatar.__main__ import main
 from eavatar.errors import UserError
 from eavatar.landmark_indices import MOUTH
 from eavatar.view.browser import HOST, check_address, serve
 from eavatar.view.viewer import Viewer
 from tests.scenes.chromium import MISSING, Page, find_chromium, open_page
-from tests.scenes.talking_head import write_talking_head
+from tests.scenes.talking_head import SIZE, write_talking_head
 
 WIDTH, HEIGHT = 1000, 600  # of the window, pixels
 SLIDERS = "[...document.querySelectorAll('[role=slider]')]"
@@ -37,19 +39,23 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Viewer:
 
 
 @pytest.fixture(scope="module")
-def page(chromium: None, viewer: Viewer) -> Iterator[Page]:
-    """The viewer, open in a browser."""
+def port(viewer: Viewer) -> Iterator[int]:
+    """Where the viewer is served."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    server = serve(viewer, HOST, port)
-    try:
-        with open_page(f"http://{HOST}:{port}", WIDTH, HEIGHT) as opened:
-            wait_for(opened, "document.body.innerText.includes('Gaussians')")
-            settle(opened)
-            yield opened
-    finally:
-        server.stop()
+        free = probe.getsockname()[1]
+    server = serve(viewer, HOST, free)
+    yield free
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def page(chromium: None, port: int) -> Iterator[Page]:
+    """The viewer, open in a browser."""
+    with open_page(f"http://{HOST}:{port}", WIDTH, HEIGHT) as opened:
+        wait_for(opened, "document.body.innerText.includes('Gaussians')")
+        settle(opened)
+        yield opened
 
 
 def wait_for(page: Page, condition: str, seconds: float = 30) -> None:
@@ -105,6 +111,16 @@ def place_on_canvas(viewer: Viewer, canvas: np.ndarray) -> Callable[[np.ndarray]
     side, camera = min(height, width), viewer.start.camera
     corner = np.array([width - side, height - side]) / 2
     return lambda pixels: corner + pixels * side / camera.width
+
+
+def test_images_reach_a_client_without_a_browser_while_a_slider_is_pulled(port: int) -> None:
+    images, end = 0, time.monotonic() + 30
+    with opened(port, with_browser=False) as client:
+        while images < 2:  # one alone could be the image at rest
+            assert time.monotonic() < end
+            pulled = client.pull(0.5)
+            images += pulled.images
+    assert re.search(rf"frames per second · {SIZE}² · [\d,]+ Gaussians", pulled.facts)
 
 
 def test_a_slider_opens_the_mouth_and_nothing_else(viewer: Viewer, page: Page) -> None:

@@ -107,7 +107,8 @@ class Socket:
 
     def __init__(self, connection: ClientConnection):
         self._connection = connection
-        self._images, self._facts, self._slider = 0, "", {}
+        self._images, self._facts = 0, ""
+        self._slider: dict[str, Any] = {}
         self._send(
             type="ViewerCameraMessage", wxyz=(1.0, 0.0, 0.0, 0.0), position=(0.0, 0.0, 1.0),
             fov=0.8, near=0.01, far=100.0, image_width=WINDOW[0], image_height=WINDOW[1],

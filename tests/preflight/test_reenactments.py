@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from eavatar.errors import UserError
+from eavatar.io import Sequences, write_sequences
 from eavatar.preflight.reenactments import read_pairs
 from eavatar.preflight.subjects import COLUMNS, Plan, make_plans
 from tests.scenes import CONFIG
@@ -35,6 +36,24 @@ def test_pairs_are_named_by_their_three_cells(tmp_path, plans):
 
 def test_pairs_of_subjects_that_cannot_run_are_left_out(tmp_path, plans):
     assert read_pairs(table(tmp_path, "a,c,FREE"), plans, {"c": "why"}) == {}
+
+
+def test_a_driver_may_be_a_folder_of_a_tracked_video(tmp_path, plans):
+    for folder in ("me", "other/me"):
+        write_sequences(tmp_path / folder / "capture" / "sequences.json", Sequences(("clip",), ()))
+        (tmp_path / folder / "face").mkdir()
+        (tmp_path / folder / "face" / "identity.npz").touch()
+    row = f"a,{tmp_path}/me,clip"
+    pairs = read_pairs(table(tmp_path, row, "a,b,FREE"), plans, {})
+    assert list(pairs) == ["a_me_clip", "a_b_FREE"]
+    assert pairs["a_me_clip"].driver_results == tmp_path / "me"
+    assert pairs["a_b_FREE"].driver_results == Path("results/b")
+    with pytest.raises(UserError, match="me' has no sequence 'FREE', but clip"):
+        read_pairs(table(tmp_path, f"a,{tmp_path}/me,FREE"), plans, {})
+    with pytest.raises(UserError, match="no folder that holds a tracked face; make one"):
+        read_pairs(table(tmp_path, f"a,{tmp_path}/clip.mp4,clip"), plans, {})
+    with pytest.raises(UserError, match="two rows would write a_me_clip"):
+        read_pairs(table(tmp_path, row, f"a,{tmp_path}/other/me,clip"), plans, {})
 
 
 @pytest.mark.parametrize(

@@ -565,11 +565,12 @@ def of_avatar(pattern):
 
 
 def of_driver(pattern):
-    """A function of wildcards: the pattern for the subject, and sequence, that moves it."""
+    """A function of wildcards: the pattern for the driver, and sequence, that moves it."""
 
     def path(wildcards):
         pair = PAIRS[wildcards.pair]
-        return expand(pattern, subject=pair.driver, sequence=pair.sequence)
+        place = str(pattern).replace("results/{subject}", str(pair.driver_results))
+        return expand(place, sequence=pair.sequence)
 
     return path
 
@@ -600,7 +601,7 @@ def pair_words(wildcards, input):
     settings = PLANS[pair.avatar].config.reenactment
     words = {
         "--results": f"results/{pair.avatar}",
-        "--driver": f"results/{pair.driver}",
+        "--driver": str(pair.driver_results),
         "--sequence": pair.sequence,
         "--smoothing": str(settings.smoothing),
     }

@@ -3,6 +3,7 @@
 # make test-oldest  the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 # make test-trellis, test-hunyuan3d  a generator's own code with random weights, on the CPU, in an
 #             environment of its own
+# make test-environments  each rule in a fresh environment that holds what its file in envs/ pins
 # make lint   set up, then run the linters and the type checker
 # make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
@@ -19,7 +20,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 # rembg stands apart: it needs a newer numpy than the rest.
 EXTRAS := capture,face,prior,train,tables,view,workflow,develop
 
-.PHONY: demo test test-oldest test-trellis test-hunyuan3d lint wheel benchmark install weights clean
+.PHONY: demo test test-oldest test-trellis test-hunyuan3d test-environments lint wheel benchmark install weights clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
@@ -47,6 +48,12 @@ test-trellis test-hunyuan3d: test-%: install
 		--requirement tests/prior/$*_on_cpu/requirements.txt
 	$(RUN) EAVATAR_GENERATOR_PYTHON="$(CURDIR)/$(VENV)-$*/bin/python" \
 		python -m pytest -q tests/prior/test_$*_contract.py
+
+# 8 GB: uv links what several environments have.
+test-environments: install
+	mkdir -p $(VENV)-environments
+	$(RUN) EAVATAR_ENVIRONMENTS="$(CURDIR)/$(VENV)-environments" \
+		python -m pytest -q tests/test_fresh_environments.py
 
 lint: install
 	$(RUN) ruff check .
@@ -85,4 +92,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-trellis $(VENV)-hunyuan3d
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-trellis $(VENV)-hunyuan3d $(VENV)-environments

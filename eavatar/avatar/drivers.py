@@ -100,6 +100,50 @@ class Drivers(nn.Module):
                 nn.init.zeros_(parameter)
 
 
+class DrivingRange(nn.Module):
+    """Keeps what drives the networks where they have learned.
+
+    Beyond the expressions of the training they extrapolate, and skin changes its colour. Here a
+    driving vector is clamped, along each principal axis of the training's, to their extremes; what
+    was trained on passes unchanged. A new one clamps nothing.
+
+    Args:
+        size: D = E + G + A, numbers that drive a timestep.
+    """
+
+    centre: Tensor
+    axes: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, size: int):
+        super().__init__()
+        most = torch.finfo(torch.float32).max
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("axes", torch.eye(size))
+        self.register_buffer("low", torch.full((size,), -most))
+        self.register_buffer("high", torch.full((size,), most))
+
+    @torch.no_grad()
+    def fit(self, driving: Tensor) -> None:
+        """Take the extremes from all timesteps (T, D) of the training, in place."""
+        rows = driving.double()
+        centred = rows - rows.mean(dim=0)
+        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors
+        along = centred @ axes
+        self.centre.copy_(rows.mean(dim=0))
+        self.axes.copy_(axes)
+        self.low.copy_(along.amin(dim=0))
+        self.high.copy_(along.amax(dim=0))
+
+    def forward(self, driving: Tensor) -> Tensor:
+        """Driving (D,), within the range."""
+        # Sums, as products of matrices may be rounded to TF32 or bfloat16.
+        along = ((driving - self.centre)[:, None] * self.axes).sum(dim=0)
+        excess = along - along.clamp(self.low, self.high)
+        return driving - (excess * self.axes).sum(dim=1)
+
+
 def expression_weights(points: Tensor, landmarks: Tensor, near: float, far: float) -> Tensor:
     """Weight (N,) of the expression at each point; the rest is the pose's.
 

@@ -172,7 +172,8 @@ def read_avatar(folder: Path) -> Avatar:
         tensors = _read_tensors(folder)
         base = _read_base("generator.base.", tensors, settings.head)
         avatar = Avatar.blank(settings, len(tensors["neutral.positions"]), base)
-        avatar.load_state_dict(tensors)
+        unlimited = _above("generator.seen.", avatar.generator.seen.state_dict())
+        avatar.load_state_dict(unlimited | tensors)  # older avatars know no range
     return avatar.eval()
 
 

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from eavatar.avatar.base_motion import Attachment, BaseMotion, mouth_box
 from eavatar.avatar.control import Neighbours, find_neighbours, propagate
-from eavatar.avatar.drivers import POSE_SIZE, ConditionedMLP, Drivers, expression_weights
+from eavatar.avatar.drivers import (
+    POSE_SIZE,
+    ConditionedMLP,
+    Drivers,
+    DrivingRange,
+    expression_weights,
+)
 from eavatar.avatar.networks import encode_position, encoded_size
 from eavatar.avatar.torso import Torso
 from eavatar.rendering.splatting import Gaussians
@@ -265,6 +271,8 @@ class Generator(nn.Module):
         base: what the expression moves before the drivers learn; None for nothing, as in the paper.
 
     Attributes:
+        seen: the range of the training, outside which the networks are not asked; the base motion,
+            which is linear, follows any expression.
         mixed_precision: run the networks in bfloat16.
     """
 
@@ -281,6 +289,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.drivers, self.torso, self.base = drivers, torso, base
+        self.seen = DrivingRange(expression_size)
         self.expression_attributes = ConditionedMLP(
             [feature_size + expression_size, width, width, width, RESIDUALS]
         )
@@ -339,7 +348,9 @@ class Generator(nn.Module):
             pose: (6,) axis-angle and translation.
         """
         base = self._base(arrangement, expression)
-        driven = self._drive(neutral, arrangement, control.from_neutral, expression, pose, base)
+        driven = self._drive(
+            neutral, arrangement, control.from_neutral, self.seen(expression), pose, base
+        )
         controls = driven.displacements > control.threshold
         shifts = driven.shifts
         if control.enabled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eavatar.avatar.drivers import ConditionedMLP, Drivers, expression_weights
+from eavatar.avatar.drivers import ConditionedMLP, Drivers, DrivingRange, expression_weights
 from eavatar.avatar.networks import MLP, encode_position
 
 
@@ -63,3 +63,17 @@ def test_deformation_starts_at_zero_and_can_learn() -> None:
         assert not displacement.any()
         displacement.sum().backward()
         assert bool(network.layers[-1].weight.grad.abs().sum() > 0)
+
+
+def test_what_was_trained_on_passes_and_what_is_beyond_goes_to_the_extremes() -> None:
+    torch.manual_seed(0)
+    mixing = torch.linalg.qr(torch.randn(4, 4)).Q
+    along = 2 * torch.rand(50, 4) - 1
+    seen = (along * torch.tensor([4.0, 2.0, 1.0, 0.0])) @ mixing + 3  # one axis never moves
+    limits = DrivingRange(4)
+    beyond = seen[0] + 100 * mixing[3]
+    assert torch.equal(limits(beyond), beyond)  # nothing is known yet
+    limits.fit(seen)
+    passed = torch.stack([limits(row) for row in seen])
+    torch.testing.assert_close(passed, seen, atol=1e-5, rtol=0)  # rounding of single precision
+    torch.testing.assert_close(limits(beyond), seen[0], atol=1e-4, rtol=0)  # likewise, of 100

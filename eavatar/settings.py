@@ -486,6 +486,9 @@ class SplatSettings(Settings):
     drop_unseen: bool = Field(
         description="leave out the Gaussians that are outside every camera's sensor at the start"
     )
+    clamp_driving: bool = Field(
+        description="give the networks no expression beyond the extremes of the training"
+    )
     width: int = Field(ge=8, description="units of a hidden layer of the attribute networks")
     attribute_scale: float = Field(gt=0, description="factor of the attribute residuals")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")

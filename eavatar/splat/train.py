@@ -169,7 +169,8 @@ def start_avatar(settings: SplatSettings, sdf: Path, frames: FrameSet) -> Avatar
         mixed_precision=settings.run.mixed_precision,
     )
     avatar.appearance_by_expression.copy_(regress(frames.expression, frames.appearance))
-    avatar.generator.seen.fit(frames.driving)
+    if settings.clamp_driving:
+        avatar.generator.seen.fit(frames.driving)
     avatar.sort_by_expression_weight()
     return avatar
 

@@ -1,6 +1,7 @@
 """The command line: verbs for people, and one for each rule of the workflow.
 
-Each verb imports its own stage only. A `UserError` becomes one sentence and exit status 2.
+Each verb imports its own stage only. A `UserError` becomes one sentence and exit status 2, a training
+that a signal has stopped one and 75.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -16,7 +18,7 @@ from textwrap import indent
 from typing import Any
 
 from eavatar import __version__, device, settings, threads
-from eavatar.errors import UserError, explain_refusal
+from eavatar.errors import Interrupted, UserError, explain_refusal
 
 Arguments = argparse.Namespace
 
@@ -878,6 +880,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             return launch(sys.argv[1:] if arguments is None else arguments, count)
         run(parsed)
+    except Interrupted as error:
+        print(f"eavatar {parsed.verb}: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except (UserError, OSError) as error:
         sentence = error if isinstance(error, UserError) else explain_refusal(error)
         if sentence is None:

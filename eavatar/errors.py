@@ -32,6 +32,14 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """A training was asked to stop and has written a resume point, from which it goes on.
+
+    The command line prints the sentence and exits with status 75, EX_TEMPFAIL of sysexits.h: the
+    same command again is right.
+    """
+
+
 def explain_refusal(error: BaseException, path: Path | None = None) -> UserError | None:
     """The sentence for what a file system refused, by the exception that a library made of it.
 

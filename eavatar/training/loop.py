@@ -6,8 +6,12 @@ import csv
 import gc
 import math
 import random
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eavatar.errors import UserError
+from eavatar.errors import Interrupted, UserError
 from eavatar.io import atomic
 from eavatar.training.checkpoints import Rows, Run, finish, resume, resume_points, save
 from eavatar.training.parallel import first_before_others, is_first
@@ -24,6 +28,8 @@ from eavatar.training.parallel import first_before_others, is_first
 __all__ = ["Run", "Trainable", "finish", "seed_everything", "train"]
 
 LOG_EVERY = 10
+MAX_UNSAVED = 300.0  # seconds: what a training that is killed without a word loses at most
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # schedulers send one of them before they kill
 
 
 class Trainable(ABC):
@@ -85,7 +91,8 @@ def train(task: Trainable, run: Run, output: Path) -> None:
 
     Writes ``output/log.csv`` (a row every few steps: step, seconds of training up to it in all its
     runs, and the named values) and resume points, see `eavatar.training.checkpoints`, with which
-    `finish` deals once the stage has saved its model.
+    `finish` deals once the stage has saved its model. A resume point is also written five minutes
+    after the last one, and where SIGTERM or SIGUSR1 asks for the end.
 
     Args:
         task: the stage.
@@ -94,6 +101,7 @@ def train(task: Trainable, run: Run, output: Path) -> None:
     Raises:
         UserError: a value of a step, or a tensor of a resume point, is not finite; names the step,
             the value and the last good checkpoint.
+        Interrupted: a signal has asked for the end; the same call goes on from this step.
     """
     with first_before_others():
         first, rows = resume(task, output, run)
@@ -102,12 +110,16 @@ def train(task: Trainable, run: Run, output: Path) -> None:
     recent: list[Tensor] = []
     started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     gc.freeze()  # what lives by now stays, and is not looked through for garbage every few steps
-    with tqdm(total=run.steps, initial=first, desc=run.name, unit="step", mininterval=1) as bar:
+    progress = tqdm(total=run.steps, initial=first, desc=run.name, unit="step", mininterval=1)
+    with progress as bar, _stop_signals() as stopping:
+        unsaved_since = time.monotonic()
         for step in range(first, run.steps):
             values = task.step(step)
             recent.append(torch.stack([value.detach().float() for value in values.values()]))
             last = step + 1 == run.steps or task.is_over(step + 1)
-            saved = run.bound is None if last else (step + 1) % run.checkpoint_every == 0
+            late = time.monotonic() - unsaved_since > MAX_UNSAVED
+            due = (step + 1) % run.checkpoint_every == 0 or late or stopping.is_set()
+            saved = run.bound is None if last else due
             logged = last or step % LOG_EVERY == 0
             if saved or logged:
                 newest = _check_finite(task, list(values), recent, step, output)
@@ -122,10 +134,36 @@ def train(task: Trainable, run: Run, output: Path) -> None:
                 _check_state(state, "model", step + 1, output)
                 if is_first():
                     save(output, run, step + 1, rows, state)
+                unsaved_since = time.monotonic()
             if last:
                 break
+            if saved and stopping.is_set():
+                raise Interrupted(
+                    f"training was asked to stop and has stored step {step + 1} of {run.steps}; "
+                    "run it again to go on from there."
+                )
     if is_first():
         write_log(output / "log.csv", rows)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the signals set in the first process, instead of ending it within a step."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other
+        yield asked
+        return
+
+    def ask(*_: object) -> None:
+        if is_first():  # others wait for it, and are ended by what launched them
+            asked.set()
+
+    before = {number: signal.signal(number, ask) for number in STOPPING}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_log(path: Path, rows: Rows) -> None:

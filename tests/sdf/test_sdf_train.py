@@ -35,7 +35,7 @@ from eavatar.io import (
     write_mesh,
     write_sequences,
 )
-from eavatar.sdf import prior_distance
+from eavatar.sdf import prior_distance, start
 from eavatar.sdf.field import HeadField
 from eavatar.sdf.start import PRIOR_POINTS
 from eavatar.sdf.tetrahedra import Surface, body_centred_grid, cut
@@ -52,6 +52,7 @@ from eavatar.training.loop import seed_everything
 from eavatar.transforms import Similarity
 from tests.scenes import ROOT
 from tests.scenes.carrier import EXPRESSIONS, carrier, face_landmarks
+from tests.scenes.cuts import train_in_pieces
 from tests.scenes.rays import pixel_rays
 
 SIZE, RADIUS, CENTRE = 32, 0.8, torch.tensor([0.0, -0.1, -0.4])
@@ -239,6 +240,19 @@ def test_more_steps_go_on_whatever_way_they_are_carried_out(
             "00005.ply",
         ]
         assert surfaces[0].read_bytes() == surfaces[1].read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sums are in any order on CUDA")
+def test_cut_at_ten_random_steps_it_ends_with_the_same_parameters_to_the_bit(
+    subject: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "SPHERE_POINTS", 256)  # each piece begins with it
+    chosen = settings(steps=30, run=RunSettings(image_memory_gb=1, checkpoint_every=4))
+    whole = run(subject, subject / "whole", chosen) / "model.safetensors"
+    parts = subject / "parts"
+    firsts = train_in_pieces(monkeypatch, SdfTraining, 30, lambda: run(subject, parts, chosen))
+    assert firsts[0] == 0 and firsts == sorted(firsts)
+    assert (parts / whole.name).read_bytes() == whole.read_bytes()
 
 
 def test_field_at_cut_edges_gives_the_surface_of_the_field_everywhere() -> None:

@@ -28,6 +28,7 @@ from eavatar.splat.visibility import drop_unseen
 from eavatar.training.loop import seed_everything
 from tests.scenes import CONFIG
 from tests.scenes.carrier import carrier, face_landmarks
+from tests.scenes.cuts import train_in_pieces
 from tests.scenes.splat_scene import write_stage_one, write_subject
 
 SMALL = {
@@ -156,6 +157,26 @@ def test_resumes_exactly(subject, rule):
             torch.testing.assert_close(other[name], value, rtol=1e-5, atol=0, msg=name)
     for name, value in whole.avatar.state_dict().items():
         torch.testing.assert_close(later.avatar.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="sums are in any order on CUDA")
+def test_cut_at_ten_random_steps_it_ends_with_the_same_parameters_to_the_bit(
+    looking_subject, tmp_path, monkeypatch
+):
+    steps = {"steps": 30, "run": {"checkpoint_every": 4}}
+    split = {"split": {"threshold": 0.01, "start": 2, "every": 5, "stop": 25}}
+    settings = small_settings(**merge(ALL_IN_BETWEEN, steps, split))
+
+    def train(output: Path) -> Path:
+        return train_splat(settings, 0, *folders(looking_subject), output)
+
+    whole = train(tmp_path / "whole")
+    parts = tmp_path / "parts"
+    firsts = train_in_pieces(monkeypatch, SplatTraining, 30, lambda: train(parts))
+    assert firsts[0] == 0 and firsts == sorted(firsts)
+    assert (parts / whole.name).read_bytes() == whole.read_bytes()
+    counts = [pd.read_csv(folder / "log.csv")["gaussians"] for folder in (whole.parent, parts)]
+    assert counts[0].equals(counts[1]) and counts[0].iloc[-1] > counts[0].iloc[0]
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from signal import Signals, getsignal
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from eavatar.errors import UserError
-from eavatar.training.loop import seed_everything
+from eavatar.errors import Interrupted, UserError
+from eavatar.training.loop import STOPPING, seed_everything
 from tests.scenes.regression import Regression, interrupted, read_log, run, run_of
 
 
@@ -25,6 +28,26 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     logs = [read_log(tmp_path / part) for part in ("whole", "parts")]
     assert logs[0].equals(logs[1])
     assert logs[0]["step"].tolist() == [0, 10, 20, 24]
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+def test_a_signal_stores_the_step_in_hand_and_then_ends(tmp_path: Path, number: Signals) -> None:
+    task = Regression()
+    step = task.step
+    task.step = lambda at: (at == 12 and os.kill(os.getpid(), number), step(at))[1]  # type: ignore[method-assign]
+    before = getsignal(number)
+    with pytest.raises(Interrupted, match="stored step 13 of 25; run it again"):
+        run(task, tmp_path)
+    assert getsignal(number) is before
+    assert run(Regression(), tmp_path).steps == list(range(13, 25))
+
+
+def test_no_more_than_five_minutes_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=100)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    with pytest.raises(KeyboardInterrupt):
+        run(Regression(killed_at=13), tmp_path, run_of(every=1000))
+    assert run(Regression(), tmp_path, run_of(every=1000)).steps[0] >= 10
 
 
 def test_the_log_counts_the_seconds_of_all_runs(tmp_path: Path) -> None:

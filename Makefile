@@ -4,6 +4,8 @@
 # make test-trellis, test-hunyuan3d  a generator's own code with random weights, on the CPU, in an
 #             environment of its own
 # make test-environments  each rule in a fresh environment that holds what its file in envs/ pins
+# make test-slurm  four tiny subjects on a Slurm of their own, half an hour on two cores; as root, after
+#             apt-get install slurmctld slurmd slurm-client munge
 # make lint   set up, then run the linters and the type checker
 # make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one
@@ -18,9 +20,10 @@ VENV := .venv
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 # rembg stands apart: it needs a newer numpy than the rest.
-EXTRAS := capture,face,prior,train,tables,view,workflow,develop
+EXTRAS := capture,face,prior,train,tables,view,workflow,cluster,develop
 
-.PHONY: demo test test-oldest test-trellis test-hunyuan3d test-environments lint wheel benchmark install weights clean
+.PHONY: demo test test-oldest test-trellis test-hunyuan3d test-environments test-slurm lint wheel \
+	benchmark install weights clean
 
 demo: install
 	$(RUN) snakemake --cores $(CORES) results/demo/metrics.csv results/demo/report.html
@@ -54,6 +57,9 @@ test-environments: install
 	mkdir -p $(VENV)-environments
 	$(RUN) EAVATAR_ENVIRONMENTS="$(CURDIR)/$(VENV)-environments" \
 		python -m pytest -q tests/test_fresh_environments.py
+
+test-slurm: install
+	$(RUN) EAVATAR_SLURM=1 python -m pytest -q tests/cluster
 
 lint: install
 	$(RUN) ruff check .

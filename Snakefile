@@ -46,3 +46,11 @@ rule all:
         expand("results/{subject}/report.html", subject=PLANS),
         rules.overview.output if PLANS else [],
         rules.refuse.output if FAULTS else [],
+
+
+onsuccess:
+    end_run()
+
+
+onerror:
+    end_run()

@@ -1,7 +1,7 @@
 """The command line: verbs for people, and one for each rule of the workflow.
 
-Each verb imports its own stage only. A `UserError` becomes one sentence and exit status 2, a training
-that a signal has stopped one and 75.
+Each verb imports its own stage only. A `UserError` becomes one sentence and exit status 2; a
+training that a signal has stopped likewise, and 75.
 """
 
 from __future__ import annotations
@@ -257,11 +257,13 @@ def report(a: Arguments) -> None:
 
 def overview(a: Arguments) -> None:
     """Write the page on all subjects and variants."""
+    from eavatar.io import read_failures
     from eavatar.tables.overview import overview as run
 
     if len(a.results) != len(a.shown):
         raise UserError("--results and --shown need as many words; each variant is of one subject.")
-    run(dict(zip(map(Path, a.results), a.shown, strict=True)), a.output)
+    failures = read_failures(a.failures) if a.failures else []
+    run(dict(zip(map(Path, a.results), a.shown, strict=True)), a.output, failures)
 
 
 def doctor(a: Arguments) -> None:
@@ -775,8 +777,9 @@ RULES: dict[Verb, list[Flag]] = {
         output("report.html"),
     ],
     overview: [
-        ("--results", list, "results/<subject> of each subject", True),
-        ("--shown", list, "variants of which an image is shown, one of each subject", True),
+        ("--results", list, "results/<subject> of each subject that is complete", False),
+        ("--shown", list, "variants of which an image is shown, one of each subject", False),
+        ("--failures", Path, "results/failed.csv, if a run has left one", False),
         output("results/overview.html"),
     ],
 }

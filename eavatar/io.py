@@ -353,6 +353,36 @@ def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
+@dataclass(frozen=True, order=True)
+class Failure:
+    """A row of ``results/failed.csv``: a job that failed.
+
+    Attributes:
+        subject: whose job it was, or "all".
+        rule: which job.
+        sentence: why, as far as it is known.
+        log: the job's log.
+    """
+
+    subject: str
+    rule: str
+    sentence: str
+    log: str
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """Read a ``failed.csv``.
+
+    Raises:
+        UserError: it is missing, or its columns are others.
+    """
+    with require(path, "what has failed").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != [each.name for each in fields(Failure)]:
+            raise UserError(f"{path} has columns {reader.fieldnames}; run Snakemake again.")
+        return [Failure(**row) for row in reader]
+
+
 def read_tracking(path: str | Path) -> Tracking:
     """Read ``face/tracking/<sequence>.npz``; arguments and errors as of `read_arrays`."""
     return read_arrays(Tracking, Path(path))

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from eavatar.io import read_failures
 from eavatar.preflight.subjects import COLUMNS
 from eavatar.settings import merge
 from tests.scenes import ROOT
@@ -382,6 +383,8 @@ def test_subjects_that_cannot_run_are_named_and_the_others_run(
     end = printed.partition("rule refuse:")[2]
     for name, sentence in {"075": "nowhere does not exist", "076": "no capture of a known"}.items():
         assert re.search(rf"subject '{name}': .*{sentence}", end), printed
+    noted = read_failures(folder / "results/failed.csv")
+    assert [(failure.subject, failure.rule) for failure in noted] == [(n, "refuse") for n in broken]
     status, printed = run(folder, "-n", "results/075/metrics.csv")
     assert status != 0
     assert "subject '075': capture nowhere does not exist" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -11,7 +12,7 @@ import pandas as pd
 
 from eavatar.data.images import read_rgb
 from eavatar.errors import UserError
-from eavatar.io import atomic, read_tracking, require
+from eavatar.io import Failure, atomic, read_tracking, require
 from eavatar.provenance import NAME, read_record
 from eavatar.tables.drawing import shrink
 from eavatar.tables.figures import Picture, strongest
@@ -24,18 +25,27 @@ STRIP_HEIGHT = 256  # pixels
 KEYS = ["subject", "variant", "protocol"]
 
 
-def overview(shown: Mapping[Path, str], output: Path) -> Path:
+def overview(shown: Mapping[Path, str], output: Path, failures: Sequence[Failure] = ()) -> Path:
     """Write the page; it links to the subjects' own, and needs no network and no script.
 
     Args:
         shown: ``results/<subject>``, complete up to ``report.html``, of each subject, and the
             variant of which an image is shown.
         output: ``results/overview.html``.
+        failures: of the subjects that are not complete.
     Returns:
         ``output``.
     Raises:
         UserError: a file is missing or malformed.
     """
+    body = ["<h1>EAvatar</h1>", *_failed(failures), *(_finished(shown, output) if shown else ())]
+    with atomic(output) as temporary:
+        temporary.write_text(page("EAvatar: all subjects", body), encoding="utf-8")
+    return output
+
+
+def _finished(shown: Mapping[Path, str], output: Path) -> list[str]:
+    """Metrics and images of the subjects that are complete."""
     metrics, regions = (
         pd.concat([_read(results / name) for results in shown])
         for name in ("metrics.csv", "regions.csv")
@@ -44,8 +54,8 @@ def overview(shown: Mapping[Path, str], output: Path) -> Path:
         f"Subjects: {len(shown)}. Variants, the floors among them: {metrics['variant'].nunique()}. "
         "A variant's average is over the subjects that have it, each a mean over images."
     )
-    body = [
-        f'<h1>EAvatar</h1><p class="soft">{escape(text)}</p>',
+    return [
+        f'<p class="soft">{escape(text)}</p>',
         section("Metrics", DEFINITION, *_tables(metrics, METRICS)),
         section("Regions", "PSNR of parts of the head.", *_tables(regions, REGIONAL)),
         section(
@@ -55,9 +65,14 @@ def overview(shown: Mapping[Path, str], output: Path) -> Path:
             grid([_show(results, variant, output) for results, variant in shown.items()]),
         ),
     ]
-    with atomic(output) as temporary:
-        temporary.write_text(page("EAvatar: all subjects", body), encoding="utf-8")
-    return output
+
+
+def _failed(failures: Sequence[Failure]) -> list[str]:
+    """What has failed, and where its log is."""
+    if not failures:
+        return []
+    rows = pd.DataFrame([asdict(failure) for failure in failures])
+    return [section("Failed", "Jobs of the last run; run it again after a mend.", table(rows))]
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -8,14 +8,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from tests.scenes import ROOT
 
 
-def start(folder: Path, *words: str, config: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *words: str, config: Sequence[str] = (), output: IO[str] | int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """A call that goes on; ``config`` is what the command line sets beside the sheet."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    command += ["--cores", "2", *words, "--config", "subjects=subjects.csv", *config]
+    command += [] if "--profile" in words else ["--cores", "2"]
+    command += [*words, "--config", "subjects=subjects.csv", *config]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -23,15 +27,17 @@ def start(folder: Path, *words: str, config: Sequence[str] = ()) -> subprocess.P
         cwd=folder,
         env=environment,
         text=True,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
     )
 
 
-def run(folder: Path, *words: str, config: Sequence[str] = ()) -> tuple[int, str]:
+def run(
+    folder: Path, *words: str, config: Sequence[str] = (), seconds: float = 400
+) -> tuple[int, str]:
     """Exit status and what a call printed."""
     process = start(folder, *words, config=config)
-    printed, _ = process.communicate(timeout=400)
+    printed, _ = process.communicate(timeout=seconds)
     return process.returncode, printed
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from eavatar.__main__ import main
+from eavatar.io import Failure, write_rows
 from eavatar.provenance import recorded
 from tests.scenes.ball import Subject
 from tests.tables.test_report import Balanced
@@ -58,3 +59,15 @@ def test_a_subject_without_the_variant_or_its_picture_is_told(
     assert "other/pictures holds no picture; run `evaluate` again" in capsys.readouterr().err
     assert write(results, "full") == 2
     assert "need as many words" in capsys.readouterr().err
+
+
+def test_what_failed_is_on_the_page_beside_the_others_or_alone(results: Path) -> None:
+    failure = Failure("d", "check", "a.mp4 ends <early>.", "results/d/logs/check/1.log")
+    write_rows(results / "failed.csv", [failure])
+    words = ["--failures", str(results / "failed.csv"), "--output", str(results / "overview.html")]
+    shown = ["--results", str(results / "c"), "--shown", "full"]
+    for more in (shown, []):
+        assert main(["overview", *more, *words]) == 0
+        page = (results / "overview.html").read_text()
+        assert "<td>d</td><td>check</td><td>a.mp4 ends &lt;early&gt;.</td>" in page
+        assert ("c/report.html" in page) == bool(more)

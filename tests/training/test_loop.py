@@ -34,7 +34,13 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
 def test_a_signal_stores_the_step_in_hand_and_then_ends(tmp_path: Path, number: Signals) -> None:
     task = Regression()
     step = task.step
-    task.step = lambda at: (at == 12 and os.kill(os.getpid(), number), step(at))[1]  # type: ignore[method-assign]
+
+    def signalled(at: int) -> dict[str, torch.Tensor]:
+        if at == 12:
+            os.kill(os.getpid(), number)
+        return step(at)
+
+    task.step = signalled  # type: ignore[method-assign]
     before = getsignal(number)
     with pytest.raises(Interrupted, match="stored step 13 of 25; run it again"):
         run(task, tmp_path)
@@ -42,7 +48,9 @@ def test_a_signal_stores_the_step_in_hand_and_then_ends(tmp_path: Path, number: 
     assert run(Regression(), tmp_path).steps == list(range(13, 25))
 
 
-def test_no_more_than_five_minutes_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_five_minutes_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = itertools.count(step=100)
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     with pytest.raises(KeyboardInterrupt):

@@ -27,7 +27,8 @@ rule train_nerface:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        mem_mb=32000,
+        mem_mb=training_memory("nerface"),
+        disk_mb=5000,
         runtime=4320,
         gpu=1,
     params:
@@ -39,7 +40,7 @@ rule train_nerface:
         face=input_folder("identity"),
         folder=output_folder("model"),
     shell:
-        "python -m eavatar train-nerface --settings {params.settings:q}"
+        "trap '' TERM USR1; python -m eavatar train-nerface --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q}"
         " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"
@@ -67,7 +68,8 @@ rule train_havatar:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        mem_mb=32000,
+        mem_mb=training_memory("havatar"),
+        disk_mb=5000,
         runtime=4320,
         gpu=1,
     params:
@@ -79,7 +81,7 @@ rule train_havatar:
         face=input_folder("identity"),
         folder=output_folder("model"),
     shell:
-        "python -m eavatar train-havatar --settings {params.settings:q}"
+        "trap '' TERM USR1; python -m eavatar train-havatar --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --morphable-model {input.morphable_model:q}"
         " --capture {params.capture:q} --face {params.face:q}"

@@ -29,8 +29,9 @@ rule demo_capture:
         "../../envs/capture.yaml"
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        disk_mb=2000,
+        runtime=growing(30),
     params:
         settings=block("capture.demo"),
         seed=block("seed"),
@@ -61,11 +62,12 @@ rule check:
         update("results/{subject}/check/{edition}.txt"),
     log:
         "results/{subject}/logs/check/{edition}.log",
+    retries: 0  # what is wrong with an input stays wrong
     conda:
         "../../envs/capture.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         settings=not_compared(block("capture.ingest")),
         matte=not_compared(block("capture.matte")),
@@ -99,11 +101,12 @@ rule choose_sequences:
         "results/{subject}/capture/sequences.json",
     log:
         "results/{subject}/logs/choose_sequences.log",
+    retries: 0  # what is wrong with an input stays wrong
     conda:
         "../../envs/capture.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         train=chosen("train"),
         test=chosen("test"),
@@ -123,11 +126,12 @@ rule calibrate:
         plates=directory("results/{subject}/capture/plates"),
     log:
         "results/{subject}/logs/calibrate.log",
+    retries: 0  # what is wrong with an input stays wrong
     conda:
         "../../envs/capture.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         settings=not_compared(ingest_block),  # checked("calibrate") compares
         capture=not_compared(raw),
@@ -152,8 +156,9 @@ rule ingest:
         "../../envs/capture.yaml"
     threads: 4
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=growing(8000),
+        disk_mb=20000,
+        runtime=growing(120),
     params:
         settings=ingest_block,
         capture=not_compared(raw),
@@ -188,8 +193,9 @@ rule matte:
         "../../envs/capture.yaml"
     threads: 4
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=growing(8000),
+        disk_mb=10000,
+        runtime=growing(240),
         gpu=gpus("capture.matte"),
     params:
         settings=block("capture.matte"),

@@ -5,8 +5,10 @@ Everything is checked here, when the workflow is parsed, before any job runs.
 
 import glob
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from functools import lru_cache, reduce
 from itertools import chain
@@ -15,7 +17,9 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from eavatar.errors import UserError
+from eavatar.io import Failure
 from eavatar.preflight.editions import digest_files, find_editions, list_parts
+from eavatar.preflight.failures import note_failures, read_sentence
 from eavatar.preflight.reenactments import read_pairs
 from eavatar.preflight.subjects import check_requested, make_plans
 from eavatar.settings import FLOORS, merge, read_yaml, required_backbones, variant_of
@@ -220,6 +224,25 @@ def morphable_model(wildcards):
     """The subject's morphable model: from the sheet, generated, or the configured one."""
     given = provided_file(wildcards.subject, "morphable_model")
     return given or PLANS[wildcards.subject].config.morphable_model
+
+
+def growing(amount):
+    """A function of a job: a resource of which each further attempt gets as much again."""
+
+    def resource(wildcards, attempt):
+        return amount * attempt
+
+    return resource
+
+
+def training_memory(stage):
+    """A function of a job: the memory of a training, which holds images, in 10^6 bytes."""
+
+    def resource(wildcards, attempt):
+        images = getattr(configuration(wildcards), stage).run.image_memory_gb
+        return int(1074 * images) + 8000 * attempt
+
+    return resource
 
 
 def gpus(path):
@@ -608,3 +631,49 @@ def pair_words(wildcards, input):
     avatars = ["--avatars", *map(_parent, input.avatars)]
     gaze = ["--freeze-gaze"] if settings.freeze_gaze else []
     return shlex.join([*chain(*words.items()), *avatars, *gaze])
+
+
+def end_run():
+    """Write what has failed, and with it the overview page of the subjects that are complete."""
+    output = Path("results/failed.csv")
+    failures = [
+        row for job in workflow.scheduler.failed for row in describe_failed(job)
+    ]
+    note_failures(failures, output)
+    if failures:
+        write_partial_overview(output)
+
+
+def describe_failed(job):
+    """The rows on a failed job, or on those of a group that were begun and not done."""
+    if job.is_group():
+        levels = (
+            [each for each in level if is_begun(each)] for level in job.toposorted
+        )
+        found = next(filter(None, levels), list(job.jobs)[:1])
+        return [row for each in found for row in describe_failed(each)]
+    log = str(next(iter(job.log), ""))
+    if job.rule.name == "refuse":
+        return [Failure(name, "refuse", text, log) for name, text in FAULTS.items()]
+    subject = job.wildcards_dict.get("subject", "all")
+    return [Failure(subject, job.rule.name, read_sentence(Path(log)), log)]
+
+
+def is_begun(job):
+    """Whether a job has a log and not all of its outputs."""
+    made = all(Path(path).exists() for path in job.output)
+    return not made and any(Path(path).exists() for path in job.log)
+
+
+def write_partial_overview(failures):
+    """The overview page without the subjects that are not complete."""
+    page = Path(rules.overview.output[0])
+    complete = [name for name in PLANS if Path(f"results/{name}/report.html").exists()]
+    command = [sys.executable, "-m", "eavatar", "overview", "--failures", str(failures)]
+    if complete:
+        command += ["--results", *(f"results/{name}" for name in complete)]
+        command += ["--shown", *(avatars(name)[0] for name in complete)]
+    if subprocess.run([*command, "--output", str(page)]).returncode == 0:
+        os.utime(
+            page, (0, 0)
+        )  # older than what its rule makes it of, once that is complete

@@ -33,8 +33,8 @@ rule detect_landmarks:
         "../../envs/face.yaml"
     threads: 4
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=growing(8000),
+        runtime=growing(240),
         gpu=gpus("face.landmarks"),
     params:
         settings=block("face.landmarks"),
@@ -71,8 +71,8 @@ rule fit_face:
     conda:
         "../../envs/face.yaml"
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=growing(8000),
+        runtime=growing(120),
     params:
         settings=block("face.fit"),
         capture=input_folder("cameras"),
@@ -107,8 +107,8 @@ rule refine_face:
         "../../envs/face.yaml"
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         settings=block("face.refine"),
         capture=input_folder("cameras"),
@@ -146,8 +146,8 @@ rule measure_gaze:
         "../../envs/face.yaml"
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         settings=block("face.gaze"),
         capture=input_folder("cameras"),
@@ -185,8 +185,8 @@ rule measure_appearance:
         "../../envs/face.yaml"
     threads: 8
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         settings=block("face.appearance"),
         capture=input_folder("cameras"),

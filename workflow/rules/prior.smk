@@ -28,8 +28,8 @@ rule prepare_prior:
     conda:
         "../../envs/face.yaml"
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=growing(4000),
+        runtime=growing(10),
     params:
         settings=block("prior.generate"),
         capture=input_folder("cameras"),
@@ -56,8 +56,8 @@ rule run_generator:
         generator_environment
     threads: 4
     resources:
-        mem_mb=16000,
-        runtime=60,
+        mem_mb=growing(16000),
+        runtime=growing(60),
         gpu=gpus("prior.generate"),
     params:
         python=interpreter,
@@ -83,8 +83,8 @@ rule generate_prior:
     conda:
         "../../envs/prior.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
         gpu=gpus("prior.generate"),
     params:
         settings=block("prior.generate"),
@@ -122,8 +122,8 @@ rule align_prior:
     conda:
         "../../envs/prior.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         settings=block("prior.align"),
         seed=block("seed"),

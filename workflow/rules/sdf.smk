@@ -39,7 +39,8 @@ rule train_sdf:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        mem_mb=16000,
+        mem_mb=training_memory("sdf"),
+        disk_mb=5000,
         runtime=240,
         gpu=1,
     params:
@@ -51,7 +52,7 @@ rule train_sdf:
         face=input_folder("identity"),
         folder=output_folder("model"),
     shell:
-        "python -m eavatar train-sdf --settings {params.settings:q}"
+        "trap '' TERM USR1; python -m eavatar train-sdf --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --prior {input.prior:q}"
         " --alignment {input.alignment:q}"

@@ -33,7 +33,8 @@ rule train_splat:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        mem_mb=32000,
+        mem_mb=training_memory("splat"),
+        disk_mb=5000,
         runtime=4320,
         gpu=training_gpus,
     params:
@@ -46,7 +47,7 @@ rule train_splat:
         sdf=input_folder("sdf"),
         folder=output_folder("model"),
     shell:
-        "python -m eavatar train-splat --settings {params.settings:q}"
+        "trap '' TERM USR1; python -m eavatar train-splat --settings {params.settings:q}"
         " --run-settings {params.run:q} --seed {params.seed}"
         " --capture {params.capture:q} --face {params.face:q} --sdf {params.sdf:q}"
         " {params.held_out} --output {params.folder:q} 2>&1 | tee {log:q}"

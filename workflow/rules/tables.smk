@@ -35,8 +35,8 @@ rule evaluate:
         "../../envs/tables.yaml"
     threads: 8
     resources:
-        mem_mb=16000,
-        runtime=120,
+        mem_mb=growing(16000),
+        runtime=growing(120),
         gpu=1,
     params:
         settings=block("tables.evaluate"),
@@ -72,8 +72,8 @@ rule floors:
         "../../envs/tables.yaml"
     threads: 8
     resources:
-        mem_mb=16000,
-        runtime=120,
+        mem_mb=growing(16000),
+        runtime=growing(120),
         gpu=1,
     params:
         settings=block("tables.evaluate"),
@@ -110,8 +110,8 @@ rule metrics:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         variants=variants,
         settings=all_settings,
@@ -156,8 +156,8 @@ rule report:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=growing(4000),
+        runtime=growing(10),
     params:
         variant=reported,
         results=input_folder("metrics"),
@@ -189,8 +189,8 @@ rule overview:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         results=expand("results/{subject}", subject=PLANS),
         shown=all_reported,
@@ -213,8 +213,8 @@ rule measure_speed:
         "../../envs/tables.yaml"
     threads: 8
     resources:
-        mem_mb=8000,
-        runtime=15,
+        mem_mb=growing(8000),
+        runtime=growing(15),
         gpu=1,
     params:
         method=method,
@@ -245,8 +245,8 @@ rule paper_table:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         layout=layout,
         measured=measured_words,
@@ -283,8 +283,8 @@ rule paper_figure:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         layout=figure_layout,
     shell:
@@ -323,8 +323,8 @@ rule reenact:
         "../../envs/tables.yaml"
     threads: 8
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=growing(8000),
+        runtime=growing(60),
         gpu=1,
     params:
         words=pair_words,

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -28,8 +27,6 @@ from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
 from eavatar.io import BACKGROUND, require, write_image, write_rows
 from eavatar.settings import IngestSettings, MatteSettings
-
-Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -275,22 +272,13 @@ def steady(images: Iterable[Image], masks: Iterable[Image]) -> Iterator[Image]:
     Where a frame rests, that is equals the one before and the one after up to `REST`, its mask is
     the median of the three.
     """
-    for before, now, after in with_neighbours(zip(images, masks, strict=True)):
-        if before is None or after is None:
-            yield now[1]
-        else:
-            yield _median_at_rest(before, now, after)
-
-
-def with_neighbours(items: Iterable[Item]) -> Iterator[tuple[Item | None, Item, Item | None]]:
-    """Each item between the one before and the one after, None where there is none."""
     before = now = None
-    for after in items:
+    for after in zip(images, masks, strict=True):
         if now is not None:
-            yield before, now, after
+            yield now[1] if before is None else _median_at_rest(before, now, after)
         before, now = now, after
     if now is not None:
-        yield before, now, None
+        yield now[1]
 
 
 def _median_at_rest(

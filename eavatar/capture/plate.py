@@ -63,8 +63,8 @@ def mask_from_plate(image: Image, plate: Plate) -> Image:
     centre = float(np.median(background))
     deviation = 1.4826 * float(np.median(np.abs(background - centre)))
     threshold = max(MIN_THRESHOLD, centre + NOISE_FACTOR * deviation)
-    subject = large_components(_opened(distance > threshold))
-    subject = fill_holes(subject, distance, centre + 2 * deviation)
+    subject = _main_components(distance > threshold)
+    subject = _fill_holes(subject, distance, centre + 2 * deviation)
     mask = np.zeros(image.shape[:2], np.uint8)
     mask[plate.window] = (_soft_edge(colour, plate.colour, subject) * 255).round()
     return mask
@@ -95,26 +95,20 @@ def _distance(colour: Image, plate: Plate) -> Image:
     return distances
 
 
-def _opened(mask: Bool) -> Image:
-    """(H, W) 1 in a mask from which specks and hairline bridges are removed, and else 0."""
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-
-
-def large_components(opened: Image) -> Bool:
-    """The large 4-connected regions of a mask (H, W), 8 bits.
+def _main_components(mask: Bool) -> Bool:
+    """The large 4-connected regions after specks and hairline bridges are removed.
 
     More than one, since a neck of the plate's colour may part the head from the shirt.
     """
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    areas = stats[1:, cv2.CC_STAT_AREA]  # without the background
-    large = 1 + np.flatnonzero(areas >= MIN_COMPONENT * areas.max(initial=0))
-    kept = np.zeros(opened.shape, np.uint8)
-    for label in large.tolist():
-        cv2.bitwise_or(kept, cv2.inRange(labels, label, label), kept)
-    return kept > 0
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the background
+    kept: Bool = (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
+    return kept
 
 
-def fill_holes(subject: Bool, distance: Image, noise: float) -> Bool:
+def _fill_holes(subject: Bool, distance: Image, noise: float) -> Bool:
     """Fill the enclosed holes of a mask, except those that look like the plate.
 
     Skin or cloth of the plate's colour differs from it somewhat; where the set is seen between a
@@ -146,8 +140,8 @@ def _soft_edge(colour: Image, plate: Image, subject: Bool) -> Image:
     """
     radius = max(2, round(len(subject) * BAND))
     hard = subject.astype(np.uint8)
-    inside = distance_within(hard) > radius
-    band = ~inside & (distance_within(1 - hard) <= radius)
+    inside = _distance_within(hard) > radius
+    band = ~inside & (_distance_within(1 - hard) <= radius)
     blurred = cv2.blur(hard.astype(np.float32), (2 * radius + 1, 2 * radius + 1))[band]
     difference = colour[band] - plate[band]
     alpha, least = blurred, np.full(len(blurred), np.inf, np.float32)
@@ -185,6 +179,6 @@ def _local_colours(
         yield local / np.maximum(weight[band, None], 1e-6), weight[band] > 1e-3
 
 
-def distance_within(mask: Image) -> Image:
+def _distance_within(mask: Image) -> Image:
     """Distance of the set pixels to the nearest unset one, pixels; 0 at unset ones."""
     return cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_5)

@@ -14,30 +14,20 @@ if TYPE_CHECKING:
 
 def matte_by_plate(shot: Shot) -> Iterator[Image]:
     """The masks of one camera, in the order of time."""
-    from itertools import tee
-
     import numpy as np
 
     from eavatar.capture.matting import steady
     from eavatar.capture.plate import Plate, mask_from_plate
-    from eavatar.device import choose_device, visible_gpus
 
     if not shot.visible.any():  # a view that was marked as of no use: empty masks have failed
         return (np.zeros_like(shot.visible) for _ in shot.timesteps)
     plate = Plate.of(shot.plate(), shot.visible)
-    if visible_gpus() and (device := choose_device()).type == "cuda":  # else without PyTorch
-        from eavatar.capture.plate_tensors import TensorPlate, matte_in_tensors
-
-        tensors = TensorPlate.of(plate, len(shot.visible), device)
-        return matte_in_tensors(shot.images(), tensors)
-    images, again = tee(shot.images())  # decoded once
-    return steady(images, (mask_from_plate(image, plate) for image in again))
+    return steady(shot.images(), (mask_from_plate(image, plate) for image in shot.images()))
 
 
 BACKEND = MattingBackend(
     name="plate",
     run=matte_by_plate,
     instead="set capture.matte.backend to rembg or provided",
-    gpu="used",
     needs_plates=True,
 )

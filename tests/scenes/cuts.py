@@ -13,7 +13,7 @@ from eavatar.errors import Interrupted
 from eavatar.training.loop import Trainable
 
 CUTS = 10
-WAYS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # the last ends it without a word
+WAYS = (signal.SIGTERM, signal.SIGUSR1, None)  # the last is Ctrl-C, which some shells ignore
 
 
 def train_in_pieces(
@@ -28,7 +28,10 @@ def train_in_pieces(
 
     def step(task: Trainable, number: int) -> object:
         seen.append(number)
-        if way := ways.pop(number, None):
+        if number in ways:
+            way = ways.pop(number)
+            if way is None:
+                raise KeyboardInterrupt
             os.kill(os.getpid(), way)
         return whole(task, number)
 

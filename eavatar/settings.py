@@ -461,7 +461,7 @@ class SplatLossWeights(Settings):
     )
 
 
-MIN_FEATURE_SIDE = 320  # pixels; with fewer, hair, brows and lashes are lost
+MIN_FEATURE_SIDE = 320  # pixels; fewer lose hair and lashes: three heads, a seed each
 
 
 class SplatSettings(Settings):

@@ -51,6 +51,12 @@ class CholeskyFactor:
     two_back: Float64
     solved: Float64
 
+    @property
+    def border(self) -> Float64:
+        """(T · U, S) L⁻¹ border."""
+        border: Float64 = self.solved[..., :-1].reshape(-1, self.solved.shape[2] - 1)
+        return border
+
 
 def _factorise(chain: Chain) -> CholeskyFactor:
     """Factorise a chain; `numpy.linalg.LinAlgError` if it is not positive definite."""
@@ -95,8 +101,21 @@ def solve(chains: list[Chain], matrix: Float64, gradient: Float64) -> tuple[list
     """
     factors = [_factorise(chain) for chain in chains]
     for factor in factors:
-        border = factor.solved[..., :-1].reshape(-1, len(gradient))
-        matrix = matrix - border.T @ border
-        gradient = gradient - border.T @ factor.solved[..., -1].ravel()
+        matrix = matrix - factor.border.T @ factor.border
+        gradient = gradient - factor.border.T @ factor.solved[..., -1].ravel()
     shared_step: Float64 = np.asarray(np.linalg.solve(matrix, -gradient), dtype=np.float64)
     return [_back_substitute(factor, shared_step) for factor in factors], shared_step
+
+
+def log_determinant(chains: list[Chain], matrix: Float64) -> float:
+    """Natural logarithm of the determinant of the matrix of all unknowns.
+
+    Args:
+        chains: one per sequence.
+        matrix: (S, S) block of the shared unknowns.
+    """
+    total = 0.0
+    for factor in map(_factorise, chains):
+        total -= 2 * np.log(np.einsum("tii->ti", factor.inverse)).sum()
+        matrix = matrix - factor.border.T @ factor.border
+    return float(total + np.linalg.slogdet(matrix).logabsdet)

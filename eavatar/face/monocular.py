@@ -4,8 +4,8 @@ One camera tells less than a rig, so some of it is assumed and some is estimated
 
 1. The size of a head and its distance cannot be told apart: the neutral face keeps the mean
    face's size, at the common scale of heads.
-2. The focal length, unless it is given, is the one at which the fit to some timesteps costs least,
-   under a prior of common lenses. The optical axis meets the middle of the image.
+2. The focal length, unless it is given, is the most probable one, whatever face and motion are in
+   some timesteps, under a prior of common lenses. The optical axis meets the middle of the image.
 3. No triangulation measures the noise of the detections. It is a constant on the face, larger than
    where many views average it out: so the priors on shape, expression and motion count for more.
 4. The pose of the mean face in each image starts the iteration.
@@ -26,7 +26,9 @@ from scipy.spatial.transform import Rotation
 from eavatar.arrays import Bool, Float64
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
+from eavatar.face.block_banded import Chain, log_determinant
 from eavatar.face.fit import (
+    FitEquations,
     FitEstimate,
     LandmarkModel,
     Observations,
@@ -51,13 +53,15 @@ logger = logging.getLogger(__name__)
 
 HEAD_SCALE = 0.1  # metres of a canonical unit: heads of adults differ by 5 %
 SIZE_DEVIATION = 0.005  # of the neutral face, relative: it is kept
-NOISE = 0.02  # canonical units, 2 mm: of a detection per axis
+IDENTITY_WEIGHT = 2.0  # times that of many views: one view takes perspective for shape
+NOISE = 0.014  # canonical units, 1.4 mm: of a detection per axis
 JAW_NOISE = 3.0  # times that: a 2-D detector's jaw line slides along the contour
 GATE = 0.1  # canonical units at which a detection counts a quarter
 # Focal length / longer side of the image: phones have 0.7, portraits 2.4; a deviation apart.
 USUAL_FOCAL, FOCAL_DEVIATION = 1.3, 0.6  # the latter of the logarithm
 FOCALS = np.geomspace(0.5, 6, 8)  # that are tried, likewise
 MAX_TRIED = 40  # timesteps that they are tried on
+TRANSLATION = slice(3, 6)  # among the unknowns of a timestep
 
 
 def fit_video(
@@ -85,6 +89,8 @@ def fit_video(
     Raises:
         UserError: an input is missing or malformed, or most timesteps do not show a face.
     """
+    weight = IDENTITY_WEIGHT * settings.identity_weight
+    settings = settings.model_copy(update={"identity_weight": weight})
     model = read_morphable_model(morphable_model)
     ((serial, camera),) = read_cameras(capture / "cameras.json").items()
     face = landmark_model(settings, model)
@@ -153,10 +159,11 @@ def _projections(camera: Camera) -> Float64:
 def _estimate_focal(
     settings: FitSettings, face: LandmarkModel, observations: Observations, camera: Camera
 ) -> float:
-    """The focal length, pixels, at which the fit to some timesteps costs least.
+    """The most probable focal length, pixels, by the detections in some timesteps.
 
-    The least cost lies on the parabola, over the logarithm, through the best one tried and those
-    beside it.
+    What it costs is integrated over shape and motion, in Laplace's approximation: the nearer a head
+    would be, the better they would be known, and the fewer of them would fit. The least cost lies
+    on the parabola, over the logarithm, through the best one tried and those beside it.
     """
     shown = np.flatnonzero(_seen(observations))
     step = -(-len(shown) // MAX_TRIED)
@@ -175,8 +182,9 @@ def _estimate_focal(
         tried = _with_focal(camera, relative * longer)
         seen = replace(some, projections=_projections(tried))
         estimate = _fit(looser, face, seen, tried)
+        equations = linearise(looser, _keep_size(face), [seen], estimate)
         prior = 0.5 * (np.log(relative / USUAL_FOCAL) / FOCAL_DEVIATION) ** 2
-        costs.append(linearise(looser, _keep_size(face), [seen], estimate).cost + prior)
+        costs.append(equations.cost + 0.5 * _log_precision(equations) + prior)
     best = int(np.clip(np.argmin(costs), 1, len(FOCALS) - 2))
     around = slice(best - 1, best + 2)
     square, linear, _ = np.polyfit(np.log(FOCALS[around]), costs[around], 2)
@@ -184,6 +192,24 @@ def _estimate_focal(
     found = float(np.clip(found, FOCALS[0], FOCALS[-1]))
     logger.info("focal length %.2f times the longer side of the image", found)
     return found * longer
+
+
+def _log_precision(equations: FitEquations) -> float:
+    """Log-determinant of the precision of all unknowns, given the translations.
+
+    Translations are in metres: as they are known less in a head that is farther away, integrating
+    over them would favour distance.
+    """
+    (chain,) = equations.chains
+    kept = np.delete(np.arange(chain.gradient.shape[1]), TRANSLATION)
+    rest = Chain(
+        chain.blocks[:, kept[:, None], kept],
+        chain.next_one[:, kept],
+        chain.next_two[:, kept],
+        chain.border[:, kept],
+        chain.gradient[:, kept],
+    )
+    return log_determinant([rest], equations.matrix)
 
 
 def _fit(

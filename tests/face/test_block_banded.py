@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eavatar.face.block_banded import Chain, solve
+from eavatar.face.block_banded import Chain, log_determinant, solve
 
 
 @pytest.mark.parametrize("lengths", [(1,), (2,), (5, 3)])
-def test_solution_equals_that_of_the_dense_matrix(lengths: tuple[int, ...]) -> None:
+def test_solution_and_determinant_are_those_of_the_dense_matrix(lengths: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
     size, shared = 4, 3
     chains = []
@@ -43,3 +43,4 @@ def test_solution_equals_that_of_the_dense_matrix(lengths: tuple[int, ...]) -> N
     steps, shared_step = solve(chains, matrix, gradient)
     found = np.concatenate([*(step.ravel() for step in steps), shared_step])
     np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert log_determinant(chains, matrix) == pytest.approx(np.linalg.slogdet(dense)[1])

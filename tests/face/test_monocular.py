@@ -129,7 +129,7 @@ def test_a_video_without_a_face_is_told(tmp_path: Path, shown: int) -> None:
 
 
 @pytest.mark.skipif("EAVATAR_SHARED" not in os.environ, reason="needs the rendered head")
-@pytest.mark.parametrize("sequence", ["FREE", "EXP-1-head"])
+@pytest.mark.parametrize("sequence", ["EXP-1-head", "EMO-1-shout+laugh", "FREE-2"])
 def test_one_frontal_camera_of_a_rendered_head(tmp_path: Path, sequence: str) -> None:
     shared, serial = Path(os.environ["EAVATAR_SHARED"]), "222200037"
     camera = open_capture(shared / "captures" / "901").cameras[serial]
@@ -148,3 +148,6 @@ def test_one_frontal_camera_of_a_rendered_head(tmp_path: Path, sequence: str) ->
     found = read_arrays(Tracking, face / "tracking" / "clip.npz")
     assert rotation_error(found, camera.world_to_camera[:3, :3] @ rotation) < 2
     assert expression_error(of_tracking(found), in_head(world, rotation, translation)) < 2.5
+    focal = read_cameras(tmp_path / "cameras.json")["video"].intrinsics[0, 0]
+    # 0.9 to 1.3 on seven sequences of three cameras
+    assert 0.8 < focal / camera.intrinsics[0, 0] < 1.4

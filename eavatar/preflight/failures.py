@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eavatar.io import Failure, write_rows
 
-SENTENCE = re.compile(r"eavatar [a-z-]+: (.+)")
+SENTENCE = re.compile(r"(?:.*\])?eavatar [a-z-]+: (.+)")  # perhaps behind a bar of progress
 SILENT = (
     "the job ended without a word: it was cancelled, or killed for memory, for its time, or with "
     "its machine; run it again."

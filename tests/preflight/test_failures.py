@@ -18,6 +18,7 @@ TRACE = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA out of
     [
         ("reading\neavatar check: a.mp4 ends; copy it again.\n", "a.mp4 ends; copy it again."),
         ("sdf: 3%\rsdf: 4%\reavatar train-sdf: disk full.\nKilled\n", "disk full."),
+        ("sdf: 4%|#  | 4/99 [00:01<00:24, 4step/s]eavatar train-sdf: disk full.", "disk full."),
         (f"eavatar is fine\n{TRACE}", "RuntimeError: CUDA out of memory"),
         ("sdf: 3%|#  | 30/1000", SILENT),
         ("", SILENT),

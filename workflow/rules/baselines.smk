@@ -9,9 +9,10 @@ They run only for variants whose `method` names them. A killed job goes on from 
 
 rule train_nerface:
     input:
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
         sequences=rules.choose_sequences.output[0],
         identity=rules.measure_appearance.output.identity,
         tracking=rules.measure_appearance.output.tracking,
@@ -48,9 +49,10 @@ rule train_nerface:
 
 rule train_havatar:
     input:
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
         sequences=rules.choose_sequences.output[0],
         identity=rules.measure_appearance.output.identity,
         tracking=rules.measure_appearance.output.tracking,

@@ -16,7 +16,7 @@ out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png
 
 rule demo_capture:
     output:
-        calibration="results/{subject}/raw/calibration/camera_params.json",
+        calibration=directory("results/{subject}/raw/calibration"),
         sequences=directory("results/{subject}/raw/sequences"),
         morphable_model="results/{subject}/raw/morphable_model.h5",
         landmarks=directory("results/{subject}/raw/landmarks"),
@@ -57,7 +57,10 @@ rule doctor:
 # Nothing of this rule is compared with its last run: which editions there are decides what is due.
 rule check:
     input:
-        generated("sequences"),
+        calibration=generated("calibration"),
+        sequences=generated("sequences"),
+        morphable_model=generated("morphable_model"),
+        landmarks=generated("landmarks"),
     output:
         update("results/{subject}/check/{edition}.txt"),
     log:
@@ -78,7 +81,7 @@ rule check:
         head_scale=not_compared(block("face.fit.head_scale")),
         backbones=not_compared(backbones),
         capture=not_compared(raw),
-        morphable_model=not_compared(morphable_model),
+        morphable_model=not_compared(checked_model),
         landmarks=not_compared(optional("landmarks")),
         mattes=not_compared(optional("mattes")),
         mesh=not_compared(optional("prior", flag="mesh")),
@@ -117,7 +120,8 @@ rule choose_sequences:
 
 rule calibrate:
     input:
-        generated("calibration", "sequences"),
+        calibration=generated("calibration"),
+        sequences=generated("sequences"),
         check=checked("calibrate"),
     output:
         cameras="results/{subject}/capture/cameras.json",
@@ -143,7 +147,8 @@ rule calibrate:
 
 rule ingest:
     input:
-        generated("calibration", "sequences"),
+        calibration=generated("calibration"),
+        sequences=generated("sequences"),
         check=checked("ingest"),
     output:
         index="results/{subject}/capture/{sequence}.csv",
@@ -174,6 +179,7 @@ rule matte:
         index=rules.ingest.output.index,
         frames=rules.ingest.output.frames,
         plates=rules.calibrate.output.plates,
+        visible=rules.calibrate.output.visible,
         full_cameras=rules.calibrate.output.full_cameras,
         mattes=provided("mattes"),
         check=checked("matte"),
@@ -200,7 +206,7 @@ rule matte:
     params:
         settings=block("capture.matte"),
         ingest=ingest_block,
-        mattes=optional("mattes"),
+        mattes=flag("mattes"),
         capture=input_folder("index"),
         folder=output_folder("index"),
     shell:

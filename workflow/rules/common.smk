@@ -11,8 +11,10 @@ import shlex
 import subprocess
 import sys
 from functools import lru_cache, reduce
-from itertools import chain
+from inspect import signature
+from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, workflow.basedir)
 
@@ -60,6 +62,19 @@ wildcard_constraints:
     figure="|".join(map(re.escape, LAYOUTS.figures)),
 
 
+def paths_of(patterns, *combinator, **values):
+    """Snakemake's `expand`, which refuses outputs that a default storage provider holds."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return expand([as_written(each) for each in patterns], *combinator, **values)
+
+
+def as_written(pattern):
+    """An output as its rule names it, also where a default storage provider holds it."""
+    stored = getattr(pattern, "flags", {}).get("storage_object")
+    prefix = str(workflow.storage_settings.default_storage_prefix).rstrip("/")
+    return stored.query.removeprefix(f"{prefix}/") if stored else pattern
+
+
 def kept_or_not(output):
     """Frames or masks, which go when no other job needs them if the settings say so."""
     said = str(SETTINGS["keep_frames"])  # a word, if it is from the command line
@@ -97,9 +112,10 @@ def not_compared(function):
     It asks for the threads, of which Snakemake takes no note in comparing a job with its last run
     (tests/test_pipeline.py holds it to that).
     """
+    asks_for_input = "input" in signature(function).parameters
 
-    def value(wildcards, threads):
-        return function(wildcards)
+    def value(wildcards, input, threads):
+        return function(wildcards, input) if asks_for_input else function(wildcards)
 
     return value
 
@@ -146,8 +162,24 @@ def editions(subject):
     """The parts of a subject by name: digest, and number of the check that covers it."""
     plan = PLANS[subject]
     parts = list_parts(plan.subject, plan.config, plan.sequences)
-    numbers = find_editions(Path(f"results/{subject}/check"), parts.values())
+    with TemporaryDirectory() as copies:
+        folder = edition_folder(subject, Path(copies))
+        numbers = find_editions(folder, parts.values())
     return {name: (digest, numbers[digest]) for name, digest in parts.items()}
+
+
+def edition_folder(subject, copies):
+    """The folder of a subject's editions, or of copies where a storage provider holds them."""
+    folder = Path(f"results/{subject}/check")
+    if workflow.storage_settings.default_storage_provider is None:
+        return folder
+    for number in count(1):
+        name = f"{number}.txt"
+        stored = workflow.inputfile(folder / name).storage_object
+        if not stored.exists():
+            return copies
+        stored.set_local_path(copies / name)
+        stored.retrieve_object()
 
 
 def checked(rule):
@@ -168,22 +200,21 @@ def covered(wildcards):
     return [digest for digest, number in parts if number == edition]
 
 
-def raw(wildcards):
+def raw(wildcards, input):
     """The raw capture, generated or the user's."""
-    capture = PLANS[wildcards.subject].subject.capture
-    return str(capture or f"results/{wildcards.subject}/raw")
+    return str(PLANS[wildcards.subject].subject.capture or _parent(input.sequences))
 
 
-def generated(*outputs):
-    """A function of wildcards: outputs of `demo_capture`, for a subject that is generated."""
+def generated(name):
+    """A function of wildcards: an output of `demo_capture`, for a subject that is generated."""
 
-    def paths(wildcards):
+    def path(wildcards):
         if PLANS[wildcards.subject].subject.capture:
             return []
-        patterns = [getattr(rules.demo_capture.output, name) for name in outputs]
-        return expand(patterns, subject=wildcards.subject)
+        pattern = getattr(rules.demo_capture.output, name)
+        return paths_of(pattern, subject=wildcards.subject)
 
-    return paths
+    return path
 
 
 def provided(column):
@@ -193,37 +224,40 @@ def provided(column):
     """
 
     def place(wildcards):
-        path = provided_file(wildcards.subject, column)
         given = getattr(PLANS[wildcards.subject].subject, column)
-        return ancient(str(path)) if given else path or []
+        if given:
+            return ancient(local(str(given)))
+        made = hasattr(rules.demo_capture.output, column)
+        return generated(column)(wildcards) if made else []
 
     return place
 
 
 def optional(column, flag=None):
-    """A function of wildcards: ``--flag file`` for the command line, or nothing without a file."""
+    """A function of a job: ``--flag file`` of the sheet's file, else of the generated one."""
 
-    def text(wildcards):
-        path = provided_file(wildcards.subject, column)
+    def text(wildcards, input):
+        given = getattr(PLANS[wildcards.subject].subject, column)
+        path = given or getattr(input, column, None)
         return f"--{flag or column} {shlex.quote(str(path))}" if path else ""
 
     return text
 
 
-def provided_file(subject, column):
-    """What the sheet's column names, or the part of a generated capture that stands for it."""
-    row = PLANS[subject].subject
-    given = getattr(row, column)
-    made = {"morphable_model": "morphable_model.h5", "landmarks": "landmarks"}
-    if given is None and row.capture is None and column in made:
-        return f"results/{subject}/raw/{made[column]}"
-    return given
-
-
 def morphable_model(wildcards):
     """The subject's morphable model: from the sheet, generated, or the configured one."""
-    given = provided_file(wildcards.subject, "morphable_model")
-    return given or PLANS[wildcards.subject].config.morphable_model
+    plan, made = PLANS[wildcards.subject], generated("morphable_model")(wildcards)
+    given = plan.subject.morphable_model
+    if made and not given:
+        return made
+    return local(str(given or plan.config.morphable_model))
+
+
+def checked_model(wildcards, input):
+    """The same, for a rule whose inputs are generated ones only."""
+    plan = PLANS[wildcards.subject]
+    given = plan.subject.morphable_model or input.morphable_model
+    return str(given or plan.config.morphable_model)
 
 
 def growing(amount):
@@ -290,7 +324,7 @@ def of_generator(pattern):
     def path(wildcards):
         if generator(wildcards) is None:
             return []
-        return expand(pattern, subject=wildcards.subject)
+        return paths_of(pattern, subject=wildcards.subject)
 
     return path
 
@@ -326,6 +360,15 @@ def input_folder(name):
     return folder
 
 
+def input_folders(name):
+    """A function of a job: the folders that hold the named inputs."""
+
+    def folders(wildcards, input):
+        return list(map(_parent, getattr(input, name)))
+
+    return folders
+
+
 def output_folder(name):
     """A function of a job: the folder that holds the named output."""
 
@@ -344,7 +387,7 @@ def every_sequence(pattern):
     """A function of wildcards: the pattern for each of the subject's sequences."""
 
     def paths(wildcards):
-        return expand(
+        return paths_of(
             pattern,
             subject=wildcards.subject,
             sequence=PLANS[wildcards.subject].sequences.names,
@@ -357,7 +400,7 @@ def every_variant(pattern):
     """A function of wildcards: the pattern for each of the subject's variants."""
 
     def paths(wildcards):
-        return expand(
+        return paths_of(
             pattern,
             subject=wildcards.subject,
             variant=PLANS[wildcards.subject].variants,
@@ -396,7 +439,7 @@ def every_subject(pattern):
     """A function of wildcards: the pattern for each subject, with the variant of its page."""
 
     def paths(wildcards):
-        return expand(
+        return paths_of(
             pattern, zip, subject=list(PLANS), variant=all_reported(wildcards)
         )
 
@@ -407,7 +450,7 @@ def of_reported(pattern):
     """A function of wildcards: the pattern for the variant that the report page shows."""
 
     def path(wildcards):
-        return expand(pattern, subject=wildcards.subject, variant=reported(wildcards))
+        return paths_of(pattern, subject=wildcards.subject, variant=reported(wildcards))
 
     return path
 
@@ -428,8 +471,9 @@ def backbones(wildcards):
 def stage_one(wildcards):
     """Stage I that an avatar starts from: of the first that learns with the same settings."""
     first = first_alike(wildcards.subject, wildcards.variant, ("sdf",))
-    return expand(
-        rules.train_sdf.output.model, subject=wildcards.subject, variant=first
+    made = rules.train_sdf.output
+    return paths_of(
+        [made.model, made.settings], subject=wildcards.subject, variant=first
     )
 
 
@@ -475,7 +519,7 @@ def of_trained(name):
         last, blocks = list(trainings(wildcards).items())[-1]
         first = first_alike(wildcards.subject, wildcards.variant, blocks)
         pattern = getattr(getattr(rules, last).output, name)
-        return expand(pattern, subject=wildcards.subject, variant=first)
+        return paths_of(pattern, subject=wildcards.subject, variant=first)
 
     return path
 
@@ -539,10 +583,10 @@ def measured(wildcards):
         for name in plan.variants
         if not (chosen.speed and plan.variant(name).method == "images")
         if variant_of(name) in chosen.variants
-        for path in expand(pattern, subject=subject, variant=name)
+        for path in paths_of(pattern, subject=subject, variant=name)
     ]
     shown = FLOORS in chosen.variants
-    return found + expand(rules.floors.output, subject=PLANS if shown else [])
+    return found + paths_of(rules.floors.output, subject=PLANS if shown else [])
 
 
 def measured_words(wildcards, input):
@@ -562,9 +606,9 @@ def figure_sources(wildcards):
     subject = wildcards.subject
     if not chosen.surfaces:
         pattern = rules.evaluate.output.pictures
-        return expand(pattern, subject=subject, variant=chosen.variants)
+        return paths_of(pattern, subject=subject, variant=chosen.variants)
     trained = [first_alike(subject, name, ("sdf",)) for name in chosen.variants]
-    return expand(rules.train_sdf.output.surfaces, subject=subject, variant=trained)
+    return paths_of(rules.train_sdf.output.surfaces, subject=subject, variant=trained)
 
 
 def figures(wildcards):
@@ -574,7 +618,7 @@ def figures(wildcards):
         for name, chosen in LAYOUTS.figures.items()
         for subject, plan in PLANS.items()
         if set(chosen.variants) <= set(plan.variants)
-        for path in expand(rules.paper_figure.output, figure=name, subject=subject)
+        for path in paths_of(rules.paper_figure.output, figure=name, subject=subject)
     ]
 
 
@@ -582,7 +626,7 @@ def of_avatar(pattern):
     """A function of wildcards: the pattern for the subject whose avatar a pair draws."""
 
     def path(wildcards):
-        return expand(pattern, subject=PAIRS[wildcards.pair].avatar)
+        return paths_of(pattern, subject=PAIRS[wildcards.pair].avatar)
 
     return path
 
@@ -592,8 +636,11 @@ def of_driver(pattern):
 
     def path(wildcards):
         pair = PAIRS[wildcards.pair]
-        place = str(pattern).replace("results/{subject}", str(pair.driver_results))
-        return expand(place, sequence=pair.sequence)
+        place = as_written(pattern).replace(
+            "results/{subject}", str(pair.driver_results)
+        )
+        paths = paths_of(place, sequence=pair.sequence)
+        return list(map(local, paths)) if pair.is_tracked_video else paths
 
     return path
 
@@ -601,7 +648,7 @@ def of_driver(pattern):
 def moved_by_others(wildcards):
     """The videos, and the sheets beside them, of the pairs whose avatar is the subject's."""
     pairs = [name for name, pair in PAIRS.items() if pair.avatar == wildcards.subject]
-    return expand(rules.reenact.output, pair=pairs)
+    return paths_of(rules.reenact.output, pair=pairs)
 
 
 def moved_words(wildcards, input):
@@ -615,7 +662,8 @@ def reenacted(wildcards):
     subject = PAIRS[wildcards.pair].avatar
     names = PLANS[subject].config.reenactment.variants
     trained = [first_alike(subject, name, ("sdf", "splat")) for name in names]
-    return expand(rules.train_splat.output.model, subject=subject, variant=trained)
+    made = rules.train_splat.output
+    return paths_of([made.model, made.settings], subject=subject, variant=trained)
 
 
 def pair_words(wildcards, input):
@@ -623,12 +671,12 @@ def pair_words(wildcards, input):
     pair = PAIRS[wildcards.pair]
     settings = PLANS[pair.avatar].config.reenactment
     words = {
-        "--results": f"results/{pair.avatar}",
-        "--driver": str(pair.driver_results),
+        "--results": _parent(_parent(input.avatar_cameras)),
+        "--driver": _parent(_parent(input.cameras)),
         "--sequence": pair.sequence,
         "--smoothing": str(settings.smoothing),
     }
-    avatars = ["--avatars", *map(_parent, input.avatars)]
+    avatars = ["--avatars", *dict.fromkeys(map(_parent, input.avatars))]
     gaze = ["--freeze-gaze"] if settings.freeze_gaze else []
     return shlex.join([*chain(*words.items()), *avatars, *gaze])
 
@@ -640,7 +688,7 @@ def end_run():
         row for job in workflow.scheduler.failed for row in describe_failed(job)
     ]
     note_failures(failures, output)
-    if failures:
+    if failures and workflow.storage_settings.default_storage_provider is None:
         write_partial_overview(output)
 
 
@@ -652,17 +700,26 @@ def describe_failed(job):
         )
         found = next(filter(None, levels), list(job.jobs)[:1])
         return [row for each in found for row in describe_failed(each)]
-    log = str(next(iter(job.log), ""))
+    log, *_ = job.log
+    place = log.storage_object.query if log.is_storage else str(log)
     if job.rule.name == "refuse":
-        return [Failure(name, "refuse", text, log) for name, text in FAULTS.items()]
+        return [Failure(name, "refuse", text, place) for name, text in FAULTS.items()]
+    if log.is_storage and log.storage_object.exists():
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        log.storage_object.retrieve_object()
     subject = job.wildcards_dict.get("subject", "all")
-    return [Failure(subject, job.rule.name, read_sentence(Path(log)), log)]
+    return [Failure(subject, job.rule.name, read_sentence(Path(log)), place)]
 
 
 def is_begun(job):
     """Whether a job has a log and not all of its outputs."""
-    made = all(Path(path).exists() for path in job.output)
-    return not made and any(Path(path).exists() for path in job.log)
+    made = all(is_there(file) for file in job.output)
+    return not made and any(is_there(file) for file in job.log)
+
+
+def is_there(file):
+    """Whether there is a file, or a default storage provider has it."""
+    return Path(file).exists() or (file.is_storage and file.storage_object.exists())
 
 
 def write_partial_overview(failures):

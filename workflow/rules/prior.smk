@@ -12,9 +12,8 @@ out  prior/request.json    what a generator is asked; the images that it is show
 
 rule prepare_prior:
     input:
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
-        index=every_sequence(rules.ingest.output.index),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
         sequences=rules.choose_sequences.output[0],
         identity=rules.refine_face.output.identity,
@@ -101,10 +100,10 @@ rule align_prior:
         identity=rules.refine_face.output.identity,
         neutral=rules.refine_face.output.neutral,
         tracking=rules.refine_face.output.tracking,
-        masks=every_sequence(rules.matte.output.masks),
-        index=every_sequence(rules.ingest.output.index),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
         visible=rules.calibrate.output.visible,
+        index=every_sequence(rules.ingest.output.index),
         sequences=rules.choose_sequences.output[0],
     output:
         mesh="results/{subject}/prior/aligned.ply",

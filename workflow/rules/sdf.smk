@@ -10,9 +10,10 @@ out  sdf/<variant>/model.safetensors, model.yaml
 
 rule train_sdf:
     input:
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
         sequences=rules.choose_sequences.output[0],
         identity=rules.measure_appearance.output.identity,
         tracking=rules.measure_appearance.output.tracking,

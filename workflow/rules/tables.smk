@@ -17,13 +17,15 @@ out  tables/<variant>/images.csv, pictures/, speed.json
 
 rule evaluate:
     input:
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
         sequences=rules.choose_sequences.output[0],
         identity=rules.measure_appearance.output.identity,
         tracking=rules.measure_appearance.output.tracking,
         source=of_trained("model"),
+        settings=of_trained("settings"),
     output:
         images="results/{subject}/tables/{variant}/images.csv",
         pictures=directory("results/{subject}/tables/{variant}/pictures"),
@@ -56,9 +58,10 @@ rule evaluate:
 
 rule floors:
     input:
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
         sequences=rules.choose_sequences.output[0],
         identity=rules.measure_appearance.output.identity,
         tracking=rules.measure_appearance.output.tracking,
@@ -126,9 +129,10 @@ rule report:
         metrics=rules.metrics.output.table,
         regions=rules.metrics.output.regions,
         pictures=of_reported(rules.evaluate.output.pictures),
-        frames=every_sequence(rules.ingest.output.frames),
-        masks=every_sequence(rules.matte.output.masks),
+        frames=every_sequence(rules.ingest.output),
+        masks=every_sequence(rules.matte.output),
         cameras=rules.calibrate.output.cameras,
+        visible=rules.calibrate.output.visible,
         sequences=rules.choose_sequences.output[0],
         tracking=rules.measure_appearance.output.tracking,
         landmarks=every_sequence(rules.detect_landmarks.output[0]),
@@ -139,7 +143,9 @@ rule report:
         generation=of_generator(rules.run_generator.output.record),
         prior=rules.align_prior.output.mesh,
         alignment=rules.align_prior.output.alignment,
+        alignment_image=rules.align_prior.log.image,
         surface=of_reported(rules.train_sdf.output.neutral),
+        surface_settings=of_reported(rules.train_sdf.output.settings),
         surface_curves=of_reported(rules.train_sdf.output.curves),
         avatar=of_reported(rules.train_splat.output.settings),
         avatar_curves=of_reported(rules.train_splat.output.curves),
@@ -192,7 +198,7 @@ rule overview:
         mem_mb=growing(1000),
         runtime=growing(10),
     params:
-        results=expand("results/{subject}", subject=PLANS),
+        results=input_folders("reports"),
         shown=all_reported,
     shell:
         "python -m eavatar overview --results {params.results:q} --shown {params.shown:q}"
@@ -204,6 +210,7 @@ rule measure_speed:
         tracking=rules.measure_appearance.output.tracking,
         cameras=rules.calibrate.output.cameras,
         source=of_trained("model"),
+        settings=of_trained("settings"),
         curves=of_trained("curves"),
     output:
         "results/{subject}/tables/{variant}/speed.json",
@@ -262,7 +269,7 @@ for name in LAYOUTS.tables:
         name:
             name
         input:
-            expand(rules.paper_table.output, table=name),
+            paths_of(rules.paper_table.output, table=name),
         localrule: True
 
 
@@ -335,13 +342,13 @@ rule reenact:
 rule figures:
     input:
         figures,
-        expand(rules.reenact.output, pair=PAIRS),
+        paths_of(rules.reenact.output, pair=PAIRS),
     localrule: True
 
 
 rule tables:
     input:
-        expand(rules.paper_table.output, table=LAYOUTS.tables),
+        paths_of(rules.paper_table.output, table=LAYOUTS.tables),
         rules.figures.input,
         rules.overview.output if PLANS else [],
     localrule: True

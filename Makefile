@@ -4,8 +4,8 @@
 # make test-trellis, test-hunyuan3d  a generator's own code with random weights, on the CPU, in an
 #             environment of its own
 # make test-environments  each rule in a fresh environment that holds what its file in envs/ pins
-# make test-slurm  four tiny subjects on a Slurm of their own, half an hour on two cores; as root, after
-#             apt-get install slurmctld slurmd slurm-client munge
+# make test-slurm  four tiny subjects on a Slurm of their own, a quarter of an hour on two cores; as
+#             root, after apt-get install slurmctld slurmd slurm-client munge rsync
 # make lint   set up, then run the linters and the type checker
 # make wheel  set up, then build the package into dist/
 # make benchmark  time of a training step, of a frame and of the loader, on the GPU if there is one

@@ -1,6 +1,6 @@
 """A Slurm of one's own on the loopback: two nodes, each with a GPU that only Slurm believes in.
 
-Needs root and Debian's slurmctld, slurmd, slurm-client and munge. The daemons read
+Needs root and Debian's slurmctld, slurmd, slurm-client, munge and rsync. The daemons read
 /etc/slurm/slurm.conf, as Snakemake's plugin hides another place from ``srun``; so it must be free,
 and is a link while the cluster runs.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "rsync")
 CONFIGURED = Path("/etc/slurm")
 NODES = ("node1", "node2")
 PATIENCE = 60.0  # seconds for a daemon to come up or go

@@ -1,6 +1,6 @@
 """Four tiny subjects on a real Slurm, through `profiles/slurm`, while things go wrong.
 
-``make test-slurm`` runs it; on two cores it takes a quarter of an hour or more.
+``make test-slurm`` runs it; on two cores that nothing else uses it takes a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -88,6 +88,11 @@ def add_corrupt_subject(folder: Path) -> None:
         write_sheet(folder, [*csv.DictReader(file), own])
 
 
+def storage(folder: Path) -> tuple[str, ...]:
+    """Results are in a folder that jobs see through Snakemake only."""
+    return "--default-storage-provider", "fs", "--default-storage-prefix", str(folder)
+
+
 def jobs_of(rule: str) -> list[str]:
     """Slurm's numbers of the running jobs of a rule, by the comment that Snakemake leaves."""
     lines = call("squeue", "-h", "-t", "RUNNING,COMPLETING", "-o", "%i %k").splitlines()
@@ -104,10 +109,11 @@ def resumable(project: Path) -> list[str]:
 def test_one_subject_fails_alone_and_the_others_survive_what_clusters_do(
     cluster: Cluster, tmp_path: Path
 ) -> None:
+    """Nothing differs from a run that is left alone, whose results a storage provider holds."""
     project, quiet = write_project(tmp_path / "project"), write_project(tmp_path / "quiet")
     add_corrupt_subject(project)
     with (tmp_path / "quiet.txt").open("w") as told, (tmp_path / "told.txt").open("w") as printed:
-        undisturbed = start(quiet, "--max-threads", "1", output=told)
+        undisturbed = start(quiet, *storage(tmp_path / "stored"), "--max-threads", "1", output=told)
         disturbed = start(project, *PROFILE, output=printed)
 
         def happens(condition: Callable[[], object], what: str) -> None:
@@ -138,7 +144,24 @@ def test_one_subject_fails_alone_and_the_others_survive_what_clusters_do(
     status, again = run(project, *PROFILE, "-n", *(f"results/{name}/report.html" for name in SOUND))
     assert status == 0 and "Nothing to be done" in again
     for name in SOUND:
-        assert_same(project / "results" / name, quiet / "results" / name)
+        assert_same(project / "results" / name, tmp_path / "stored/results" / name)
+
+
+def test_frames_are_on_the_disks_of_the_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """As docs/cluster.md has it: jobs copy what they read to one place, results lie in another."""
+    project, scratch = write_project(tmp_path / "project"), tmp_path / "scratch"
+    words = (
+        *storage(tmp_path / "stored"),
+        "--remote-job-local-storage-prefix", "$SCRATCH_OF_NODE/copies",
+        "--shared-fs-usage", "persistence", "software-deployment", "sources", "source-cache",
+    )  # fmt: skip
+    made = "results/one/capture/masks/FREE.csv"
+    os.environ["SCRATCH_OF_NODE"] = str(scratch)
+    status, printed = run(project, *PROFILE, made, *words, seconds=PATIENCE)
+    assert status == 0, printed
+    assert (tmp_path / "stored" / made).is_file()
+    assert (scratch / "copies").is_dir()
+    assert not list(project.rglob("*.jpg"))
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -30,6 +30,7 @@ SCALED_BY = {
     "detect_landmarks": IMAGES,
     "fit_face": TIMESTEPS,
     "refine_face": IMAGES,
+    "measure_gaze": IMAGES,
     "measure_appearance": IMAGES,
     "floors": IMAGES,
     "evaluate": IMAGES,

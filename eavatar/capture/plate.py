@@ -17,6 +17,7 @@ NOISE_FACTOR = 6.0  # threshold above the background's median, in its standard d
 BORDER = 1 / 16  # width of the strip taken as background, fraction of the image size
 MIN_COMPONENT = 0.1  # area of a part of the subject, fraction of the largest part
 BAND = 1 / 96  # half width of the soft edge, fraction of the image size; at least 2 pixels
+LOCAL_RADIUS = 7  # pixels of half width for which local colours are those of all pixels
 CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outweighs the colours
 
 
@@ -162,21 +163,25 @@ def _local_colours(
 ) -> Iterator[tuple[Image, Bool]]:
     """Mean colours (N, 3) of the darker and of the brighter inside around the N pixels of a band.
 
-    Each comes with (N,) whether there is any such inside nearby.
+    Each comes with (N,) whether there is any such inside nearby. Of large squares it is enough to
+    look at every few pixels.
     """
-    window = (4 * radius + 1, 4 * radius + 1)
+    step = max(1, radius // LOCAL_RADIUS)
+    at = tuple(index // step for index in np.nonzero(band))
+    colour, inside = colour[::step, ::step], inside[::step, ::step]
+    side = 2 * (2 * radius // step) + 1
 
-    def mean(values: Image, weight: Image) -> Image:
-        return cv2.blur(values, window) / np.maximum(weight, 1e-6)
+    def mean(values: Image) -> Image:
+        return cv2.blur(values, (side, side))
 
     lightness = colour.mean(axis=-1)
     within = inside.astype(np.float32)
-    bright = lightness > mean(lightness * within, cv2.blur(within, window))
+    bright = lightness > mean(lightness * within) / np.maximum(mean(within), 1e-6)
     for part in (inside & ~bright, inside & bright):
         chosen = part.astype(np.float32)
-        weight = cv2.blur(chosen, window)
-        local = cv2.blur(colour * chosen[..., None], window)[band]
-        yield local / np.maximum(weight[band, None], 1e-6), weight[band] > 1e-3
+        weight = mean(chosen)[at]
+        local = mean(colour * chosen[..., None])[at]
+        yield local / np.maximum(weight[:, None], 1e-6), weight > 1e-3
 
 
 def _distance_within(mask: Image) -> Image:

@@ -84,6 +84,17 @@ def test_plate_finds_the_subject(gain: float, noise: float) -> None:
     assert np.abs(alpha - truth)[edge].mean() < 0.08
 
 
+def test_plate_finds_the_subject_in_a_large_frame() -> None:
+    plate = uneven_plate()
+    image, truth = head(plate)
+    large = 12 * SIZE, 12 * SIZE  # where local colours are not those of all pixels
+    empty, image, truth = (cv2.resize(values, large) for values in (plate, image, truth))
+    prepared = Plate.of(empty.round().astype(np.uint8), np.full(large, 255, np.uint8))
+    alpha = mask_from_plate(expose(image, 0.8, 2.0), prepared) / 255
+    edge = (truth > 0) & (truth < 1)
+    assert np.abs(alpha - truth)[edge].mean() < 0.08  # as of small frames
+
+
 def test_plate_forgives_a_soft_shadow() -> None:
     plate = uneven_plate()
     image, truth = head(plate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import tee
 from typing import TYPE_CHECKING
 
 from eavatar.backends import MattingBackend
@@ -22,7 +23,8 @@ def matte_by_plate(shot: Shot) -> Iterator[Image]:
     if not shot.visible.any():  # a view that was marked as of no use: empty masks have failed
         return (np.zeros_like(shot.visible) for _ in shot.timesteps)
     plate = Plate.of(shot.plate(), shot.visible)
-    return steady(shot.images(), (mask_from_plate(image, plate) for image in shot.images()))
+    images, again = tee(shot.images())  # decoded once
+    return steady(images, (mask_from_plate(image, plate) for image in again))
 
 
 BACKEND = MattingBackend(

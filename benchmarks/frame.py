@@ -138,7 +138,7 @@ def measure(avatar: Avatar, frames: int) -> None:
     """Print a row on an avatar."""
     view = make_view(avatar, frames)
     eager = median_ms(lambda: draw_frame(avatar, None, *view.inputs), frames)
-    player = Player(avatar)  # compiles the networks
+    player = Player(avatar, compile_networks=True)
     graph = median_ms(lambda: player(*view.inputs), frames)
     pairs = int(draw_frame(avatar, None, *view.inputs)[1])
     generate, rasterise, upsample = measure_parts(avatar, view)

@@ -45,20 +45,20 @@ class Player:
     """Draws an avatar frame by frame, on CUDA as one graph.
 
     The first frames are drawn without the graph. Where a frame needs larger buffers than the graph
-    has, it is drawn again by one with larger ones. The networks are compiled before the first
-    frame.
+    has, it is drawn again by one with larger ones.
 
     Args:
         avatar: on the device that is to draw; it must not change any more. It is its own networks
             that are compiled.
-        compile_networks: on CUDA; it takes up to a minute once.
+        compile_networks: on CUDA, before the first frame. It takes a minute, which a film of less
+            than thousands of frames does not win back.
     """
 
-    def __init__(self, avatar: Avatar, compile_networks: bool = True):
+    def __init__(self, avatar: Avatar, compile_networks: bool = False):
         self.avatar = avatar
         on_cuda = avatar.device.type == "cuda"
         if compile_networks and on_cuda:
-            logger.info("compiling the networks; that takes up to a minute and is kept on disk")
+            logger.info("compiling the networks; that takes a minute or two")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)
         self._graphs: dict[tuple[Mode, int], GrowingGraph[PairCapacity, tuple[Tensor, Tensor]]] = {}

@@ -102,8 +102,8 @@ class Frame:
 
 
 def frame_of_avatar(avatar: Avatar) -> Frame:
-    """Our own, as the viewer draws it: in one captured graph."""
-    return Frame(Player(avatar), avatar.settings.image_size, avatar.device)
+    """Our own, with compiled networks, in one captured graph."""
+    return Frame(Player(avatar, compile_networks=True), avatar.settings.image_size, avatar.device)
 
 
 def frame_of_method(method: Method) -> Frame:

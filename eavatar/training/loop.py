@@ -23,13 +23,12 @@ from tqdm import tqdm
 from eavatar.errors import Interrupted, UserError
 from eavatar.io import atomic
 from eavatar.training.checkpoints import Rows, Run, finish, resume, resume_points, save
-from eavatar.training.parallel import first_before_others, is_first
+from eavatar.training.parallel import STOPPING, first_before_others, is_first
 
 __all__ = ["Run", "Trainable", "finish", "seed_everything", "train"]
 
 LOG_EVERY = 10
 MAX_UNSAVED = 300.0  # seconds: what a training that is killed without a word loses at most
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # schedulers send one of them before they kill
 
 
 class Trainable(ABC):

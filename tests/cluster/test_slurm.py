@@ -1,6 +1,6 @@
 """Four tiny subjects on a real Slurm, through `profiles/slurm`, while things go wrong.
 
-``make test-slurm`` runs it; on two cores that nothing else uses it takes a quarter of an hour.
+``make test-slurm`` runs it; it takes a quarter of an hour on two cores.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eavatar.data.frames import FrameSet
 from eavatar.interop.avatar_splats import PlainSplats
 from eavatar.io import Timestep
-from eavatar.rendering.splatting import Gaussians, splat
+from eavatar.rendering.splatting import LOW_PASS, Gaussians, splat
 from eavatar.training.losses import rgb_loss
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,11 @@ def fine_tune(splats: PlainSplats, capture: Path, face: Path) -> Corrections:
     Raises:
         UserError: a contract file is missing or malformed.
     """
-    device, size = splats.avatar.device, splats.avatar.settings.image_size
-    frames = FrameSet.read(capture, face, "train", size).to(device)
+    device, settings = splats.avatar.device, splats.avatar.settings
+    # Gaussians trained with less blur than renderers add would shrink to make up for it, and leave
+    # gaps where pixels are finer.
+    low_pass = min(LOW_PASS, settings.low_pass * settings.upsampling**2)
+    frames = FrameSet.read(capture, face, "train", settings.image_size).to(device)
     chosen = np.unique(np.linspace(0, len(frames) - 1, TIMESTEPS).round().astype(int)).tolist()
     sets = [splats(get_timestep(frames, index)) for index in chosen]
     corrections = Corrections(len(splats.avatar.neutral)).to(device)
@@ -83,7 +86,7 @@ def fine_tune(splats: PlainSplats, capture: Path, face: Path) -> Corrections:
         number = int(random.integers(len(chosen)))
         usable = frames.usable_cameras(chosen[number])
         cameras = random.choice(usable, min(VIEWS, len(usable)), replace=False).tolist()
-        loss = _loss(corrections(sets[number]), frames, chosen[number], cameras)
+        loss = _loss(corrections(sets[number]), frames, chosen[number], cameras, low_pass)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -92,7 +95,9 @@ def fine_tune(splats: PlainSplats, capture: Path, face: Path) -> Corrections:
     return corrections.requires_grad_(False)
 
 
-def _loss(gaussians: Gaussians, frames: FrameSet, timestep: int, cameras: list[int]) -> Tensor:
+def _loss(
+    gaussians: Gaussians, frames: FrameSet, timestep: int, cameras: list[int], low_pass: float
+) -> Tensor:
     views = frames.views(timestep, cameras)
     drawn = splat(
         gaussians,
@@ -101,6 +106,7 @@ def _loss(gaussians: Gaussians, frames: FrameSet, timestep: int, cameras: list[i
         frames.width,
         frames.height,
         background=frames.intrinsics.new_ones(3),
+        low_pass=low_pass,
     )
     return rgb_loss(drawn.features, views.images, views.visible)
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from eavatar.errors import Interrupted, UserError
-from eavatar.training.loop import STOPPING, seed_everything
+from eavatar.training.loop import seed_everything
+from eavatar.training.parallel import STOPPING
 from tests.scenes.regression import Regression, interrupted, read_log, run, run_of
 
 

@@ -155,23 +155,38 @@ def detect_boxes(networks: Networks, images: list[Image]) -> list[Float64]:
         networks: as loaded.
         images: square RGB images (S, S, 3).
     """
+    import cv2
+
     found = []
     for image in images:  # the detector takes one at a time
-        networks.detection.setInput(_blob([image], DETECTOR_SIZE, (-1, 1)))
-        scores = networks.detection.forward("classificators").ravel()
-        boxes = networks.detection.forward("regressors")[0, :, :4]
-        faces = merge_boxes(*decode_boxes(scores, boxes))
+        small = cv2.resize(image, (DETECTOR_SIZE, DETECTOR_SIZE), interpolation=cv2.INTER_AREA)
+        scores = _run(networks.detection, "classificators", [small], (-1, 1))[0]
+        boxes = _run(networks.detection, "regressors", [small], (-1, 1)).reshape(len(scores), -1)
+        faces = merge_boxes(*decode_boxes(scores, boxes[:, :4]))
         found.append(faces * (*[len(image)] * 4, 1))
     return found
 
 
-def _blob(images: list[Image], size: int, span: tuple[float, float]) -> Any:
-    """(N, 3, size, size) a network's input, whose black and white are ``span``."""
+def _run(
+    network: Any, output: str, images: list[Image], span: tuple[float, float] = (0, 1)
+) -> Float64:
+    """One output (N, M) of a network for N images of its size.
+
+    Args:
+        network: of OpenCV, which runs all of it for each output.
+        output: its name.
+        images: RGB.
+        span: the network's black and white.
+    """
     import cv2
 
     scale = (span[1] - span[0]) / 255
-    resized = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images]
-    return cv2.dnn.blobFromImages(resized, scale, mean=[-span[0] / scale] * 3)
+    network.setInput(cv2.dnn.blobFromImages(images, scale, mean=[-span[0] / scale] * 3))
+    return np.asarray(network.forward(output).reshape(len(images), -1), dtype=np.float64)
+
+
+def _sigmoid(logits: Float64) -> Float64:
+    return 1 / (1 + np.exp(-logits))
 
 
 def anchors() -> Float64:
@@ -184,7 +199,7 @@ def anchors() -> Float64:
     return np.concatenate(grids)
 
 
-def decode_boxes(scores: Float32, boxes: Float32) -> tuple[Float64, Float64]:
+def decode_boxes(scores: Float64, boxes: Float64) -> tuple[Float64, Float64]:
     """The boxes (n, 4) of the anchors that see a face, fractions of the side, and scores (n,).
 
     Args:
@@ -192,10 +207,10 @@ def decode_boxes(scores: Float32, boxes: Float32) -> tuple[Float64, Float64]:
         boxes: (896, 4) middle, relative to the anchor's, and size; pixels of the detector's input.
     """
     certain = scores > np.log(MIN_SCORE / (1 - MIN_SCORE))
-    middles, sizes = np.hsplit(boxes[certain].astype(np.float64) / DETECTOR_SIZE, 2)
+    middles, sizes = np.hsplit(boxes[certain] / DETECTOR_SIZE, 2)
     middles += anchors()[certain]
     corners = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
-    return corners, 1 / (1 + np.exp(-scores[certain].astype(np.float64)))
+    return corners, _sigmoid(scores[certain])
 
 
 def merge_boxes(boxes: Float64, scores: Float64) -> Float64:
@@ -245,12 +260,15 @@ def locate_landmarks(
     sizes = boxes[:, 2:] - boxes[:, :2]
     upright = np.tile([1.0, 0.0], (len(boxes), 1))
     regions = Regions(boxes[:, :2] + sizes / 2, MARGIN * sizes.max(axis=1), upright)
-    points, certainty = locate_mesh(networks, images, regions)
-    for _ in range(PASSES - 1):
-        points, certainty = locate_mesh(networks, images, surround(points))
+    for _ in range(PASSES):
+        crops = regions.cut_out(images, MESH_SIZE)
+        mesh = _run(networks.mesh, "conv2d_21", crops).reshape(len(images), -1, 3)
+        points = regions.place(mesh[..., :2] / MESH_SIZE)
+        regions = surround(points)
+    certainty = _sigmoid(_run(networks.mesh, "conv2d_31", crops))
     landmarks = points[:, IBUG_68]
     landmarks[:, landmark_indices.EYES] = locate_eyes(networks, images, points)
-    return landmarks, np.repeat(certainty[:, None], len(IBUG_68), axis=1)
+    return landmarks, np.repeat(certainty, len(IBUG_68), axis=1)
 
 
 def surround(points: Float64) -> Regions:
@@ -264,16 +282,6 @@ def surround(points: Float64) -> Regions:
     return Regions(centres, MARGIN * (high - low).max(axis=1), axes)
 
 
-def locate_mesh(
-    networks: Networks, images: list[Image], regions: Regions
-) -> tuple[Float64, Float64]:
-    """(N, 468, 2) pixels of the mesh in each region, and (N,) the probability of a face there."""
-    networks.mesh.setInput(_blob(regions.cut_out(images, MESH_SIZE), MESH_SIZE, (0, 1)))
-    logits = networks.mesh.forward("conv2d_31").reshape(len(images)).astype(np.float64)
-    points = networks.mesh.forward("conv2d_21").reshape(len(images), -1, 3)[..., :2] / MESH_SIZE
-    return regions.place(points), 1 / (1 + np.exp(-logits))
-
-
 def locate_eyes(networks: Networks, images: list[Image], mesh: Float64) -> Float64:
     """(N, 12, 2) pixels of the landmarks of both eyes, where points (N, 468, 2) show them."""
     found = []
@@ -285,8 +293,7 @@ def locate_eyes(networks: Networks, images: list[Image], mesh: Float64) -> Float
         crops = regions.cut_out(images, EYE_SIZE)
         if eye.mirrored:
             crops = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
-        networks.eye.setInput(_blob(crops, EYE_SIZE, (0, 1)))
-        contours = networks.eye.forward("output_eyes_contours_and_brows")
+        contours = _run(networks.eye, "output_eyes_contours_and_brows", crops)
         points = contours.reshape(len(images), -1, 3)[:, eye.contour, :2] / EYE_SIZE
         if eye.mirrored:
             points = points * (-1, 1) + (1, 0)

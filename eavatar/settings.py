@@ -489,6 +489,9 @@ class SplatSettings(Settings):
     clamp_driving: bool = Field(
         description="give the networks no expression beyond the extremes of the training"
     )
+    shading: bool = Field(
+        description="let colours follow how the head has turned under lamps that stay"
+    )
     width: int = Field(ge=8, description="units of a hidden layer of the attribute networks")
     attribute_scale: float = Field(gt=0, description="factor of the attribute residuals")
     lpips_required: bool = Field(description="stop where LPIPS' weights cannot be had")

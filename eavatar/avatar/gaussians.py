@@ -24,6 +24,7 @@ from eavatar.avatar.drivers import (
     expression_weights,
 )
 from eavatar.avatar.networks import encode_position, encoded_size
+from eavatar.avatar.shading import Shading, estimate_normals, inside_head
 from eavatar.avatar.torso import Torso
 from eavatar.rendering.splatting import Gaussians
 from eavatar.settings import ControlSettings
@@ -164,6 +165,7 @@ class Arrangement:
         far: the pose has no weight before this Gaussian; at most ``near``.
         neighbours: the neighbour graph of the control Gaussians.
         attachment: where the base motion's mesh carries them; None without base motion.
+        normals: (N, 3) of the surface that they lie on, canonical; None where nothing is shaded.
     """
 
     weights: Tensor
@@ -171,6 +173,7 @@ class Arrangement:
     far: int
     neighbours: Neighbours
     attachment: Attachment | None = None
+    normals: Tensor | None = None
 
     @classmethod
     def of(
@@ -181,6 +184,7 @@ class Arrangement:
         far: float,
         control: ControlSettings,
         base: BaseMotion | None = None,
+        shaded: bool = False,
     ) -> Arrangement:
         """From the anchors (N, 3) and the neutral landmarks (68, 3), both canonical.
 
@@ -194,6 +198,7 @@ class Arrangement:
             int(torch.where(weights < 1, numbers, len(weights)).min()),
             find_neighbours(anchors, control.radius, control.neighbours),
             base.attach(anchors) if base else None,
+            estimate_normals(anchors, inside_head(landmarks)) if shaded else None,
         )
 
 
@@ -269,6 +274,7 @@ class Generator(nn.Module):
         deform_scale: largest displacement per axis, canonical units.
         attribute_scale: factor of the attribute residuals.
         base: what the expression moves before the drivers learn; None for nothing, as in the paper.
+        shaded: colours change with the head's rotation.
 
     Attributes:
         seen: the range of the training, outside which the networks are not asked; the base motion,
@@ -286,9 +292,11 @@ class Generator(nn.Module):
         deform_scale: float,
         attribute_scale: float,
         base: BaseMotion | None = None,
+        shaded: bool = False,
     ):
         super().__init__()
         self.drivers, self.torso, self.base = drivers, torso, base
+        self.shading = Shading() if shaded else None
         self.seen = DrivingRange(expression_size)
         self.expression_attributes = ConditionedMLP(
             [feature_size + expression_size, width, width, width, RESIDUALS]
@@ -314,19 +322,21 @@ class Generator(nn.Module):
             scale: canonical units to metres.
         """
         deformed = self.deform(neutral, arrangement, control, expression, pose)
+        weights = self.torso.head_weight(neutral.anchors)
         means, quaternions = self.torso.to_world(
-            deformed.points,
-            deformed.quaternions,
-            self.torso.head_weight(neutral.anchors),
-            pose,
-            scale,
+            deformed.points, deformed.quaternions, weights, pose, scale
         )
+        features = torch.sigmoid(deformed.colours)
+        if self.shading is not None and arrangement.normals is not None:
+            gains = self.shading(arrangement.normals, pose[:3], self.torso.rest_pose[:3])
+            gains = 1 + weights[:, None] * (gains - 1)  # the torso does not turn
+            features = torch.cat([features[:, :3] * gains, features[:, 3:]], dim=1)
         gaussians = Gaussians(
             means,
             quaternions,
             scales=scale * torch.exp(deformed.scales),
             opacities=torch.sigmoid(deformed.opacities),
-            features=torch.sigmoid(deformed.colours),
+            features=features,
         )
         return Generated(gaussians, deformed.displacements, deformed.controls)
 

@@ -84,6 +84,7 @@ class AvatarSettings(Settings):
     image_size: int = Field(ge=1, description="side of the images trained on, pixels")
     upsampling: int = Field(ge=1, description="final size / size of the splatted features")
     low_pass: float = Field(LOW_PASS, gt=0, description="of the splatting, its pixels²")
+    shading: bool = Field(False, description="colours change with the head's rotation")
     upsampler: UpsamplerName = Field(description="which network")
     upsampler_width: int = Field(ge=1, description="its channels")
     width: int = Field(ge=1, description="units of a hidden layer of the attribute networks")
@@ -220,6 +221,7 @@ class Avatar(nn.Module):
             head.deform_scale,
             settings.attribute_scale,
             base,
+            settings.shading,
         )
         self.upsampler = make_upsampler(
             settings.upsampler, head.colour_size, settings.upsampler_width, settings.upsampling
@@ -267,6 +269,7 @@ class Avatar(nn.Module):
                 head.far,
                 control,
                 self.generator.base,
+                self.settings.shading,
             )
         return self._arrangement
 

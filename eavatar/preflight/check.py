@@ -194,6 +194,7 @@ def examine_inputs(found: Examination, settings: InputSettings, inputs: Inputs) 
             path = _given(found, getattr(inputs, column), choice)
             if path:
                 PROVIDED[column](found, settings, path, sequences, inventory)
+        _warn_of_unused(found, inputs, choice)
     return inventory
 
 
@@ -442,6 +443,20 @@ def _given(found: Examination, path: Path | None, choice: BackendSettings) -> Pa
         )
         return None
     return path if path.exists() else None
+
+
+def _warn_of_unused(found: Examination, inputs: Inputs, choice: BackendSettings) -> None:
+    """A finding for each input that another backend than the chosen one would read."""
+    columns = {backend.column for backend in choice.registry.values()}
+    for column in sorted(filter(None, columns - {choice.chosen.column})):
+        path = getattr(inputs, column)
+        if path is not None:
+            found.add(
+                column,
+                "warning",
+                f"{path} is not used, as {choice.registry.setting} is '{choice.chosen.name}'; an "
+                "overlay named by --configfile goes before those of the sample sheet.",
+            )
 
 
 def _examine_mattes(

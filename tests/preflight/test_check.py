@@ -46,7 +46,9 @@ def root(healthy, tmp_path) -> Path:
     return Path(shutil.copytree(healthy, tmp_path / "074"))
 
 
-def check(root: Path, mattes: Path | None = None, **changes: object) -> int:
+def check(
+    root: Path, mattes: Path | None = None, matting: str = "provided", **changes: object
+) -> int:
     config = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
     places = {
         "capture": root / "capture",
@@ -57,7 +59,7 @@ def check(root: Path, mattes: Path | None = None, **changes: object) -> int:
     }
     blocks = {
         "settings": config.capture.ingest.model_copy(update=changes),
-        "matte-settings": config.capture.matte if mattes is None else matte_settings("provided"),
+        "matte-settings": config.capture.matte if mattes is None else matte_settings(matting),
         "landmark-settings": config.face.landmarks,
         "prior-settings": config.prior.generate,
         "prior-run-settings": config.prior.run,
@@ -73,6 +75,12 @@ def test_a_healthy_capture_is_listed(root):
     lines = (root / "check.txt").read_text().splitlines()
     assert any("FREE" in line and "3 cameras × 4 frames" in line for line in lines)
     assert not any("wrong" in line or "missing" in line for line in lines)
+
+
+def test_inputs_that_the_chosen_backends_leave_out_are_told(root):
+    assert check(root, mattes=root / "landmarks", matting="plate") == 0  # not even looked at
+    told = " ".join((root / "check.txt").read_text().split())
+    assert "landmarks is not used, as capture.matte.backend is 'plate'" in told
 
 
 def message(printed: str) -> str:

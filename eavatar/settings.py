@@ -43,7 +43,7 @@ from eavatar.errors import UserError
 from eavatar.weights import Net
 
 # libyaml's, where PyYAML was built with it, is ten times as fast: a sheet has hundreds of overlays.
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ALTERNATE = "alternate"  # in held_out_cameras: every second camera by azimuth
 MOVED = {  # earlier names
     "seed": "seeds",
@@ -898,7 +898,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"the configuration file {path} does not exist.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):

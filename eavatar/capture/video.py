@@ -104,8 +104,8 @@ def list_cameras(folders: Iterable[Path]) -> dict[str, CameraFrames]:
     """
     found: dict[str, Path] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("cam_*"))):
-        serial = path.stem.removeprefix("cam_")
-        if path.suffix.lower() not in VIDEO_SUFFIXES and not _has_images(path):
+        serial = (path.name if path.is_dir() else path.stem).removeprefix("cam_")
+        if not (_has_images(path) if path.is_dir() else path.suffix.lower() in VIDEO_SUFFIXES):
             continue
         if serial in found:
             raise UserError(f"{path} and {found[serial]} are of the same camera; remove one.")
@@ -130,7 +130,7 @@ def list_plates(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and any(map(is_image, folder.iterdir()))
+    return any(map(is_image, folder.iterdir()))
 
 
 def is_image(path: Path) -> bool:
@@ -139,7 +139,7 @@ def is_image(path: Path) -> bool:
 
 
 def _number_images(folder: Path) -> Iterator[Path]:
-    """The images of a folder from the lowest number to the highest, those that are missing too."""
+    """The images of a folder from the lowest number to the highest, or to beyond the first gap."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for path in sorted(filter(is_image, folder.iterdir())):
         word, number = re.fullmatch(r"(.*?)([0-9]*)", path.stem, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -150,8 +150,10 @@ def _number_images(folder: Path) -> Iterator[Path]:
             f"the images of {folder} are not one recording: name them alike, with a number before "
             "the suffix that counts the frames, as 00000.png."
         )
-    digits = min(map(len, texts))
-    for number in range(min(map(int, texts)), max(map(int, texts)) + 1):
+    digits, first = min(map(len, texts)), min(map(int, texts))
+    # One more than there are shows a gap; times in nanoseconds are millions of numbers apart.
+    last = min(max(map(int, texts)), first + len(texts))
+    for number in range(first, last + 1):
         yield folder / f"{word}{number:0{digits}d}{suffix}"
 
 

@@ -153,6 +153,16 @@ def test_a_missing_image_of_a_recording_is_named(capture: Path, tmp_path: Path) 
         check_videos(open_capture(root), ["FREE"])
 
 
+def test_images_that_are_named_by_their_time_are_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "cam_1"
+    folder.mkdir()
+    for time in (1699999999000000000, 1699999999041666667):  # 24 Hz, in nanoseconds
+        cv2.imwrite(str(folder / f"{time}.png"), grey_frames(1)[0])
+    frames = list_cameras([tmp_path])["1"]
+    with pytest.raises(UserError, match=f"{folder}/1699999999000000001.png does not exist"):
+        frames.header()
+
+
 @pytest.mark.parametrize("stranger", ["frame_00009.jpg", "other_00009.png", "thumbnail.png"])
 def test_images_of_several_kinds_are_no_recording(
     stranger: str, capture: Path, tmp_path: Path
@@ -203,6 +213,16 @@ def test_two_recordings_of_a_camera_are_a_fault(capture: Path, tmp_path: Path) -
     shutil.copy(video, video.with_suffix(".MOV"))
     with pytest.raises(UserError, match="are of the same camera; remove one"):
         open_capture(root)
+
+
+def test_a_camera_with_a_dot_in_its_name_is_called_the_same_in_a_folder_and_a_video(
+    plain: Path, tmp_path: Path
+) -> None:
+    for serial in ("rig.1", "rig.2", "rig.3"):
+        shutil.copy(plain, tmp_path / f"cam_{serial}.mp4")
+    images_of(tmp_path / "cam_rig.2.mp4", ".png")
+    (tmp_path / "cam_rig.2.mp4").mkdir()  # of no images: no recording, whatever its name
+    assert sorted(list_cameras([tmp_path])) == ["rig.1", "rig.2", "rig.3"]
 
 
 def test_masks_may_be_folders_of_images(capture: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def evaluate(
     """
     device = choose_device()
     lpips = Lpips.load(settings, device)
-    drawing = open_method(method, source, capture, device)
+    drawing = open_method(method, source, capture, device, held_out)
     frames = FrameSet.read(capture, face, "test", drawing.image_size, held_out=held_out).to(device)
     shown = choose_views(frames, settings.pictures)
     folder = output / "pictures"

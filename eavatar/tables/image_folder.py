@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eavatar.data.camera_split import split_cameras
 from eavatar.data.frames import read_usable
 from eavatar.data.methods import ViewRequest
 from eavatar.errors import UserError
@@ -45,17 +46,18 @@ class ImageFolder:
     drivable = False
 
     @classmethod
-    def open(cls, folder: Path, capture: Path) -> ImageFolder:
+    def open(cls, folder: Path, capture: Path, held_out: Sequence[str] = ()) -> ImageFolder:
         """The folder, once all images that will be asked for are there and of the right form.
 
         Args:
             folder: of the layout above.
             capture: ``results/<subject>/capture``.
+            held_out: cameras that alone are measured, as of `split_cameras`.
         Raises:
             UserError: the folder or an image is missing, or an image is of another form.
         """
         require(folder, "the folder of rendered images")
-        names = _list_names(capture)
+        names = _list_names(capture, held_out)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(_describe_missing(folder, names, missing))
@@ -75,9 +77,9 @@ class ImageFolder:
         return torch.from_numpy(images).to(request.intrinsics.device).float() / 255
 
 
-def _list_names(capture: Path) -> list[str]:
-    """The images of all held-out views whose mask has not failed."""
-    serials = tuple(read_cameras(capture / "cameras.json"))
+def _list_names(capture: Path, held_out: Sequence[str]) -> list[str]:
+    """The images of all views that are measured: those whose mask has not failed."""
+    serials = split_cameras(read_cameras(capture / "cameras.json"), held_out)[1]
     keys, usable = read_usable(capture, "test", serials)
     return [
         _name(sequence, serial, timestep)

@@ -119,6 +119,18 @@ def test_more_images_than_are_measured_do_no_harm(subject, rendered):
     assert open_images(subject, rendered).image_size == SIZE
 
 
+def test_of_novel_views_the_held_out_cameras_suffice(subject, rendered, tmp_path):
+    cameras = sorted({path.parent.name for path in rendered.rglob("*.png")})
+    for path in rendered.rglob("*.png"):
+        if path.parent.name != cameras[0]:
+            path.unlink()
+    folders = subject.results / "capture", subject.results / "face", tmp_path / "tables"
+    evaluate(SETTINGS, "images", rendered, *folders, held_out=cameras[:1])
+    rows = pd.read_csv(tmp_path / "tables" / "images.csv", dtype={"camera": str})
+    assert set(rows["camera"]) == {cameras[0]}
+    assert np.isposinf(rows["psnr_db"]).all()
+
+
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [

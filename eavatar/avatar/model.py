@@ -335,7 +335,7 @@ class Avatar(nn.Module):
             self.neutral,
             self.arrangement,
             self.settings.control,
-            self._complete(expression),
+            self.complete(expression),
             pose,
             self.settings.scale,
         )
@@ -352,12 +352,16 @@ class Avatar(nn.Module):
             self.neutral,
             self.arrangement,
             self.settings.control,
-            self._complete(expression),
+            self.complete(expression),
             pose,
         )
 
-    def _complete(self, driving: Tensor) -> Tensor:
-        """(E + G + A,) of an expression as of `draw`."""
+    def complete(self, driving: Tensor) -> Tensor:
+        """(E + G + A,) of an expression as of `draw`.
+
+        Raises:
+            UserError: the expression has another number of coefficients.
+        """
         head = self.settings.head
         if driving.shape == (head.driving_size,):
             return driving

@@ -88,6 +88,8 @@ class Player:
         graph = self._graph(mode, side)
         given = (expression, pose, intrinsics, world_to_camera)
         inputs = [tensor.to(self.avatar.device) for tensor in given]
+        with torch.no_grad():  # before the graph, whose inputs keep their shapes
+            inputs[0] = self.avatar.complete(inputs[0])
         while True:
             capacity = graph.capacity
             image, pairs = graph(*inputs)

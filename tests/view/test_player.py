@@ -12,6 +12,7 @@ import torch
 
 from eavatar.__main__ import main
 from eavatar.avatar.files import read_avatar
+from eavatar.avatar.model import CameraBatch
 from eavatar.io import read_cameras
 from eavatar.training.graphs import MIN_SPARE, PLAIN_CALLS
 from eavatar.view.player import Player, draw_frame, most_frontal
@@ -133,6 +134,32 @@ def test_an_output_of_another_kind_is_not_overwritten(
     assert run(results, tmp_path / "video.mp4") == 2
     assert run(results, tmp_path / "images") == 2
     assert "is a file already" in capsys.readouterr().err
+
+
+def test_what_is_captured_has_one_shape_with_and_without_a_measured_appearance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[torch.Size] = []
+
+    def note(avatar, capacity, expression, *others, **more):
+        given.append(expression.shape)
+        return draw_frame(avatar, capacity, expression, *others, **more)
+
+    monkeypatch.setattr("eavatar.view.player.draw_frame", note)
+    avatar, camera = make_avatar(appearances=2), make_camera(-5).resize(SIZE, SIZE)
+    torch.nn.init.normal_(avatar.appearance_by_expression)
+    views = CameraBatch.of([camera], avatar.device)
+    player, tracked = Player(avatar), make_tracking()[0]
+    measured = replace(tracked, appearance=np.ones(2, np.float32))
+    for step in (measured, tracked):  # as when a slider of the viewer is moved
+        pose = torch.from_numpy(np.concatenate([step.rotation, step.translation]))
+        driving = torch.from_numpy(step.driving)
+        image = player(driving, pose, views.intrinsics, views.world_to_camera)
+        assert torch.equal(
+            image,
+            draw_frame(avatar, None, driving, pose, views.intrinsics, views.world_to_camera)[0],
+        )
+    assert given == [(EXPRESSIONS + 2,)] * 2
 
 
 @pytest.mark.gpu

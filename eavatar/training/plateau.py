@@ -33,10 +33,13 @@ Pairs = list[tuple[int, int]]
 def hold_back(frames: FrameSet, count: int) -> tuple[FrameSet, Pairs]:
     """Frames to train on, and the (timestep, camera) of up to so many others, evenly spread.
 
-    Of each timestep one camera at most, and never the last usable one.
+    Of each timestep one camera at most, and never the last usable one: none where there is but one
+    camera, and then the training makes all its steps.
     """
     able = np.flatnonzero(frames.usable.sum(axis=1) > 1)
     count = min(count, len(able))
+    if count == 0:
+        logger.warning("no timestep has two usable cameras: nothing is held back, all steps made")
     times = able[np.linspace(0, len(able) - 1, count).astype(int)] if count else able
     usable, pairs = frames.usable.copy(), []
     for number, timestep in enumerate(times.tolist()):
@@ -93,6 +96,8 @@ class Plateau:
 
     def look(self, made: int, errors: Sequence[Tensor]) -> None:
         """Take note of the mean squared errors of the held-back frames after so many steps."""
+        if not errors:
+            return
         error = largest_over_processes(torch.stack(list(errors)).mean())
         self.looks[made] = -10 * math.log10(max(error.item(), 1e-10))
         before = [value for step, value in self.looks.items() if step <= (1 - PART) * made]

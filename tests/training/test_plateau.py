@@ -42,6 +42,17 @@ def test_ends_a_fall_after_the_last_quarter_brought_too_little() -> None:
     assert made == plateau.end == 50
 
 
+def test_makes_all_steps_where_nothing_could_be_held_back(tmp_path: Path) -> None:
+    write_subject(tmp_path, views=1)
+    frames = FrameSet.read(tmp_path / "capture", tmp_path / "face", "train", 32)
+    kept, pairs = hold_back(frames, 3)
+    assert pairs == [] and kept.usable.all()
+    plateau = Plateau(SETTINGS, 100, 0.25)
+    for made in range(10, 100, 10):
+        plateau.look(made, [])
+    assert plateau.found is None and (plateau.begin, plateau.end) == (80, 100)
+
+
 def test_an_end_without_a_fall_is_at_once() -> None:
     assert run(0.2, steps=1000, fall=0)[1] == 40
 

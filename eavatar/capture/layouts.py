@@ -17,6 +17,7 @@ parsed. The captures themselves are read by `eavatar.capture.captures`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 
@@ -26,6 +27,7 @@ BACKGROUND = "BACKGROUND"  # the folder of the plates among the sequences
 GHA_PARTS = {".": "all", "held_out": "held_out"}
 """The parts of a Gaussian Head Avatar folder, and the name of a part's only sequence if it has no
 lists."""
+RESERVED = ("masks", "plates", "visible")  # other folders beside those of the ingested sequences
 
 
 class Layout(Enum):
@@ -82,6 +84,22 @@ def list_sequence_names(root: Path) -> list[str]:
         folders = (path for path in root.glob("sequences/*/") if path.name != BACKGROUND)
         return sorted(path.name for path in folders if not path.name.startswith("."))
     return sorted(path.parent.name for path in root.glob("sequences/*/images") if path.is_dir())
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name does for a folder, for Snakemake's patterns, and for a word after a flag."""
+    return name != "" and name[0] not in ".-" and not {*"/{}"} & {*name}
+
+
+def check_names(sequences: Iterable[str]) -> None:
+    """Raise `UserError` if a sequence has a name that the workflow cannot use."""
+    for name in sequences:
+        if name in RESERVED or not is_plain(name):
+            raise UserError(
+                f"a sequence cannot be called '{name}': {', '.join(RESERVED)} are other folders of "
+                "the results, and { or } anywhere, or . or - in front, would be read as something "
+                "else; rename it, or leave it out with capture.ingest.exclude."
+            )
 
 
 def list_v1_folders(root: Path) -> dict[str, list[Path]]:

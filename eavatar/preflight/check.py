@@ -21,7 +21,7 @@ from eavatar.capture.backends.provided import check_polarity
 from eavatar.capture.calibration import check_sizes
 from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
-from eavatar.capture.layouts import list_sequence_names
+from eavatar.capture.layouts import check_names, list_sequence_names
 from eavatar.capture.matting import without_plates
 from eavatar.capture.plain import CROPS
 from eavatar.capture.recording import Capture, check_size, check_videos
@@ -309,6 +309,7 @@ def _uncalibrated(
 
 def _check_split(ingest: IngestSettings, names: Sequence[str], sequences: Sequence[str]) -> None:
     check_patterns("sequences", names, ingest.sequences, ingest.exclude)
+    check_names(sequences)
     if not sequences:
         raise UserError(
             f"capture.ingest.sequences {list(ingest.sequences)} (or the sheet's column sequences) "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eavatar.capture.layouts import list_sequence_names
+from eavatar.capture.layouts import check_names, is_plain, list_sequence_names
 from eavatar.errors import UserError
 from eavatar.io import Sequences
 from eavatar.settings import (
@@ -219,9 +219,12 @@ def _read_row(cells: Mapping[str, str], where: str) -> SheetRow:
             f"{where}: more cells than the sheet has columns ('{cells['']}'); quote what holds a "
             "separator, or remove it."
         )
-    named = bool(name) and name not in SHARED and "/" not in name and not name.startswith(".")
+    named = is_plain(name) and name not in SHARED
     if not named:
-        faults.append(f"{where}: the name must be a plain folder name and not one of {SHARED}.")
+        faults.append(
+            f"{where}: the name must be a plain folder name, without /, {{ and }}, that begins "
+            f"with neither . nor -, and not one of {SHARED}."
+        )
     if not capture:
         faults.append(f"{where}: the column 'capture' is empty; give the raw capture's folder.")
     raw = Path(capture).expanduser() if capture and capture != GENERATED else None
@@ -324,15 +327,17 @@ def choose_sequences(subject: Subject, config: Config) -> Sequences:
     """The sequences that the settings choose from a subject's capture folder.
 
     Raises:
-        UserError: they choose none, or one of their wildcards chooses none.
+        UserError: they choose none, one of their wildcards chooses none, or a chosen name is none
+            that the workflow can use.
     """
     raw, ingest = subject.capture, config.capture.ingest
     available = GENERATED_SEQUENCES if raw is None else tuple(list_sequence_names(raw))
     try:
         check_patterns("sequences", available, ingest.sequences, ingest.exclude)
+        chosen = select(available, ingest.sequences, ingest.exclude)
+        check_names(chosen)
     except UserError as error:
         raise UserError(f"subject '{subject.name}': {error}") from error
-    chosen = select(available, ingest.sequences, ingest.exclude)
     if not chosen:
         raise UserError(
             f"subject '{subject.name}': capture.ingest.sequences (or the sheet's column sequences) "

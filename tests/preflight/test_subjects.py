@@ -1,5 +1,6 @@
 """The sample sheet."""
 
+import glob
 import re
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def test_all_faults_of_all_rows_are_listed(tmp_path):
         ("074,/nowhere,,,,,", "'074': capture /nowhere does not exist"),
         ("074,,,,,,", "'074': the column 'capture' is empty"),
         ("../x,generated,,,,,", "plain folder name"),
+        ("a{b},generated,,,,,", "plain folder name, without"),  # a wildcard of Snakemake's
+        ("-a,generated,,,,,", "plain folder name, without"),  # a flag on a command line
         ("074,generated,,,,,/no.yaml", "'074': settings /no.yaml does not exist"),
         ("074,RAW,/no.h5,,,,", "'074': morphable_model /no.h5 does not exist"),
         ("074,RAW,,,,,", r"'074': the morphable model .* does not exist; get BFM 2017"),
@@ -195,6 +198,23 @@ def test_a_wildcard_that_chooses_no_sequence_is_a_fault(tmp_path, patterns, sent
     subject = read_subjects(sheet(tmp_path, f"074,{raw},{patterns}", header=header))["074"]
     with pytest.raises(UserError, match=sentence):
         choose_sequences(subject, subject_config(subject, BASE, {}))
+
+
+@pytest.mark.parametrize("name", ["masks", "plates", "visible", "a{b}", "-a"])
+def test_a_sequence_whose_name_the_workflow_cannot_use_is_a_fault(tmp_path, name):
+    raw = capture(tmp_path, "FREE", name)
+    subject = read_subjects(sheet(tmp_path, f"074,{raw},,,,,"))["074"]
+    with pytest.raises(UserError, match=rf"'074': a sequence cannot be called '{name}': masks, pl"):
+        choose_sequences(subject, subject_config(subject, BASE, {}))
+    others = {"capture": {"ingest": {"exclude": [glob.escape(name)]}}}
+    assert choose_sequences(subject, subject_config(subject, BASE, others)).names == ("FREE",)
+
+
+def test_names_that_are_odd_but_usable_are_used(tmp_path):
+    names = ("FREE", "a b", "c.d+(e)", "f[1]", "ü")
+    subject = read_subjects(sheet(tmp_path, f"s p.+(x),{capture(tmp_path, *names)},,,,,"))
+    chosen = choose_sequences(subject["s p.+(x)"], subject_config(subject["s p.+(x)"], BASE, {}))
+    assert chosen.names == names
 
 
 def test_what_is_excluded_or_held_out_need_not_be_there(tmp_path):

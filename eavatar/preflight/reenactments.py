@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from eavatar.errors import UserError
 from eavatar.io import read_sequences
-from eavatar.preflight.subjects import Plan
+from eavatar.preflight.subjects import Plan, read_table
 
 COLUMNS = ["avatar", "driver", "sequence"]
 
@@ -57,12 +56,11 @@ def read_pairs(path: Path, plans: Mapping[str, Plan], faulty: Container[str]) ->
     """
     if not path.is_file():
         raise UserError(f"the table of pairs {path} does not exist; see config/README.md.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if reader.fieldnames != COLUMNS or any(None in row.values() or None in row for row in rows):
+    header, rows = read_table(path)
+    count = len(COLUMNS)
+    if header != COLUMNS or any(len(row) < count or any(row[count:]) for row in rows):
         raise UserError(f"{path} needs the columns {','.join(COLUMNS)}, and no others.")
-    pairs = [Pair(**{key: value.strip() for key, value in row.items()}) for row in rows]
+    pairs = [Pair(*row[:count]) for row in rows]
     usable = [pair for pair in pairs if pair.avatar not in faulty and pair.driver not in faulty]
     named = Counter(pair.name for pair in set(usable))
     for pair in usable:

@@ -180,21 +180,33 @@ def read_rows(sheet: Path) -> list[SheetRow]:
     return rows
 
 
-def _read_cells(sheet: Path) -> list[dict[str, str]]:
-    """The rows that are not empty, by column; what is beyond the last column under ``""``."""
-    if not sheet.is_file():
-        raise UserError(f"the sample sheet {sheet} does not exist; see config/README.md.")
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Columns, in small letters, and cells of a CSV file as spreadsheets write it.
+
+    The separator may be any of `SEPARATORS`; rows without text are left out.
+
+    Raises:
+        UserError: it is no CSV file in UTF-8.
+    """
     try:
-        with sheet.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a mark
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets add a mark
             text = file.read()
         reader = csv.reader(io.StringIO(text), delimiter=_find_separator(text))
         lines = [[cell.strip() for cell in line] for line in reader]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{sheet} is not a CSV file in UTF-8 ({error}); save it as one.") from error
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}); save it as one.") from error
     lines = [line for line in lines if any(line)]  # spreadsheets also leave rows of commas
     header = [name.lower() for name in lines[0]] if lines else []
     while header and not header[-1]:
         header.pop()
+    return header, lines[1:]
+
+
+def _read_cells(sheet: Path) -> list[dict[str, str]]:
+    """The rows that are not empty, by column; what is beyond the last column under ``""``."""
+    if not sheet.is_file():
+        raise UserError(f"the sample sheet {sheet} does not exist; see config/README.md.")
+    header, lines = read_table(sheet)
     if not set(REQUIRED) <= set(header) <= set(COLUMNS) or len(set(header)) < len(header):
         raise UserError(
             f"{sheet} has columns {','.join(header)}; it needs {','.join(REQUIRED)} and may have "
@@ -203,7 +215,7 @@ def _read_cells(sheet: Path) -> list[dict[str, str]]:
     empty = dict.fromkeys(COLUMNS, "")
     return [
         empty | dict(zip(header, line, strict=False)) | {"": " ".join(line[len(header) :])}
-        for line in lines[1:]
+        for line in lines
     ]
 
 

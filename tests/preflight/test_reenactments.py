@@ -34,6 +34,35 @@ def test_pairs_are_named_by_their_three_cells(tmp_path, plans):
     assert read_pairs(table(tmp_path), plans, {}) == {}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"avatar,driver,sequence\na,b,FREE\n,,\n",
+        b"\xef\xbb\xbfAvatar;Driver;Sequence;\r\na;b;FREE;\r\n",
+        b"avatar\tdriver\tsequence\n a \tb\tFREE\n",
+    ],
+    ids=["a row of commas", "a mark and semicolons", "tabs"],
+)
+def test_a_spreadsheet_may_write_the_table(tmp_path, plans, content):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    assert list(read_pairs(tmp_path / "pairs.csv", plans, {})) == ["a_b_FREE"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "needs the columns avatar,driver,sequence"),
+        (b"avatar,driver,sequence\na,b\n", "needs the columns avatar,driver,sequence"),
+        (b"avatar,driver,sequence\na,b,FREE,x\n", "needs the columns avatar,driver,sequence"),
+        (b"avatar,driver,sequence\na,b,M\xfcller\n", "not a CSV file in UTF-8 .*; save it as one"),
+    ],
+)
+def test_what_is_no_table_of_pairs_is_one_sentence(tmp_path, plans, content, sentence):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"pairs\.csv .*{sentence}"):
+        read_pairs(tmp_path / "pairs.csv", plans, {})
+
+
 def test_pairs_of_subjects_that_cannot_run_are_left_out(tmp_path, plans):
     assert read_pairs(table(tmp_path, "a,c,FREE"), plans, {"c": "why"}) == {}
 

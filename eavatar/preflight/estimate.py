@@ -16,6 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from eavatar.capture.captures import open_capture
+from eavatar.capture.ingest import select_cameras
+from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
 from eavatar.io import read_cameras, read_sequences, require
 from eavatar.preflight.subjects import GENERATED_SEQUENCES, Plan, make_plans
@@ -220,7 +222,7 @@ def measure(plan: Plan) -> Size:
     """How much was recorded, from the length of one camera's video of each sequence.
 
     Raises:
-        UserError: a video or the calibration cannot be read.
+        UserError: that video is missing, or it or the calibration cannot be read.
     """
     names, ingest = plan.sequences, plan.config.capture.ingest
     if plan.subject.capture is None:
@@ -231,9 +233,9 @@ def measure(plan: Plan) -> Size:
         every = ingest.every
     else:
         capture = open_capture(plan.subject.capture)
-        cameras = select(list(capture.cameras), ingest.cameras)
-        clips = {name: next(iter(capture.frames[name].values())) for name in names.names}
-        lengths = {name: clip.header().frames for name, clip in clips.items()}
+        cameras = select_cameras(ingest, capture)
+        headers = check_videos(capture, names.names, cameras[:1])
+        lengths = {name: headers[name][cameras[0]].frames for name in names.names}
         every = 1 if capture.prepared else ingest.every
     steps = {name: -(-lengths[name] // every) for name in names.names}
     held_out = sum(steps[name] for name in names.test)

@@ -75,6 +75,14 @@ def test_a_capture_is_as_large_as_its_videos_say(plans: dict[str, Plan]) -> None
     assert size.measured(variants["half"]) == FRAMES
 
 
+def test_a_sequence_without_videos_is_one_sentence(project: Path, plans: dict[str, Plan]) -> None:
+    images = project / "one" / "capture" / "sequences" / "EXP-1-head" / "images"
+    for video in images.iterdir():
+        video.unlink()
+    with pytest.raises(UserError, match=f"camera {min(SERIALS)} is missing from EXP-1-head"):
+        measure(plans["a"])
+
+
 def write_results(root: Path, plan: Plan, sequences: tuple[str, ...] = SEQUENCES) -> Path:
     """What a run of the subject leaves, as far as it is a reference: two of its sequences."""
     cameras = {s: Camera(INTRINSICS, world_to_camera(0.0), 64, 64) for s in SERIALS}

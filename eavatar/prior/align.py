@@ -42,6 +42,7 @@ FACE_SAMPLES, HEAD_SAMPLES = 2500, 6000  # of the target: the face four times as
 SEAM = 0.08  # between the samples of the fitted face and those of the generic head
 CONFINED = 0.8  # of the confidence in an alignment that does not fill the masks
 NECK = 0.1  # below the chin, where what every prior has ends
+FLAT = 1e-3  # of a mesh's spread, across its plane; of float32's rounding it is less than 1e-6
 
 
 def align_prior(
@@ -113,12 +114,19 @@ def _search(
 
 def _check_extent(mesh: Mesh, path: Path) -> Mesh:
     """``mesh`` if its vertices are finite and span a volume, else a `UserError`."""
-    used = mesh.vertices[np.unique(mesh.faces)]
-    if not np.isfinite(used).all() or np.linalg.matrix_rank(used - used.mean(axis=0)) < 3:
+    used = mesh.vertices[np.unique(mesh.faces)].astype(np.float64)
+    if not np.isfinite(used).all() or _is_flat(used):
         raise UserError(
             f"{path} is no usable mesh: its vertices must be finite and not in a plane."
         )
     return mesh
+
+
+def _is_flat(vertices: Float64) -> bool:
+    """Whether vertices (V, 3) lie in a plane."""
+    centred = vertices - vertices.mean(axis=0)
+    least, _, most = np.linalg.eigvalsh(centred.T @ centred)
+    return bool(least <= FLAT**2 * most)
 
 
 def _refuse(alignment: Alignment, settings: AlignSettings, raw: Path, image: Path) -> None:

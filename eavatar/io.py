@@ -607,7 +607,8 @@ def read_mesh(path: Path) -> Mesh:
     """Read a ``.ply``, ``.obj`` or ``.glb`` mesh; a scene becomes one mesh.
 
     Raises:
-        UserError: the file is missing, cannot be parsed, or holds no triangle.
+        UserError: the file is missing, cannot be parsed, or holds no triangle or one of vertices
+            that are not there.
     """
     import trimesh
 
@@ -618,6 +619,8 @@ def read_mesh(path: Path) -> Mesh:
         raise UserError(f"{path} cannot be read as a mesh: {error}.") from error
     if len(getattr(shape, "faces", ())) == 0:
         raise UserError(f"{path} holds no triangles; a mesh with faces is needed.")
+    if not 0 <= shape.faces.min() <= shape.faces.max() < len(shape.vertices):
+        raise UserError(f"{path} has faces of vertices that are not there; write it again.")
     colours: Float32 | None = None
     if shape.visual.kind == "vertex":
         colours = np.divide(shape.visual.vertex_colors[:, :3], 255, dtype=np.float32)

@@ -254,6 +254,11 @@ def test_files_that_are_no_mesh_are_refused(tmp_path: Path) -> None:
     (tmp_path / "points.obj").write_text("v 0 0 0\nv 1 0 0\n")
     with pytest.raises(UserError, match="no triangles"):
         read_mesh(tmp_path / "points.obj")
+    for vertex in (-1, 4):
+        mesh = Mesh(np.eye(4, 3, dtype=np.float32), np.array([[0, 1, 2], [0, 1, vertex]]))
+        write_mesh(tmp_path / "faces.ply", mesh)
+        with pytest.raises(UserError, match=r"faces\.ply has faces of vertices that are not there"):
+            read_mesh(tmp_path / "faces.ply")
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:

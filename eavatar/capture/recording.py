@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eavatar.cameras import Camera
 from eavatar.capture.colour import Colour
-from eavatar.capture.video import VIDEO_SUFFIXES, CameraFrames, Header
+from eavatar.capture.video import UPRIGHT, VIDEO_SUFFIXES, CameraFrames, Header
 from eavatar.errors import UserError
 from eavatar.lenses import Lens
 
@@ -107,9 +107,10 @@ def check_size(path: Path, width: int, height: int, full_size: tuple[int, int]) 
     """Raise `UserError` unless an image is the full image at another size."""
     full_width, full_height = full_size
     if abs(height - width * full_height / full_width) > SIZE_TOLERANCE:
+        lies = abs(width - height * full_height / full_width) <= SIZE_TOLERANCE
         raise UserError(
-            f"{path} has {width}×{height} pixels, which is not {full_width}×{full_height} scaled; "
-            "give the uncropped image."
+            f"{path} has {width}×{height} pixels, which is not {full_width}×{full_height} scaled"
+            + (f" but on its side; {UPRIGHT}." if lies else "; give the uncropped image.")
         )
 
 

@@ -26,6 +26,7 @@ from eavatar.errors import UserError
 JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm"}  # in either case, as below
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+UPRIGHT = "encode it upright, as 'ffmpeg -i cam_<camera>.mp4 -crf 14 upright.mp4' does"
 MAX_PADDING = 64  # bytes at the end of a file in which the marker must be; some writers pad
 
 
@@ -235,7 +236,8 @@ def decode_video(
 ) -> Iterator[tuple[int, Image]]:
     """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first, in one pass.
 
-    Damage that the decoder would conceal is an error.
+    Damage that the decoder would conceal is an error. So is a container that has players turn the
+    frames: whoever calibrates by another program sees them turned, and here they are not.
 
     Args:
         path: the video.
@@ -243,7 +245,8 @@ def decode_video(
         part: of the frames, the only one that is wanted; all if None.
 
     Raises:
-        UserError: a frame cannot be decoded or has another size, or the video ends early.
+        UserError: a frame cannot be decoded or has another size, the video ends early, or it is to
+            be shown turned.
     """
     declared, count = read_video_header(path).frames, 0
     try:
@@ -255,6 +258,10 @@ def decode_video(
             for frame in container.decode(stream):
                 if frame.is_corrupt or (frame.width, frame.height) != size:
                     raise _damage(path, count, "the frame is damaged")
+                if count == 0 and frame.rotation:
+                    raise UserError(
+                        f"{path} is to be shown turned by {abs(frame.rotation)}°; {UPRIGHT}."
+                    )
                 if count % every == 0:
                     yield count, to_bgr(frame, stream.codec_context.name, part)
                 count += 1

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from eavatar.capture.captures import open_capture, open_masks
-from eavatar.capture.recording import check_videos
+from eavatar.capture.recording import check_size, check_videos
 from eavatar.capture.video import CameraFrames, list_cameras
 from eavatar.errors import UserError
+from tests.capture.test_own_video import turn
 from tests.scenes.small_capture import SERIALS, grey_frames, write_capture
 
 FRAMES = 9
@@ -109,6 +110,25 @@ def test_a_video_trimmed_by_an_edit_list_is_found_before_it_is_decoded(
     # What the sentence says to do.
     whole = remux(path, tmp_path / "whole.mp4", options={"ignore_editlist": "1"})
     assert levels(whole) == levels(plain)
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1)], ids=["side", "upside down"])
+def test_a_video_that_players_turn_is_refused(
+    matrix: tuple[int, int, int, int], plain: Path, tmp_path: Path
+) -> None:
+    """The frames of other programs, by which cameras are calibrated, are turned."""
+    path = turn(Path(shutil.copy(plain, tmp_path / "cam_1.mp4")), matrix)
+    with pytest.raises(UserError, match=r"cam_1\.mp4 is to be shown turned by .*encode it upright"):
+        next(CameraFrames((path,)).decode())
+
+
+def test_a_video_on_its_side_is_told_from_a_cropped_one(tmp_path: Path) -> None:
+    full = (1080, 1920)
+    with pytest.raises(UserError, match="not 1080×1920 scaled but on its side; encode it upright"):
+        check_size(tmp_path, 960, 540, full)
+    with pytest.raises(UserError, match="not 1080×1920 scaled; give the uncropped image"):
+        check_size(tmp_path, 540, 540, full)
+    check_size(tmp_path, 540, 960, full)
 
 
 # --- in place of the videos ---------------------------------------------------------------------

@@ -326,19 +326,32 @@ class Generator(nn.Module):
         means, quaternions = self.torso.to_world(
             deformed.points, deformed.quaternions, weights, pose, scale
         )
-        features = torch.sigmoid(deformed.colours)
-        if self.shading is not None and arrangement.normals is not None:
-            gains = self.shading(arrangement.normals, pose[:3], self.torso.rest_pose[:3])
-            gains = 1 + weights[:, None] * (gains - 1)  # the torso does not turn
-            features = torch.cat([features[:, :3] * gains, features[:, 3:]], dim=1)
         gaussians = Gaussians(
             means,
             quaternions,
             scales=scale * torch.exp(deformed.scales),
             opacities=torch.sigmoid(deformed.opacities),
-            features=features,
+            features=self.shade(deformed.colours, arrangement, weights, pose),
         )
         return Generated(gaussians, deformed.displacements, deformed.controls)
+
+    def shade(
+        self, colours: Tensor, arrangement: Arrangement, weights: Tensor, pose: Tensor
+    ) -> Tensor:
+        """The features (N, K) of Gaussians at a pose, RGB under the lamps.
+
+        Args:
+            colours: (N, K) before the sigmoid.
+            arrangement: of the set.
+            weights: (N,) of the head: the torso does not turn.
+            pose: (6,) axis-angle and translation.
+        """
+        features = torch.sigmoid(colours)
+        if self.shading is None or arrangement.normals is None:
+            return features
+        gains = self.shading(arrangement.normals, pose[:3], self.torso.rest_pose[:3])
+        gains = 1 + weights[:, None] * (gains - 1)
+        return torch.cat([features[:, :3] * gains, features[:, 3:]], dim=1)
 
     def deform(
         self,

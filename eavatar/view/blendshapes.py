@@ -3,7 +3,8 @@
 The Gaussians of a timestep are approximated by x_0 + Σ_k c_k b_k, with x_0 those of the neutral
 expression at the mean pose of the training. The blendshapes b_k are the principal components about
 x_0 of what the networks make of some timesteps, each at its own expression and pose: the
-least-squares fit among all linear ones.
+least-squares fit among all linear ones. Colours are those under the lamps, see
+`eavatar.avatar.shading`.
 
 They move and colour. Rotations, scales and opacities stay neutral: with them, images of held-out
 timesteps come 0.4 to 0.9 dB nearer to the networks' (the embedded subject, with and without
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eavatar.avatar.gaussians import CanonicalGaussians
 from eavatar.avatar.model import Avatar, CameraBatch
 from eavatar.avatar.torso import Torso
 from eavatar.errors import UserError
@@ -101,14 +101,15 @@ def distil(avatar: Avatar, timesteps: Sequence[Timestep], count: int) -> LinearA
     torso = avatar.generator.torso
     expression = torch.zeros(avatar.settings.head.expression_size, device=avatar.device)
     neutral = avatar.deform(expression, torso.rest_pose)
-    rows = torch.stack([_rows(avatar.deform(*_driving(avatar, step))) for step in timesteps])
+    rows = torch.stack([_rows(avatar, *_driving(avatar, step)) for step in timesteps])
+    neutral_rows = _rows(avatar, expression, torso.rest_pose)
     return LinearAvatar(
-        _rows(neutral),
+        neutral_rows,
         neutral.quaternions,
         neutral.scales,
         torch.sigmoid(neutral.opacities),
         torso.head_weight(avatar.neutral.anchors),
-        principal_components(rows, _rows(neutral), count),
+        principal_components(rows, neutral_rows, count),
     )
 
 
@@ -134,7 +135,7 @@ def principal_components(rows: Tensor, neutral: Tensor, count: int) -> Tensor:
 @torch.no_grad()
 def follow(avatar: Avatar, linear: LinearAvatar, timesteps: Sequence[Timestep]) -> Tensor:
     """Coefficients (T, K) that come nearest to what the networks make of the timesteps."""
-    found = [linear.project(_rows(avatar.deform(*_driving(avatar, step)))) for step in timesteps]
+    found = [linear.project(_rows(avatar, *_driving(avatar, step))) for step in timesteps]
     return torch.stack(found)
 
 
@@ -188,9 +189,12 @@ def _driving(avatar: Avatar, step: Timestep) -> tuple[Tensor, Tensor]:
     return expression, torch.cat([rotation, translation])
 
 
-def _rows(gaussians: CanonicalGaussians) -> Tensor:
-    """(N, 6) position and RGB."""
-    return torch.cat([gaussians.points, torch.sigmoid(gaussians.colours[:, :3])], dim=1)
+def _rows(avatar: Avatar, expression: Tensor, pose: Tensor) -> Tensor:
+    """(N, 6) canonical position and RGB, under the lamps, of what `Avatar.draw` takes."""
+    gaussians, generator = avatar.deform(expression, pose), avatar.generator
+    weights = generator.torso.head_weight(avatar.neutral.anchors)
+    features = generator.shade(gaussians.colours, avatar.arrangement, weights, pose)
+    return torch.cat([gaussians.points, features[:, :3]], dim=1)
 
 
 def _weighted(rows: Tensor) -> Tensor:

@@ -90,6 +90,22 @@ def test_coefficients_of_a_training_timestep_give_its_positions_and_colours(avat
     )  # float32, divided by the colours' weight of 0.1
 
 
+def test_colours_are_those_of_the_turned_head_under_its_lamps() -> None:
+    avatar, tracking = make_avatar(), make_tracking()
+    shading = avatar.generator.shading
+    assert shading is not None
+    torch.nn.init.normal_(shading.light, std=0.1)
+    steps = list(tracking)
+    linear = distil(avatar, steps, len(steps))
+    rows = linear.deform(follow(avatar, linear, steps)[1])
+    with torch.no_grad():
+        generated = avatar.generate(
+            torch.from_numpy(steps[1].driving), torch.from_numpy(tracking.poses[1])
+        )
+    expected = generated.gaussians.features[:, :3].clamp(max=1)
+    torch.testing.assert_close(rows[:, 3:], expected, atol=1e-4, rtol=0)  # as above
+
+
 @pytest.mark.parametrize("count", [0, 4, 1000])
 def test_a_number_that_cannot_be_fitted_is_refused(avatar: Avatar, count: int) -> None:
     with pytest.raises(UserError, match=f"{count} blendshapes .* from 1 to 3"):

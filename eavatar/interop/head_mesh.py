@@ -68,11 +68,14 @@ class HeadMesh:
 
     @torch.no_grad()
     def deform(self, timestep: Timestep) -> tuple[Tensor, Tensor]:
-        """Vertices (S, 3), canonical, before the pose moves them, and their RGB (S, 3)."""
+        """Vertices (S, 3), canonical, before the pose moves them, and their RGB (S, 3).
+
+        Raises:
+            UserError: the timestep has a gaze or an appearance that the model does not know.
+        """
         stage, head, nets = self.stage, self.stage.head, self.stage.drivers
         points, pose = stage.vertices, encode_position(to_pose(timestep))
-        expression = torch.zeros(head.driving_size)  # no appearance measured is the mean one
-        expression[: len(timestep.driving)] = torch.from_numpy(timestep.driving)
+        expression = self._driving(timestep)
         weights = expression_weights(points, stage.landmarks, head.near, head.far)[:, None]
         encoded = encode_position(points)
         shifts = torch.lerp(
@@ -89,6 +92,19 @@ class HeadMesh:
         if stage.base is not None and self.attachment is not None:
             moved = moved + self.attachment.carry(stage.base(expression))
         return moved, torch.sigmoid(colours[:, :3])
+
+    def _driving(self, timestep: Timestep) -> Tensor:
+        """(E + G + A,); no gaze is straight, and no appearance the mean one."""
+        head, parts = self.stage.head, []
+        for name in ("expression", "gaze", "appearance"):
+            size, values = getattr(head, f"{name}_size"), torch.from_numpy(getattr(timestep, name))
+            if len(values) not in (0, size):
+                raise UserError(
+                    f"the tracking has {len(values)} numbers of the {name} and the surface of "
+                    f"stage I {size}; train it again with the present tracking."
+                )
+            parts.append(values if len(values) else torch.zeros(size))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def at(self, timestep: Timestep, world: bool) -> Mesh:

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from eavatar.__main__ import main
 from eavatar.avatar.base_motion import BaseMotion
 from eavatar.avatar.files import write_stage_one
+from eavatar.errors import UserError
 from eavatar.interop.head_mesh import HeadMesh
 from eavatar.interop.mesh_files import Shapes
 from eavatar.io import Mesh, read_mesh, write_arrays, write_mesh
@@ -186,6 +187,23 @@ def test_no_measured_appearance_is_the_mean_one(field: HeadField, surface: Surfa
     long = replace(short, appearance=np.zeros(2, np.float32))
     for one, other in zip(mesh.deform(short), mesh.deform(long), strict=True):
         assert torch.equal(one, other)
+
+
+def test_each_number_drives_what_it_was_tracked_for(field: HeadField, surface: Surface):
+    """Also where the gaze before the appearance was not tracked; what is unknown is told."""
+    stage = field.result(surface)
+    sizes = {"expression_size": EXPRESSIONS - 2, "gaze_size": 1, "appearance_size": 1}
+    head = stage.head.model_copy(update=sizes)
+    mesh = HeadMesh(replace(stage, head=head, base=None), surface.faces.numpy())
+    one, none = np.ones(1, np.float32), np.zeros(0, np.float32)
+    timestep = replace(make_tracking()[0], expression=one, appearance=one, gaze=none)
+    straight = replace(timestep, gaze=0 * one)
+    for found, expected in zip(mesh.deform(timestep), mesh.deform(straight), strict=True):
+        assert torch.equal(found, expected)
+    without = head.model_copy(update={"gaze_size": 0, "appearance_size": 2})
+    mesh = HeadMesh(replace(stage, head=without, base=None), surface.faces.numpy())
+    with pytest.raises(UserError, match="1 numbers of the gaze and the surface of stage I 0"):
+        mesh.deform(replace(straight, appearance=none))
 
 
 def test_a_mesh_of_another_training_is_told(

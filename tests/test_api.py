@@ -115,6 +115,18 @@ def test_tensors_and_arrays_of_any_precision_draw_the_same(
     assert torch.equal(avatar.render(tensors, camera), expected)
 
 
+def test_an_avatar_that_has_drawn_can_be_moved(
+    step: eavatar.Timestep, camera: eavatar.Camera
+) -> None:
+    """To another device or type, with all that it keeps between images."""
+    avatar = eavatar.load_avatar(RESULTS, device="cpu")
+    avatar.render(step, camera)
+    kept = avatar.arrangement.weights
+    assert kept.dtype == torch.float32
+    assert avatar.double().arrangement.weights.dtype == torch.float64
+    assert torch.equal(avatar.float().arrangement.weights, kept)
+
+
 @pytest.mark.parametrize("size", [33, 50, 129, 200])
 def test_any_size_shows_the_same_view(
     avatar: eavatar.Avatar, step: eavatar.Timestep, camera: eavatar.Camera, size: int

@@ -6,7 +6,7 @@ Letters: T timesteps, C cameras, E expression and A appearance coefficients, K c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -272,6 +272,12 @@ class Avatar(nn.Module):
                 self.settings.shading,
             )
         return self._arrangement
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda`, … do: the arrangement is made again, where the avatar now is."""
+        self._arrangement = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @torch.no_grad()
     def sort_by_expression_weight(self) -> Tensor:

@@ -113,7 +113,7 @@ def write_glb(path: Path, gaussians: Gaussians) -> Path:
     Viewers that know nothing of splats show points of the same colours.
     """
     values, glb = SplatValues.of(gaussians), Glb()
-    rgb = HARMONIC * values.colours + 0.5
+    rgb = (HARMONIC * values.colours + 0.5).clip(0, 1)  # as glTF wants it; shading goes beyond 1
     fallback = np.concatenate([to_linear(rgb), values.opacities[:, None]], axis=1)
     attributes = {
         "POSITION": glb.add(values.means, VERTICES, bounds=True),

@@ -20,6 +20,7 @@ from eavatar.cameras import Camera
 from eavatar.data.frames import FrameSet
 from eavatar.interop import fine_tuning
 from eavatar.interop.avatar_splats import PlainSplats, find_widening
+from eavatar.interop.splat_files import write_glb
 from eavatar.io import Identity, Timestep, read_cameras, write_arrays
 from eavatar.rendering.splatting import Gaussians, splat
 from eavatar.transforms import Similarity, axis_angle_to_matrix
@@ -179,6 +180,16 @@ def test_gltf_holds_activated_values_in_metres(results: Path, tmp_path: Path):
     linear = own["COLOR_0"][:, :3]
     encoded = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
     np.testing.assert_allclose(encoded, ply.features, atol=1e-4)
+
+
+def test_colours_beyond_white_are_valid_gltf(tmp_path: Path):
+    """Shading brightens what turns to a lamp; COLOR_0 must be within [0, 1]."""
+    lit = Gaussians(torch.zeros(1, 3), torch.ones(1, 4), torch.ones(1, 3), torch.full((1,), 0.5),
+                    torch.tensor([[1.2, 0.5, 0.0]]))  # fmt: skip
+    attributes = GlbFile(write_glb(tmp_path / "lit.glb", lit)).attributes()
+    assert attributes["COLOR_0"].max() == 1
+    coefficients = attributes["KHR_gaussian_splatting:SH_DEGREE_0_COEF_0"]
+    np.testing.assert_allclose(0.5 + HARMONIC * coefficients, lit.features, atol=1e-6)
 
 
 def test_tracking_takes_canonical_points_to_the_world(results: Path, tmp_path: Path):

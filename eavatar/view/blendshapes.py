@@ -30,6 +30,7 @@ from eavatar.rendering.splatting import Gaussians, splat
 # Of position and RGB in the fit: the range of a colour counts as much as 3 cm of displacement. With
 # a tenth of that to a third, the images of three avatars are 0.2 dB less near, in the mean.
 WEIGHTS = (1.0, 1.0, 1.0, 0.3, 0.3, 0.3)
+MIN_STRENGTH = 1e-5  # of a component / the strongest: less is rounding
 MAX_COMPONENTS = 64  # a page has two layers of a texture for each, and phones have 256
 
 
@@ -65,9 +66,13 @@ class LinearAvatar:
         return torch.cat([moved[:, :3], moved[:, 3:].clamp(0, 1)], dim=1)
 
     def project(self, rows: Tensor) -> Tensor:
-        """Coefficients (K,) whose Gaussians come nearest to rows (N, 6)."""
+        """Coefficients (K,) whose Gaussians come nearest to rows (N, 6): the smallest of these."""
         basis = _weighted(self.components)
-        found: Tensor = torch.linalg.solve(basis @ basis.T, basis @ _weighted(rows - self.neutral))
+        # Of timesteps that are alike, some components change nothing.
+        products = (basis @ basis.T).double()
+        inverse = torch.linalg.pinv(products, rtol=MIN_STRENGTH**2, hermitian=True)
+        along = basis @ _weighted(rows - self.neutral)
+        found: Tensor = (inverse @ along.double()).float()
         return found
 
     def to_world(self, coefficients: Tensor, torso: Torso, pose: Tensor, scale: float) -> Gaussians:

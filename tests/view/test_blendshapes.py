@@ -106,6 +106,14 @@ def test_colours_are_those_of_the_turned_head_under_its_lamps() -> None:
     torch.testing.assert_close(rows[:, 3:], expected, atol=1e-4, rtol=0)  # as above
 
 
+def test_timesteps_that_are_alike_are_followed_too(avatar: Avatar) -> None:
+    steps = [make_tracking()[0]] * 2
+    linear = distil(avatar, steps, 2)
+    first, second = follow(avatar, linear, steps)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, torch.tensor([1.0, 0.0]), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("count", [0, 4, 1000])
 def test_a_number_that_cannot_be_fitted_is_refused(avatar: Avatar, count: int) -> None:
     with pytest.raises(UserError, match=f"{count} blendshapes .* from 1 to 3"):

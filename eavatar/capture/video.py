@@ -177,7 +177,8 @@ def read_video_header(path: Path) -> Header:
 
     The container's table of packets gives the byte range of every frame, so a truncated file is
     found without reading it. Where there is no complete table, as in fragments or in Matroska, the
-    packets are read.
+    packets are read; also where its times skip a frame: they are those of decoding, which come late
+    where frames are coded out of order.
 
     Raises:
         UserError: the file cannot be opened, holds no video, ends before its last packet, or hides
@@ -193,7 +194,7 @@ def read_video_header(path: Path) -> Header:
             times = [entry.timestamp for entry in table]
             whole = max((entry.pos + entry.size for entry in table), default=0) <= held
             hides = any(entry.is_discard for entry in table)
-            if whole and (declared == 0 or len(table) != declared):
+            if whole and (declared == 0 or len(table) != declared or _gaps(times)):
                 packets = [packet for packet in container.demux(stream) if packet.size > 0]
                 times = sorted(_time(packet) for packet in packets)
                 whole = not any(packet.is_corrupt for packet in packets)

@@ -25,6 +25,7 @@ from tests.scenes.small_capture import (
     WIDTH,
     grey_frames,
     write_capture,
+    write_timed,
     write_video,
 )
 
@@ -233,14 +234,7 @@ def test_a_frame_that_was_left_out_is_found_by_its_time(tmp_path: Path) -> None:
     """Two cameras of equally many frames, one of which skipped a frame and ran on longer."""
     root = write_capture(tmp_path / "901", grey_frames(6), ("FREE",))
     path = root / "sequences" / "FREE" / "images" / f"cam_{SERIALS[1]}.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=73)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for time, image in zip((0, 1, 2, 4, 5, 6), grey_frames(6), strict=True):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts = time
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    write_timed(path, grey_frames(6), (0, 1, 2, 4, 5, 6))
     with pytest.raises(UserError, match="do not skip the same frames"):
         check_videos(open_capture(root), ["FREE"])
 

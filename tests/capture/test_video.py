@@ -14,10 +14,10 @@ import pytest
 
 from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.recording import check_size, check_videos
-from eavatar.capture.video import CameraFrames, list_cameras
+from eavatar.capture.video import CameraFrames, list_cameras, read_video_header
 from eavatar.errors import UserError
 from tests.capture.test_own_video import turn
-from tests.scenes.small_capture import SERIALS, grey_frames, write_capture
+from tests.scenes.small_capture import SERIALS, grey_frames, write_capture, write_timed
 
 FRAMES = 9
 EVERY = 4  # frames from one key frame, and so one fragment, to the next
@@ -90,6 +90,20 @@ def test_a_whole_video_is_read_whatever_its_container(
     assert list_cameras([tmp_path])["1"].header().gaps == ()
     # Quantised anew by each coding; frames are 20 levels apart.
     np.testing.assert_allclose(levels(path), levels(plain), atol=2)
+
+
+@pytest.mark.parametrize("skipped", [1, 6, 9])
+def test_a_skipped_frame_is_at_its_place_however_the_video_is_coded(
+    skipped: int, tmp_path: Path
+) -> None:
+    times = [time for time in range(16) if time != skipped]
+    found = [
+        read_video_header(
+            write_timed(tmp_path / "cam.mp4", grey_frames(9) + grey_frames(6), times, b)
+        )
+        for b in (0, 2)
+    ]
+    assert [header.gaps for header in found] == [(skipped,)] * 2
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.97])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import av
@@ -59,6 +59,25 @@ def write_video(
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_timed(
+    path: Path, frames: Sequence[NDArray[np.uint8]], times: Iterable[int], reordered: int = 0
+) -> Path:
+    """Write RGB frames (H, W, 3) as H.264, each at a time, in frames of 73 Hz.
+
+    Between others are so many B-frames.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=73, options={"bf": str(reordered)})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for time, image in zip(times, frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts = time
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

@@ -515,7 +515,8 @@ def _check_matte(clip: CameraFrames, full: Camera | None, colour: Header | None)
     header, path = clip.header(), clip.paths[0]
     if full:
         check_size(path, header.width, header.height, (full.width, full.height))
-    if colour and (header.frames, header.gaps) != (colour.frames, colour.gaps):
+    # Images have no times, and who mattes frame by frame writes videos of even ones.
+    if colour and (header.frames != colour.frames or header.gaps not in ((), colour.gaps)):
         raise UserError(
             f"{path} has {header.frames} frames (skipped before: {list(header.gaps)}) but the "
             f"colour videos have {colour.frames} (skipped before: {list(colour.gaps)}); give the "

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from eavatar.__main__ import main
+from eavatar.capture.video import CameraFrames
 from eavatar.preflight.subjects import COLUMNS
 from eavatar.settings import merge, read_config
 from tests.scenes import CONFIG
@@ -28,8 +29,10 @@ from tests.scenes.small_capture import (
     HEIGHT,
     SERIALS,
     WIDTH,
+    grey_frames,
     matte_settings,
     world_to_camera,
+    write_timed,
     write_video,
 )
 from tests.scenes.small_setup import SEQUENCES, write_subject
@@ -171,6 +174,27 @@ def test_masks_that_do_not_fit_are_a_fault(root, tmp_path, capsys, fault, senten
     printed = message(capsys.readouterr().err)
     assert "9 inputs are faulty" in printed  # three sequences of three cameras
     assert printed.count(sentence) == 9
+
+
+@pytest.mark.parametrize(
+    ("times", "status"), [(None, 0), (range(4), 0), ((0, 1, 3, 4), 0), ((0, 2, 3, 4), 2)]
+)
+def test_masks_of_videos_that_skip_a_frame_skip_the_same_or_none(root, tmp_path, times, status):
+    """Masks as images have no times; of a video that was matted frame by frame they are even."""
+    videos = root / "capture" / "sequences" / "FREE" / "images"
+    for serial in SERIALS:
+        write_timed(videos / f"cam_{serial}.mp4", grey_frames(4), (0, 1, 3, 4))
+    masks = write_masks(tmp_path / "masks") / "FREE"
+    for video in sorted(masks.iterdir()):
+        images = [image for _, image in CameraFrames((video,)).decode()]
+        if times:
+            write_timed(video, images, times)
+            continue
+        video.with_suffix("").mkdir()
+        for number, image in enumerate(images):
+            cv2.imwrite(str(video.with_suffix("") / f"{number}.png"), image)
+        video.unlink()
+    assert check(root, tmp_path / "masks") == status
 
 
 def test_masks_that_are_cropped_do_not_fit_raw_videos(root, tmp_path, capsys):

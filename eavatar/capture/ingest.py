@@ -217,7 +217,7 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
         settings: sequences, cameras and the crop.
         capture: the raw capture's folder.
         output: receives cameras.json, full_cameras.json (of the uncropped images at full size),
-            visible/<camera>.png and plates/<camera>.png.
+            visible/<camera>.png and plates/<camera>.png; without plates an empty folder.
 
     Returns:
         ``output``.
@@ -232,6 +232,7 @@ def calibrate(settings: IngestSettings, capture: Path, output: Path) -> Path:
     serials = select_cameras(settings, raw)
     headers = check_videos(raw, sequences, serials)[sequences[0]]
     windows = {serial: _window(settings, raw, serial, headers[serial]) for serial in serials}
+    (output / "plates").mkdir(parents=True, exist_ok=True)  # Snakemake waits for the folder
     for serial, window in windows.items():
         write_image(output / "visible" / f"{serial}.png", _visible(raw, serial, window))
         if serial in raw.plates:

@@ -118,6 +118,13 @@ def plate_path(folder: Path) -> Path:
     return folder / "capture" / "plates" / f"{SERIALS[0]}.png"
 
 
+def test_a_capture_without_plates_leaves_an_empty_folder_of_them(tmp_path: Path) -> None:
+    """The rule declares it, and fails without."""
+    raw = write_capture(tmp_path / "raw", grey_frames(1))
+    calibrate(ingest_settings(), raw, tmp_path / "capture")
+    assert list((tmp_path / "capture" / "plates").iterdir()) == []
+
+
 def test_a_rerun_replaces_what_a_kill_left(tmp_path: Path) -> None:
     raw = write_capture(tmp_path / "raw", grey_frames(2), sequences=("FREE",))
     settings, output = ingest_settings(), tmp_path / "capture"

@@ -165,7 +165,10 @@ def _is_of_pixels(path: Path) -> bool:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """All files below a folder, but for hidden ones, provenance and what tells times."""
+    """All files below a folder, but for hidden ones, provenance and what tells times.
+
+    Links into nowhere are none, as a data set has where parts of it were not fetched.
+    """
 
     def counts(name: str) -> bool:
         return not name.startswith((".", *TELL_TIMES)) and not name.endswith(NAME)
@@ -174,7 +177,7 @@ def _list_files(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = filter(counts, folders)
         found += [Path(parent, name) for name in names if counts(name)]
-    return sorted(found)
+    return sorted(filter(Path.is_file, found))
 
 
 def _parsed(value: Any) -> Any:

@@ -69,6 +69,15 @@ def test_a_checksum_changes_with_what_counts(
     assert (digest(tmp_path) != before) is changes
 
 
+def test_a_link_into_nowhere_does_not_count(tmp_path: Path) -> None:
+    """A data set of which only a part was fetched has them."""
+    write(tmp_path / "FREE.csv", b"timestep,1")
+    before = digest(tmp_path)
+    (tmp_path / "EXP-1-head.mp4").symlink_to("/nowhere/1.mp4")
+    (tmp_path / "EXP-2-eyes.bin").symlink_to("/nowhere/2.bin")
+    assert digest(tmp_path) == before
+
+
 def test_a_result_that_is_not_made_has_none(tmp_path: Path) -> None:
     with pytest.raises(UserError), recorded("metrics", "1", {}, [], tmp_path / "metrics.csv"):
         raise UserError("no.")

@@ -5,6 +5,7 @@ What is shown follows from the expression's strength alone. Images are RGB, 8 bi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ HALF_HEIGHT = 1.7  # canonical units: a head with neck
 HALF_WIDTH = 1.4
 REGIONS = {"mouth": MOUTH, "eyes": EYES, "brows": BROWS}
 MARGIN = 0.2  # around the landmarks, of their width
+STEM = re.compile(r"(.+)_(\d{5})_(.+)")  # of a picture: sequence, timestep, camera
 MIN_ASPECT = 0.5  # height of a crop / its width: brows are flat
 
 
@@ -49,7 +51,11 @@ class Picture:
 
     @classmethod
     def of(cls, path: Path) -> Picture:
-        sequence, timestep, camera = path.stem.rsplit("_", 2)
+        """Of a file with the `name`; sequence and camera may have underscores, too."""
+        found = STEM.fullmatch(path.stem)
+        if found is None:
+            raise UserError(f"{path} is no picture of `evaluate`; run it again.")
+        sequence, timestep, camera = found.groups()
         return cls(sequence, int(timestep), camera)
 
     @property

@@ -38,6 +38,7 @@ from eavatar.tables.drawing import (
     order_along_arc,
     shrink,
 )
+from eavatar.tables.figures import Picture
 from eavatar.tables.page import (
     curve,
     details,
@@ -174,9 +175,9 @@ def _comparisons(folder: Path) -> str:
     paths = sorted(require(folder, "the folder of pictures").glob("*.png"))
     figures = []
     for path in paths:
-        sequence, timestep, camera = path.stem.rsplit("_", 2)
+        shown = Picture.of(path)
         strip = shrink(read_rgb(path, "evaluate"), STRIP_HEIGHT)
-        name = f"{sequence}, timestep {int(timestep)}, camera {camera}"
+        name = f"{shown.sequence}, timestep {shown.timestep}, camera {shown.camera}"
         figures.append(figure(inline_image(strip, name), name))
     text = (
         "Truth, render and error side by side, of the held-out frames with the strongest "

@@ -12,13 +12,13 @@ from eavatar.errors import UserError
 from eavatar.io import Mesh, write_arrays, write_cameras, write_mesh
 from eavatar.settings import validate
 from eavatar.tables.drawing import write_image
-from eavatar.tables.figures import GAP, HEADER, TILE, find_window, paper_figure
+from eavatar.tables.figures import GAP, HEADER, TILE, Picture, find_window, paper_figure
 from eavatar.tables.layout import FigureLayout
 from tests.scenes.small_results import make_camera, make_tracking
 
 SIDE = 64
 TRUTH, OURS, OTHER = 250, 150, 50
-CAMERA = "222200037"
+CAMERA = "front_left"  # of a rig of one's own
 LAYOUT = {
     "title": "Control",
     "columns": [{"label": "truth"}, {"label": "a", "variant": "a"}, {"label": "b", "variant": "b"}],
@@ -123,3 +123,11 @@ def test_surfaces_of_the_steps_that_all_have_are_drawn_from_two_sides(place):
         path.unlink()
     with pytest.raises(UserError, match="no step in common"):
         draw()
+
+
+def test_a_picture_is_told_by_its_name():
+    for sequence, camera in (("FREE", "222200037"), ("take_00012", "front_left"), ("a", "b_1")):
+        picture = Picture(sequence, 3, camera)
+        assert Picture.of(Path(picture.name)) == picture
+    with pytest.raises(UserError, match=r"left\.png is no picture of `evaluate`"):
+        Picture.of(Path("FREE_left.png"))

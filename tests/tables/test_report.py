@@ -184,6 +184,15 @@ def test_all_variants_are_in_the_table(subject: Subject, tmp_path: Path) -> None
     assert "nan" not in text.split("Truth, render, error")[0]
 
 
+def test_a_camera_may_have_underscores(subject: Subject, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(subject.results, results)
+    for path in (results / "tables" / "full" / "pictures").glob("*.png"):
+        path.rename(path.with_stem(f"{path.stem}_left"))
+    page = report("ball", "full", results, tmp_path / "report.html").read_text()
+    assert re.search(r"FREE, timestep \d, camera \d{9}_left", page)
+
+
 def test_leftovers_of_earlier_choices_are_not_shown(subject: Subject, tmp_path: Path) -> None:
     """Of a sequence that was taken out of the sheet, and of a variant that was removed."""
     results = tmp_path / "results"

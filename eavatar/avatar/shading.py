@@ -13,6 +13,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from eavatar.threads import count_threads
 from eavatar.transforms import axis_angle_to_matrix, rotate
 
 NEIGHBOURS = 24  # points whose plane gives a normal: half as many give it worse, twice no better
@@ -64,7 +65,8 @@ def estimate_normals(points: Tensor, centre: Tensor) -> Tensor:
     """
     places = points.cpu().double().numpy()
     count = min(NEIGHBOURS, len(places))
-    near = cKDTree(places).query(places, k=count)[1].reshape(len(places), count)
+    _, found = cKDTree(places).query(places, k=count, workers=count_threads())
+    near = found.reshape(len(places), count)
     offsets = places[near] - places[near].mean(axis=1, keepdims=True)
     normals = np.linalg.eigh(offsets.transpose(0, 2, 1) @ offsets)[1][:, :, 0]
     outward = places - centre.cpu().double().numpy()

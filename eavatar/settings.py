@@ -637,6 +637,13 @@ class HavatarSettings(HavatarDrawing):
     weights: HavatarLossWeights
     run: FieldRunSettings
 
+    @field_validator("patch")
+    @classmethod
+    def _fits_into_the_image(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("image_size", value):
+            raise ValueError("it must be at most image_size")
+        return value
+
 
 class EvaluateSettings(Settings):
     """`evaluate`: per-image metrics."""

@@ -23,6 +23,7 @@ def test_shipped_configurations_are_valid():
     [
         ("sdf: {stepps: 3}", "unknown setting 'sdf.stepps'"),
         ("splat: {steps: -1}", "setting 'splat.steps': input should be greater"),
+        ("havatar: {image_size: 32}", "setting 'havatar.patch': .*at most image_size"),
         ("capture: {matte: {backend: magic}}", "setting 'capture.matte.backend'"),
         ("splat: {compile: true}", "'splat.compile' has moved to 'splat.run.compile'"),
         ("sdf: {steps: 0, frames_per_step: 1}", "moved to 'sdf.timesteps_per_step'"),

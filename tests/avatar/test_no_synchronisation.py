@@ -50,7 +50,8 @@ def test_generating_gaussians(fake_cuda):
     avatar = make_avatar(splat_settings())
     neighbours = Neighbours(torch.zeros(COUNT, 32, dtype=torch.long), torch.ones(COUNT, 32))
     attachment = Attachment(torch.zeros(COUNT, 3, dtype=torch.long), torch.rand(COUNT, 3))
-    arrangement = Arrangement(torch.rand(COUNT), NEAR, FAR, neighbours, attachment)
+    normals = torch.rand(COUNT, 3)
+    arrangement = Arrangement(torch.rand(COUNT), NEAR, FAR, neighbours, attachment, normals)
     generated = avatar.generator(
         avatar.neutral,
         arrangement,

@@ -249,7 +249,7 @@ def _read_description(folder: Path, block: str) -> Any:
     """The part of ``model.yaml`` that code reads: the block of a name in `KINDS`.
 
     Raises:
-        UserError: the file is missing, of an unknown format, or has no such block.
+        UserError: the file is missing, damaged, of an unknown format, or has no such block.
     """
     path = require(folder / "model.yaml", "the description of the model")
     content = read_yaml(path)
@@ -258,14 +258,17 @@ def _read_description(folder: Path, block: str) -> Any:
     check_format(content, FORMAT, path)
     if block not in content:
         raise UserError(f"{path} describes no {KINDS[block]}; name the folder of one.")
+    described = content[block]
+    if not isinstance(described, dict):
+        raise UserError(f"{path} is damaged: '{block}' is no mapping; train the model again.")
     if block == "avatar":  # older avatars were trained with the output itself
-        content[block].get("control", {}).setdefault("from_neutral", False)
-    return content[block]
+        _mapping(described.get("control")).setdefault("from_neutral", False)
+    return described
 
 
 def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
     """A description from before there were formats, ``sizes`` and ``settings``, as of format 1."""
-    sizes, settings = ({**(content.get(name) or {})} for name in ("sizes", "settings"))
+    sizes, settings = ({**_mapping(content.get(name))} for name in ("sizes", "settings"))
     for name in ("expression", "feature", "colour"):
         sizes[f"{name}_size"] = sizes.pop(name, None)
     head = {name: sizes[name] for name in HeadSettings.model_fields if name in sizes}
@@ -273,6 +276,11 @@ def _without_format(content: Mapping[str, Any]) -> dict[str, Any]:
         return {"head": head}
     kept = {name: settings[name] for name in AvatarSettings.model_fields if name in settings}
     return {"avatar": kept | {"head": head, "scale": sizes["scale"]}}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A value of a description; of a damaged one, which `validate` tells, an empty mapping."""
+    return value if isinstance(value, dict) else {}
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

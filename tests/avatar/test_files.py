@@ -111,6 +111,8 @@ def test_writing_and_reading_changes_nothing(tmp_path: Path) -> None:
         ("  upsampler: subpixel", "  upsampler: pixels", "setting 'upsampler'"),
         ("    feature_size: 8", "    feature_size: 9", r"does not fit its model\.yaml"),
         ("format: 1", "[format", "not valid YAML"),
+        ("avatar:", "avatar: 3\nother:", "'avatar' is no mapping"),
+        ("  control:", "  control: []\n  other:", "'other'|'control'"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(
@@ -123,6 +125,13 @@ def test_what_cannot_be_read_is_one_sentence(
     with pytest.raises(UserError, match=message) as told:
         read_avatar(path.parent)
     assert str(path.parent) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_damaged_description_from_before_the_formats_is_one_sentence(copied: Path) -> None:
+    folder = copied / "splat" / "full"
+    (folder / "model.yaml").write_text("sizes: [1]\nsettings: 3\n")
+    with pytest.raises(UserError, match="describes no avatar"):
+        read_avatar(folder)
 
 
 def test_a_model_of_the_other_stage_is_told_apart() -> None:

@@ -79,6 +79,14 @@ class FigureLayout(Settings):
     views: int = Field(3, ge=1, description="most pictures, those of strongest expression")
     surfaces: bool = Field(False, description="stage I over its steps in place of pictures")
 
+    @model_validator(mode="after")
+    def _has_something_to_show(self) -> Self:
+        if not self.variants:
+            raise ValueError("no column has a variant")
+        if self.surfaces and len(self.variants) < len(self.columns):
+            raise ValueError("of surfaces each column needs a variant, and no two the same")
+        return self
+
     @property
     def variants(self) -> list[str]:
         """Variants that it needs, each once."""

@@ -131,3 +131,15 @@ def test_a_picture_is_told_by_its_name():
         assert Picture.of(Path(picture.name)) == picture
     with pytest.raises(UserError, match=r"left\.png is no picture of `evaluate`"):
         Picture.of(Path("FREE_left.png"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"columns": [{"label": "truth"}]}, "no column has a variant"),
+        ({"surfaces": True}, "of surfaces each column needs a variant"),
+    ],
+)
+def test_a_layout_that_shows_nothing_is_one_sentence(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_layout(**changes)

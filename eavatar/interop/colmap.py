@@ -45,11 +45,7 @@ class ColmapCamera:
         """(3, 3) intrinsics and OpenCV's coefficients; `UserError` for other models."""
         number = NAMES.get(self.model) if isinstance(self.model, str) else self.model
         if number not in MODELS:
-            known = ", ".join(NAMES)
-            raise UserError(
-                f"{where} has camera model {self.model}, which OpenCV's distortion cannot say; run "
-                f"COLMAP with one of {known}."
-            )
+            raise _unknown_model(self.model, where)
         keys = MODELS[number][1].split()
         if len(keys) != len(self.parameters):
             raise UserError(
@@ -105,6 +101,13 @@ def read_model(folder: Path) -> tuple[dict[int, ColmapCamera], list[ColmapImage]
     )
 
 
+def _unknown_model(model: int | str, where: str) -> UserError:
+    return UserError(
+        f"{where} has camera model {model}, which OpenCV's distortion cannot say; run COLMAP with "
+        f"one of {', '.join(NAMES)}."
+    )
+
+
 class _Reader:
     """Little-endian numbers of a file, one after another."""
 
@@ -131,8 +134,7 @@ def _read_binary_cameras(path: Path) -> dict[int, ColmapCamera]:
     for _ in range(int(reader.take("Q")[0])):
         number, model, width, height = map(int, reader.take("iiQQ"))
         if model not in MODELS:  # how many parameters follow is not known
-            cameras[number] = ColmapCamera(model, width, height, ())
-            break
+            raise _unknown_model(model, f"{path}: camera {number}")
         count = len(MODELS[model][1].split())
         cameras[number] = ColmapCamera(model, width, height, reader.take(f"{count}d"))
     return cameras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import cv2
@@ -159,6 +160,10 @@ def test_what_an_import_lacks_is_one_sentence(tmp_path: Path) -> None:
     colmap = write_colmap(tmp_path / "binary", rig, ".bin")
     (colmap / "images.bin").write_bytes((colmap / "images.bin").read_bytes()[:100])
     refused("no readable COLMAP model", "colmap", colmap)
+    colmap = write_colmap(tmp_path / "fisheye", rig, ".bin")
+    cameras = (colmap / "cameras.bin").read_bytes()  # count, number and model, all else
+    (colmap / "cameras.bin").write_bytes(cameras[:8] + struct.pack("<2i", 99, 5) + cameras[16:])
+    refused("camera 99 has camera model 5", "colmap", colmap)
     colmap = write_colmap(tmp_path / "text", rig, ".txt")
     text = (colmap / "cameras.txt").read_text()
     (colmap / "cameras.txt").write_text(text.replace("OPENCV", "OPENCV_FISHEYE"))

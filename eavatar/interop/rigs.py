@@ -152,14 +152,16 @@ def _read_opencv_camera(path: Path) -> RigCamera:
 
     try:
         storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-    except cv2.error as error:
+    except (cv2.error, SystemError) as error:
         raise UserError(f"{path} is no file of OpenCV's; write it again.") from error
     missing = [key for key in YAML_KEYS if storage.getNode(key).empty()]
     if missing:
         raise UserError(f"{path} lacks '{missing[0]}'; write {', '.join(YAML_KEYS)} into it.")
     width, height = (storage.getNode(key).real() for key in YAML_KEYS[:2])
-    matrix, rotation, translation = (storage.getNode(key).mat() for key in YAML_KEYS[2:])
-    distortion = storage.getNode("distortion_coefficients").mat()
+    keys = (*YAML_KEYS[2:], "distortion_coefficients")
+    matrix, rotation, translation, distortion = (
+        _read_opencv_matrix(storage.getNode(key), f"{path}: {key}") for key in keys
+    )
     intrinsics = finite_matrix(matrix, (3, 3), f"{path}: camera_matrix")
     intrinsics[:2, 2] += PIXEL
     if rotation is not None and rotation.size == 3:
@@ -169,6 +171,18 @@ def _read_opencv_camera(path: Path) -> RigCamera:
     pose[:3, 3] = finite_matrix(np.ravel(translation), (3,), f"{path}: T")
     size = _read_size(width, height, str(path))
     return make_rig_camera(str(path), size, intrinsics, pose, distortion)
+
+
+def _read_opencv_matrix(node: Any, where: str) -> Any:
+    """What a node holds; None if it is not there."""
+    import cv2
+
+    try:
+        return node.mat()
+    except cv2.error as error:
+        raise UserError(
+            f"{where} is no matrix as cv2.FileStorage writes one; write it again."
+        ) from error
 
 
 def _read_size(width: Any, height: Any, where: str) -> tuple[int, int]:

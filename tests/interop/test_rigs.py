@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -179,6 +180,12 @@ def test_what_an_import_lacks_is_one_sentence(tmp_path: Path) -> None:
     storage.write("camera_matrix", np.eye(3))
     storage.release()
     refused("lacks 'image_width'", "opencv", opencv)
+    path = write_opencv(tmp_path / "by_hand", rig) / "low.yml"
+    text = re.sub(r"R: !!opencv-matrix.*?\]", "R: [0., 0., 0.]", path.read_text(), flags=re.DOTALL)
+    path.write_text(text)
+    refused("low.yml: R is no matrix", "opencv", path.parent)
+    path.write_text("%YAML:1.0\n---\n[")
+    refused("low.yml is no file of OpenCV's", "opencv", path.parent)
     refused("holds no <subject>_<part>_anno.smc", "renderme", tmp_path / "opencv")
     (tmp_path / "smc").mkdir()
     (tmp_path / "smc" / "0026_e0_anno.smc").write_text("no HDF5")

@@ -7,10 +7,11 @@ all subjects, and at the machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -53,6 +54,9 @@ from eavatar.settings import (
     select,
 )
 from eavatar.weights import Net
+
+View = tuple[str, str]
+"""A sequence and the serial number of a camera."""
 
 MAX_LISTED = 4  # names in a sentence, before "and n more"
 MODEL_SOURCE = (
@@ -250,7 +254,7 @@ def _examine_capture(
     cameras = select(list(capture.cameras), ingest.cameras)
     views = [(sequence, serial) for sequence in sequences for serial in cameras]
     views += _uncalibrated(capture, sequences, ingest)
-    headers: dict[tuple[str, str], Header] = {}
+    headers: dict[View, Header] = {}
     faults = len(found.faults)
     for sequence, serial in views:
         read = found.attempt(sequence, None, check_videos, capture, [sequence], [serial])
@@ -260,11 +264,7 @@ def _examine_capture(
     _examine_ends(found, capture, list(headers))
     if MATTING[settings.matte.backend].needs_plates:
         _examine_plates(found, capture, cameras)
-    usual = {
-        sequence: _most_common(h for (name, _), h in headers.items() if name == sequence)
-        for sequence in sequences
-        if any(name == sequence for name, _ in headers)
-    }
+    usual = _find_usual(headers, lambda view: view[0])
     if len(found.faults) == faults:
         for sequence, header in usual.items():
             size = f"{header.width}×{header.height} px"
@@ -296,9 +296,7 @@ def _examine_calibration(found: Examination, settings: InputSettings, capture: C
         found.add("lenses", "ok", f"{count} have distortion, which ingest takes out")
 
 
-def _uncalibrated(
-    capture: Capture, sequences: Sequence[str], ingest: IngestSettings
-) -> list[tuple[str, str]]:
+def _uncalibrated(capture: Capture, sequences: Sequence[str], ingest: IngestSettings) -> list[View]:
     """A sequence and the serial number of each camera that recorded but has no calibration."""
     first: dict[str, str] = {}
     for sequence in sequences:
@@ -327,24 +325,24 @@ def _check_split(ingest: IngestSettings, names: Sequence[str], sequences: Sequen
         )
 
 
-def _most_common(headers: Iterable[Header]) -> Header:
-    return Counter(headers).most_common(1)[0][0]
+def _find_usual(headers: Mapping[View, Header], group: Callable[[View], Any]) -> dict[Any, Header]:
+    """What most views of each group have, the groups in the order of their first views."""
+    found: dict[Any, Counter[Header]] = {}
+    for view, header in headers.items():
+        found.setdefault(group(view), Counter())[header] += 1
+    return {key: counts.most_common(1)[0][0] for key, counts in found.items()}
 
 
 def _examine_agreement(
-    found: Examination, capture: Capture, headers: Mapping[tuple[str, str], Header]
+    found: Examination, capture: Capture, headers: Mapping[View, Header]
 ) -> None:
     """Find the videos that differ from most others in size, or in length from their sequence's."""
-    sizes = {
-        (sequence, serial): Header(header.width, header.height, 0)
-        for (sequence, serial), header in headers.items()
-    }
+    sizes = {view: Header(header.width, header.height, 0) for view, header in headers.items()}
+    usual_sizes = _find_usual(sizes, lambda view: capture.full_size(view[1]))
+    of_sequences = _find_usual(headers, lambda view: view[0])
     for (sequence, serial), header in headers.items():
-        size = _most_common(
-            sizes[view] for view in sizes if capture.full_size(view[1]) == capture.full_size(serial)
-        )
+        size, usual = usual_sizes[capture.full_size(serial)], of_sequences[sequence]
         path = capture.frames[sequence][serial].paths[0]
-        usual = _most_common(h for (name, _), h in headers.items() if name == sequence)
         if (header.width, header.height) != (size.width, size.height):
             found.add(
                 sequence,
@@ -363,10 +361,10 @@ def _examine_agreement(
             )
 
 
-def _examine_ends(found: Examination, capture: Capture, clips: Sequence[tuple[str, str]]) -> None:
+def _examine_ends(found: Examination, capture: Capture, clips: Sequence[View]) -> None:
     """Decode the first and last frame of videos, given by sequence and serial number."""
 
-    def fault(clip: tuple[str, str]) -> str | None:
+    def fault(clip: View) -> str | None:
         try:
             decode_ends(capture.frames[clip[0]][clip[1]])
         except UserError as error:
@@ -419,7 +417,7 @@ def _examine_plates(found: Examination, capture: Capture, cameras: Sequence[str]
             f"{folder} has no background plate for camera {_some(bare)} (image_<camera>.jpg); "
             f"restore it or choose capture.matte.backend {without_plates()}.",
         )
-    for serial in set(cameras) - set(bare):
+    for serial in sorted(set(cameras) - set(bare)):
         path = capture.plates[serial]
         image = found.attempt(item, path, read_raw_image, path)
         if image is not None:

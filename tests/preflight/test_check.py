@@ -120,6 +120,18 @@ def test_all_faults_are_told_at_once(root, capsys):
     assert all(sentence in printed for sentence in sentences)
 
 
+def test_the_videos_that_differ_from_most_are_named(root, capsys):
+    videos = root / "capture" / "sequences"
+    small = [frame[::2, ::2] for frame in grey_frames(4)]
+    first = write_video(videos / "FREE" / "images" / f"cam_{SERIALS[0]}.mp4", small)
+    second = write_video(videos / "EXP-1-head" / "images" / f"cam_{SERIALS[1]}.mp4", grey_frames(5))
+    assert check(root) == 2
+    printed = message(capsys.readouterr().err)
+    assert "2 inputs are faulty" in printed
+    assert f"{first} has 110×160 pixels but most videos have 220×320" in printed
+    assert f"{second} has 5 frames (skipped before: []) but most cameras of EXP-1-head" in printed
+
+
 # --- provided masks -----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,7 @@ from eavatar.capture.plate import Plate, mask_from_plate
 from eavatar.capture.video import decode_video
 from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
+from eavatar.io import write_image
 from eavatar.settings import read_config
 from tests.scenes import CONFIG
 from tests.scenes.small_capture import (
@@ -243,6 +245,19 @@ def test_provided_mattes_are_cropped_like_the_frames(frames: Path, tmp_path: Pat
     path = frames / "masks" / "FREE" / SERIALS[0] / "00002.png"  # every=2: video frame 4
     mask = read_grey(path)
     assert np.abs(mask.astype(float) - expected).mean() < 2
+
+
+def test_provided_mattes_of_frames_between_the_timesteps_are_not_read(
+    frames: Path, tmp_path: Path
+) -> None:
+    mask = soft_disc(160, 340, 60, size=2 * HEIGHT)[:, : 2 * WIDTH] * 255
+    for serial, index in product(SERIALS, range(5)):
+        write_image(tmp_path / "FREE" / f"cam_{serial}" / f"{index}.png", mask.astype(np.uint8))
+        if index % 2:
+            (tmp_path / "FREE" / f"cam_{serial}" / f"{index}.png").write_bytes(b"damaged")
+    arguments = (ingest_settings(every=2), frames, "FREE", tmp_path, frames / "masks")
+    matte(matte_settings("provided"), *arguments)
+    assert len(list((frames / "masks" / "FREE" / SERIALS[0]).glob("*.png"))) == 3
 
 
 def test_provided_mattes_that_are_missing_or_of_another_length_are_named(

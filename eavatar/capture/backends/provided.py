@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,8 @@ def check_polarity(path: Path, mask: Image) -> None:
 
 def _frames(clip: CameraFrames, wanted: set[int]) -> Iterator[Image]:
     """The wanted frames (H, W, 3) of a clip, by their indices, in order."""
-    return (image for index, image in clip.decode() if index in wanted)
+    every = math.gcd(*wanted) or 1  # what lies between is neither converted nor, of images, read
+    return (image for index, image in clip.decode(every) if index in wanted)
 
 
 BACKEND = MattingBackend(

@@ -39,7 +39,7 @@ from eavatar.errors import UserError
 from eavatar.io import Timestep, Tracking, atomic, read_cameras, read_sequences
 from eavatar.results import Results
 from eavatar.view.blendshapes import LinearAvatar, distil, follow, measure_psnr
-from eavatar.view.player import RATE, read_drive
+from eavatar.view.player import RATE, check_rate, read_drive
 
 COMPONENTS = 20
 EXPRESSIONS = 6  # buttons
@@ -210,8 +210,7 @@ def export_page(folder: Path, options: PageOptions) -> Path:
 def _check(output: Path, rate: float) -> None:
     if output.suffix != ".html" or output.is_dir():
         raise UserError(f"{output} does not name a page; give a file that ends in .html.")
-    if rate <= 0:
-        raise UserError(f"--rate {rate} is no number of timesteps per second; give one above 0.")
+    check_rate(rate)
 
 
 def _read(results: Results, avatar: Avatar, sequence: str) -> Tracking:

@@ -39,6 +39,7 @@ HEADROOM = 1.25  # pairs of Gaussians and tiles of frames to come / of the prese
 WARM_UP = 5  # first frames, which the times leave out
 QUALITY = "14"  # x264's constant rate factor: no loss that one sees
 RATE = 24.0  # frames per second: NeRSemble's 73 with every third frame
+RATES = 1e-3, 1e3  # the least and the most: containers count in fractions
 
 
 class Player:
@@ -315,5 +316,14 @@ def _check_output(output: Path, rate: float, cameras: int) -> None:
             f"{output} can show one camera, not {cameras}; choose one with --camera, or name a "
             "folder without a suffix to get images of all."
         )
-    if rate <= 0:
-        raise UserError(f"--rate {rate} is no number of frames per second; give one above 0.")
+    check_rate(rate)
+
+
+def check_rate(rate: float) -> None:
+    """Raise `UserError` for timesteps per second that no video, and no page, can be played at."""
+    low, high = RATES
+    if not low <= rate <= high:
+        raise UserError(
+            f"--rate {rate} is no number of timesteps per second; give one from {low:g} to "
+            f"{high:g}."
+        )

@@ -162,8 +162,13 @@ def reenact(
     Returns:
         ``output``.
     Raises:
-        UserError: a file is missing or malformed, or a person's files are of several trackings.
+        UserError: a file is missing or malformed, a person's files are of several trackings, or
+            output or smoothing cannot be.
     """
+    if output.suffix != ".mp4" or output.is_dir():
+        raise UserError(f"{output} is no name of a video; give a file that ends in .mp4.")
+    if not 0 <= smoothing < 1:
+        raise UserError(f"--smoothing {smoothing} must be at least 0 and below 1; give another.")
     people = Results.open(avatar), Results.open(driver)
     own, theirs = (Face.read(results.face) for results in people)
     at_rest, driver_at_rest = Rest.read(people[0], own), Rest.read(people[1], theirs)

@@ -121,6 +121,7 @@ def test_the_page_is_one_file_that_names_no_address(path: Path) -> None:
         (["--variant", "coarse"], "holds no variant 'coarse'"),
         (["--components", "4"], "from 1 to 3"),
         (["--rate", "0"], "--rate 0.0"),
+        (["--rate", "inf"], "--rate inf"),
         (["--output", "avatar.ply"], "avatar.ply does not name a page"),
     ],
 )

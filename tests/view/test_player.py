@@ -84,6 +84,8 @@ def test_the_most_frontal_camera_looks_into_the_face(results: Path) -> None:
         ("video.mp4", ("--camera", "1*"), "FREE", r"no camera '1\*'; it has 222200036, 222200037"),
         ("video.mp4", ("--camera", "*"), "FREE", "one camera, not 2"),
         ("video.mp4", ("--rate", "0"), "FREE", "--rate 0.0"),
+        ("video.mp4", ("--rate", "0.0001"), "FREE", "from 0.001 to 1000"),
+        ("video.mp4", ("--rate", "nan"), "FREE", "--rate nan"),
         ("video.mp4", ("--variant", "bold"), "FREE", "no variant 'bold'; name one of: full"),
     ],
 )

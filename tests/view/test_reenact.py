@@ -117,11 +117,11 @@ def write_person(root: Path) -> Path:
     return root
 
 
-def call(avatar: Path, driver: Path, output: Path) -> int:
+def call(avatar: Path, driver: Path, output: Path, smoothing: float = 0.5) -> int:
     words = ["--results", avatar, "--driver", driver, "--sequence", "FREE", "--output", output]
     words += [
         "--smoothing",
-        0.5,
+        smoothing,
         "--freeze-gaze",
         "--avatars",
         avatar / "splat/baseline",
@@ -141,6 +141,18 @@ def test_the_video_shows_the_driver_and_each_variant(tmp_path):
     assert abs(int(frames[1][TILE // 2, TILE // 2, 0]) - 81) < 4  # the driver's frame, encoded
     sheet = cv2.imread(str(output.with_suffix(".jpg")))
     assert sheet.shape[:2] == (HEADER + 3 * (TILE + GAP), TIMESTEPS * (TILE + GAP) - GAP)
+
+
+def test_a_video_or_smoothing_that_cannot_be_is_one_sentence(tmp_path, capsys):
+    person = write_person(tmp_path / "a")
+    for name, smoothing, sentence in (
+        ("driven", 0.5, "ends in .mp4"),
+        ("driven.avi", 0.5, "ends in .mp4"),
+        ("driven.mp4", 1.5, "--smoothing 1.5 must be"),
+    ):
+        assert call(person, person, tmp_path / name, smoothing) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
 
 
 def test_a_neutral_driver_leaves_the_avatar_neutral(tmp_path):

@@ -798,13 +798,8 @@ class Config(Settings):
 
 
 Block = TypeVar("Block", bound=Settings)
-VARIED = (
-    "held_out_cameras",
-    "sdf",
-    "splat",
-    "nerface",
-    "tables",
-)  # what a variant may change, and seeds
+# What a variant may change, and seeds.
+VARIED = tuple(key for key in Variant.model_fields if key in Config.model_fields and key != "seeds")
 
 
 def select(names: Iterable[str], include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:

@@ -255,6 +255,16 @@ def test_variants_are_laid_over_the_subjects_settings(tmp_path):
     assert configs["wide"].sdf == configs["full"].sdf
 
 
+@pytest.mark.parametrize("block", ["sdf", "splat", "nerface", "havatar"])
+def test_each_block_of_a_variant_is_laid_over_that_of_the_settings(tmp_path, block):
+    overlay = tmp_path / "short.yaml"
+    overlay.write_text(f"variants: {{short: {{{block}: {{steps: 3}}}}}}")
+    subject = read_subjects(sheet(tmp_path, f"a,generated,,,,,{overlay}"))["a"]
+    configs = variant_configs(subject, BASE, {})
+    assert getattr(configs["short"], block).steps == 3
+    assert getattr(configs["full"], block).steps == BASE[block]["steps"]
+
+
 def test_the_documented_variants_are_valid(tmp_path):
     example = re.search(
         r"```yaml\n(variants:.*?)```", (CONFIG / "README.md").read_text(), re.DOTALL

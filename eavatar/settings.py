@@ -739,6 +739,9 @@ class Variant(Settings):
         return value
 
 
+Trained = TypeVar("Trained", SdfSettings, SplatSettings)
+
+
 class Config(Settings):
     """The whole tree, as ``config/config.yaml`` spells it."""
 
@@ -787,6 +790,17 @@ class Config(Settings):
     def _holds_out_something(cls, value: CaptureBlock, info: ValidationInfo) -> CaptureBlock:
         if not value.ingest.held_out and info.data.get("held_out_cameras") == ():
             raise ValueError("without a sequence in ingest.held_out, held_out_cameras must be set")
+        return value
+
+    @field_validator("sdf", "splat")
+    @classmethod
+    def _is_no_larger_than_the_frames(cls, value: Trained, info: ValidationInfo) -> Trained:
+        capture = info.data.get("capture")  # None if it is at fault itself
+        if capture and value.image_size > capture.ingest.image_size:
+            raise ValueError(
+                f"its image_size {value.image_size} is larger than that of the frames, "
+                f"capture.ingest.image_size {capture.ingest.image_size}; lower it, or raise that"
+            )
         return value
 
     @field_validator("variants")
@@ -939,8 +953,10 @@ def _sentence(fault: ErrorDetails) -> str:
         return f"unknown setting '{name}'; check its spelling."
     if fault["type"] == "missing":
         return f"the setting '{name}' is missing."
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"setting '{name}': {message}, not {fault['input']!r}."
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    found = "" if isinstance(fault["input"], Mapping) else f", not {fault['input']!r}"
+    return f"setting '{name}': {message}{found}."  # a block would be told with all that it holds
 
 
 def _moved(name: str) -> str | None:

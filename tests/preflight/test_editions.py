@@ -124,7 +124,7 @@ def test_landmark_indices_beside_the_model_concern_the_fit(subject: Subject) -> 
     ("overlay", "concerned"),
     [
         ({"capture": {"ingest": {"every": 2}}}, of("ingest")),
-        ({"capture": {"ingest": {"image_size": 64}}}, of("ingest") | {"calibrate"}),
+        ({"capture": {"ingest": {"image_size": 4096}}}, of("ingest") | {"calibrate"}),
         ({"capture": {"ingest": {"cameras": ["1"]}}}, of("ingest") | {"calibrate"}),
         ({"capture": {"ingest": {"held_out": ["EXP-1*"]}}}, {"choose_sequences"}),
         ({"capture": {"matte": {"max_jump": 0.4}}}, of("matte")),

@@ -401,7 +401,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file, or a `UserError` that names it."""
     try:
-        return json.loads(require(path, what).read_text())
+        # Some editors begin a file with a mark.
+        return json.loads(require(path, what).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {what} must be restored.") from error
 

@@ -147,6 +147,12 @@ def test_a_camera_without_a_key_is_named(tmp_path: Path) -> None:
         read_cameras(path)
 
 
+def test_json_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+    path = tmp_path / "cameras.json"
+    path.write_text('{"é": 1}', encoding="utf-8-sig")
+    assert read_json(path, "the file") == {"é": 1}
+
+
 def test_broken_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cameras.json"
     with pytest.raises(UserError, match="the camera file is missing"):

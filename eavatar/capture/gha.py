@@ -121,7 +121,7 @@ def _sequences(part: Path, whole: str) -> dict[str, list[Path]]:
 
 def _read_numbers(path: Path) -> list[int]:
     try:
-        words = path.read_text().split()
+        words = path.read_text(encoding="utf-8-sig").split()  # some editors begin with a mark
         numbers = [int(word) for word in words]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} must list folder names of timesteps, one per line.") from error

@@ -109,7 +109,8 @@ def find_landmark_list(path: Path, vertices: int) -> LandmarkList:
 def _read_indices(path: Path) -> Int64:
     """68 whole numbers of a text file."""
     try:
-        indices = np.array(path.read_text().split(), dtype=np.int64)
+        words = path.read_text(encoding="utf-8-sig").split()  # some editors begin with a mark
+        indices = np.array(words, dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path} must hold whole numbers only: {error}.") from error
     if indices.shape != (LANDMARKS,):

@@ -35,7 +35,8 @@ def root(tmp_path: Path) -> Path:
     for name in ("0002", "0010", "0000"):
         write_timestep(tmp_path, name)
     (tmp_path / "sequences").mkdir()
-    (tmp_path / "sequences/EXP.txt").write_text("0010\n0002\n")
+    marked = "\ufeff0010\r\n0002\r\n"  # as editors on Windows write it
+    (tmp_path / "sequences/EXP.txt").write_text(marked, encoding="utf-8", newline="")
     (tmp_path / "sequences/FREE.txt").write_text("0000\n")
     return tmp_path
 

@@ -27,6 +27,7 @@ from eavatar.settings import (
 
 REQUIRED = ("subject", "capture")
 FILES = ("morphable_model", "landmarks", "mattes", "prior", "settings")
+INPUTS = ("morphable_model", "landmarks", "mattes", "prior")  # that Snakemake itself is told
 PATTERNS = ("sequences", "cameras")
 COLUMNS = (*REQUIRED, *FILES, *PATTERNS)
 SEPARATORS = (",", ";", "\t")
@@ -242,7 +243,7 @@ def _read_row(cells: Mapping[str, str], where: str) -> SheetRow:
     raw = Path(capture).expanduser() if capture and capture != GENERATED else None
     files = [Path(cells[column]).expanduser() if cells[column] else None for column in FILES]
     for column, path in zip(("capture", *FILES), (raw, *files), strict=True):
-        if path is not None and (fault := _find_fault(path)):
+        if path is not None and (fault := _find_fault(path, column in INPUTS)):
             faults.append(f"{where}: {column} {path} {fault}")
     sequences, cameras = (tuple(re.findall(r"[^\s;,]+", cells[column])) for column in PATTERNS)
     model, landmarks, mattes, prior, settings = files
@@ -250,8 +251,15 @@ def _read_row(cells: Mapping[str, str], where: str) -> SheetRow:
     return SheetRow(name, subject if named and capture else None, tuple(faults))
 
 
-def _find_fault(path: Path) -> str | None:
-    """What keeps a file or folder from being read, if anything."""
+def _find_fault(path: Path, told: bool) -> str | None:
+    """What keeps a file or folder from being read, if anything.
+
+    Args:
+        path: of it.
+        told: whether Snakemake is told the path.
+    """
+    if told and {*"{}"} & {*str(path)}:
+        return "has { or } in its path, where Snakemake looks for wildcards; rename or link it."
     try:
         return None if path.exists() else "does not exist; correct the sheet, or put it there."
     except OSError as error:  # a folder above it that is closed, a network disk that is gone

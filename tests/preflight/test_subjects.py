@@ -90,6 +90,8 @@ def test_all_faults_of_all_rows_are_listed(tmp_path):
     [
         ("074,/nowhere,,,,,", "'074': capture /nowhere does not exist"),
         ("074,,,,,,", "'074': the column 'capture' is empty"),
+        ("074,/no{x}w,,,,,", "'074': capture /no{x}w does not exist"),
+        ("074,generated,,/{x},,,", "'074': landmarks /{x} has { or } in its path"),
         ("../x,generated,,,,,", "plain folder name"),
         ("a{b},generated,,,,,", "plain folder name, without"),  # a wildcard of Snakemake's
         ("-a,generated,,,,,", "plain folder name, without"),  # a flag on a command line

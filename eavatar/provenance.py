@@ -3,8 +3,9 @@
 It lies beside the result, as ``provenance.json`` in a model's or a table's folder and as
 ``<name>.provenance.json`` beside a file, so that the result itself is the same in every run.
 
-Of images and videos it is names and sizes that enter a checksum, which other pixels change: they
-are terabytes. All else counts byte by byte, but for what tells times: logs and resume points.
+Of images and videos in a folder it is names and sizes that enter its checksum, which other pixels
+change: they are terabytes. So may be what else is `LARGE` there, such as the originals of a camera.
+The rest counts byte by byte, but for what tells times: logs and resume points.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ PIXELS = {
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".mp4", ".mov", ".m4v", ".mkv", ".avi",
     ".webm",
 }  # fmt: skip
+LARGE = 2**30  # bytes; no model and no table has so many
 DEPTH = 3  # of results/<subject>/<stage>/<variant>/provenance.json; frames lie deeper
 TELL_TIMES = ("checkpoints", "log.csv")  # beginnings of names
 
@@ -150,7 +152,9 @@ def digest(path: Path) -> str:
         return _digest_file(path)
     whole = hashlib.sha256()
     for file in _list_files(path):
-        content = str(file.stat().st_size) if _is_of_pixels(file) else _digest_file(file)
+        size = file.stat().st_size
+        by_size = size >= LARGE or file.suffix.lower() in PIXELS
+        content = str(size) if by_size else _digest_file(file)
         whole.update(f"{file.relative_to(path)}\0{content}\n".encode())
     return whole.hexdigest()
 
@@ -158,10 +162,6 @@ def digest(path: Path) -> str:
 def _digest_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_of_pixels(path: Path) -> bool:
-    return path.suffix.lower() in PIXELS
 
 
 def _list_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from eavatar import __version__
 from eavatar.__main__ import main
 from eavatar.errors import UserError
 from eavatar.io import write_json
-from eavatar.provenance import digest, find_records, read_record, recorded
+from eavatar.provenance import LARGE, digest, find_records, read_record, recorded
 from eavatar.tables.table import METRICS, REGIONAL
 
 
@@ -67,6 +67,19 @@ def test_a_checksum_changes_with_what_counts(
     before = digest(tmp_path)
     write(tmp_path / name, content)
     assert (digest(tmp_path) != before) is changes
+
+
+def test_originals_beside_a_capture_are_not_read(tmp_path: Path) -> None:
+    """They would take hours: of large files the size counts."""
+    with write(tmp_path / "cam.mxf", b"original").open("r+b") as file:
+        file.truncate(LARGE)
+    before = digest(tmp_path)
+    with (tmp_path / "cam.mxf").open("r+b") as file:
+        file.write(b"ORIGINAL")
+    assert digest(tmp_path) == before
+    with (tmp_path / "cam.mxf").open("r+b") as file:
+        file.truncate(LARGE + 1)
+    assert digest(tmp_path) != before
 
 
 def test_a_link_into_nowhere_does_not_count(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -356,8 +357,14 @@ def _read_sequence(results: Path, path: Path, held_out: bool) -> ScoredSequence:
     index = index.drop_duplicates("timestep").sort_values("timestep")
     track = read_arrays(Tracking, results / "face" / "tracking" / path.name)
     source = index["source_frame"].to_numpy()
-    with np.load(path, allow_pickle=False) as archive:
-        true = {name: archive[name][source] for name in ("R", "t", "landmarks68")}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            true = {name: archive[name][source] for name in ("R", "t", "landmarks68")}
+    except (BadZipFile, EOFError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no ground truth of the sequence in {results} ({error}); name the truth of "
+            "this subject."
+        ) from error
     return ScoredSequence(
         name=path.stem,
         held_out=held_out,
@@ -384,6 +391,12 @@ def _mask_overlaps(
         folder = results / "capture" / "masks" / sequence.name / serial
         video = truth / f"{sequence.name}_mask" / f"cam_{serial}.mp4"
         true = _read_masks(require(video, "the true mask"))
+        last = sequence.source_frames.max()
+        if len(true) <= last:
+            raise UserError(
+                f"{video} has {len(true)} frames, but {sequence.name} was ingested up to frame "
+                f"{last}; name the truth of this subject."
+            )
         values = []
         for timestep, source in enumerate(sequence.source_frames):
             found = read_grey(folder / f"{timestep:05d}.png") > 127

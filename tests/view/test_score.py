@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import trimesh
 
+from eavatar.data.video import write_video
 from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.view.score import crop_mask, face_points, overlap, score, surface_distances
@@ -86,6 +87,24 @@ def test_a_sequence_that_is_no_longer_chosen_is_not_scored(
 def test_truth_of_another_subject_is_refused(subject: Subject, tmp_path) -> None:
     with pytest.raises(UserError, match="has no <sequence>"):
         score(subject.results, tmp_path)
+    truth = tmp_path / "truth"
+    shutil.copytree(subject.truth, truth)
+    arrays = dict(np.load(truth / "FREE.npz"))
+    for changed in (
+        {name: values[:1] for name, values in arrays.items()},  # fewer frames
+        {name: values for name, values in arrays.items() if name != "R"},
+    ):
+        np.savez(truth / "FREE.npz", **changed)
+        with pytest.raises(UserError, match=r"FREE\.npz is no ground truth"):
+            score(subject.results, truth)
+    (truth / "FREE.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"FREE\.npz is no ground truth"):
+        score(subject.results, truth)
+    np.savez(truth / "FREE.npz", **arrays)
+    for path in (truth / "FREE_mask").iterdir():
+        write_video(path, [np.zeros((64, 64), np.uint8)], 24, "yuv420p", "0")
+    with pytest.raises(UserError, match=r"\.mp4 has 1 frames"):
+        score(subject.results, truth)
 
 
 def test_cropped_mask_is_the_mask_of_the_cropped_camera(subject: Subject) -> None:

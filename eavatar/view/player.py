@@ -202,7 +202,8 @@ def render(folder: Path, sequence: str, options: RenderOptions) -> Path:
     output = options.output
     if output is None:
         name = f"{sequence}_neutral" if options.neutral else sequence
-        output = place / (name if len(cameras) > 1 else f"{name}.mp4")
+        # A dot in the name of a sequence begins no suffix.
+        output = place / (name.replace(".", "_") if len(cameras) > 1 else f"{name}.mp4")
     _check_output(output, options.rate, len(cameras))
     times: list[float] = []
     frames = draw_tracking(Player(avatar), tracking, cameras, times)

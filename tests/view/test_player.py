@@ -114,6 +114,14 @@ def test_without_an_output_the_video_is_beside_the_avatar(
     assert len(list((results / "splat" / "full" / "FREE").rglob("*.png"))) == 2 * TIMESTEPS
 
 
+def test_a_sequence_may_have_a_dot_in_its_name(results: Path) -> None:
+    tracking = results / "face" / "tracking"
+    (tracking / "take.1.npz").write_bytes((tracking / "FREE.npz").read_bytes())
+    assert main(["render", str(results), "--sequence", "take.1", "--camera", "*"]) == 0
+    assert len(list((results / "splat/full/take_1").rglob("*.png"))) == 2 * TIMESTEPS
+    (tracking / "take.1.npz").unlink()
+
+
 def test_a_folder_without_results_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,8 +214,11 @@ def measure(images: Tensor, truth: Truth, lpips: Lpips) -> pd.DataFrame:
         lpips: the backbones to measure with.
     """
     tensors = (images, truth.images, truth.with_set, truth.visible, truth.masks)
-    with make_pool() as pool:
-        rows = list(pool.map(_measure_image, *tensors, truth.regions))
+    if images.is_cuda:  # one after the other: side by side they would only take more memory
+        rows = list(map(_measure_image, *tensors, truth.regions))
+    else:
+        with make_pool() as pool:
+            rows = list(pool.map(_measure_image, *tensors, truth.regions))
     values = torch.stack([torch.stack(list(row.values())) for row in rows])  # one transfer for all
     table = pd.DataFrame(values.cpu().numpy(), columns=list(rows[0]))
     return table.join(lpips.measure(images, truth.images))

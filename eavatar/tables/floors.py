@@ -29,13 +29,17 @@ class MeanImage:
     """`Method` that shows each camera's mean over its usable training frames.
 
     Attributes:
-        images: (H, W, 3) in [0, 1] by serial number; white for a camera without such a frame.
-        image_size: side, pixels.
+        images: (C, H, W, 3) in [0, 1]; white for a camera without such a frame.
+        serials: C camera serial numbers.
     """
 
-    images: dict[str, Float32]
-    image_size: int
+    images: Tensor
+    serials: tuple[str, ...]
     drivable = False
+
+    @property
+    def image_size(self) -> int:
+        return self.images.shape[1]
 
     @classmethod
     def of(cls, training: FrameSet) -> MeanImage:
@@ -48,16 +52,14 @@ class MeanImage:
                 sums[camera] += image[..., :3]
         counts = training.usable.sum(axis=0)
         sums[counts == 0] = 255
-        images = (
-            (total / np.float32(255 * max(count, 1))).astype(np.float32)
-            for total, count in zip(sums, counts, strict=True)
-        )
-        return cls(dict(zip(training.serials, images, strict=True)), side)
+        images = np.empty(sums.shape, np.float32)
+        for image, total, count in zip(images, sums, counts, strict=True):
+            np.divide(total, np.float32(255 * max(count, 1)), out=image, casting="same_kind")
+        return cls(torch.from_numpy(images).to(training.device), training.serials)
 
     def render(self, request: ViewRequest) -> Tensor:
         """Images (K, H, W, 3) in [0, 1] of the cameras, whatever else is asked for."""
-        images = np.stack([self.images[serial] for serial in request.serials])
-        return torch.from_numpy(images).to(request.intrinsics.device)
+        return self.images[[self.serials.index(serial) for serial in request.serials]]
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,20 @@ class NearestFrame:
     def render(self, request: ViewRequest) -> Tensor:
         """Images (K, H, W, 3) in [0, 1]: for each camera its own nearest frame."""
         given = (request.expression, request.rotation, request.translation)
-        wanted = _states(*(values[None].cpu() for values in given))
+        wanted = _states(*(values[None] for values in given))
         distances = (((self.states - wanted) / self.deviations) ** 2).sum(axis=1)
         cameras = [self.training.serials.index(serial) for serial in request.serials]
         nearest = np.where(self.training.usable[:, cameras], distances[:, None], np.inf).argmin(0)
         views = zip(nearest.tolist(), cameras, strict=True)
-        images = torch.cat(
+        return torch.cat(
             [self.training.views(timestep, [camera]).images for timestep, camera in views]
         )
-        return images.to(request.intrinsics.device)
 
 
 def _states(expression: Tensor, rotation: Tensor, translation: Tensor) -> Float32:
     """(T, E + 12) of (T, E), axis-angle (T, 3) and (T, 3): matrices have no jump at half a turn."""
     matrices = axis_angle_to_matrix(rotation).flatten(1)
-    states: Float32 = torch.cat([expression, matrices, translation], dim=1).numpy()
+    states: Float32 = torch.cat([expression, matrices, translation], dim=1).cpu().numpy()
     return states
 
 
@@ -134,8 +135,9 @@ def floors(
     """
     device = choose_device()
     lpips = Lpips.load(settings, device)
-    training = FrameSet.read(capture, face, "train", image_size)
-    frames = FrameSet.read(capture, face, "test", image_size).to(device)
+    training, frames = (
+        FrameSet.read(capture, face, split, image_size).to(device) for split in ("train", "test")
+    )
     drawings = {
         "mean_image": Drawing(MeanImage.of(training)),
         "nearest_training_frame": Drawing(NearestFrame.of(training)),

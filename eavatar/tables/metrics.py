@@ -123,10 +123,8 @@ def similarity(render: Tensor, truth: Tensor, window: Window) -> Tensor:
 
 def similarity_in_torch(render: Tensor, truth: Tensor, window: Window) -> Tensor:
     """As `similarity`, as a tensor on the device of the images."""
-    moments = torch.stack([render, truth, render * render, truth * truth, render * truth])
-    for axis in (1, 2):
-        moments = _weigh(moments, window, axis)
-    x, y, xx, yy, xy = moments
+    products = (render, truth, render * render, truth * truth, render * truth)
+    x, y, xx, yy, xy = (_weigh(_weigh(values, window, 0), window, 1) for values in products)
     of_x, of_y, of_both = (
         window.covariance * (mean - product)
         for mean, product in ((xx, x * x), (yy, y * y), (xy, x * y))
@@ -138,16 +136,21 @@ def similarity_in_torch(render: Tensor, truth: Tensor, window: Window) -> Tensor
 
 
 def _weigh(values: Tensor, window: Window, axis: int) -> Tensor:
-    """What the window makes of values along an axis, without a border of its radius."""
+    """What the window makes of values along an axis, without a border of its radius.
+
+    In place, as images of 2048² in float64 take 100 MB each.
+    """
     radius, size = window.radius, values.shape[axis] - 2 * window.radius
+    precise = values.double()
 
     def moved(places: int) -> Tensor:
-        return values.narrow(axis, radius + places, size).double()
+        return precise.narrow(axis, radius + places, size)
 
     first, *others = window.weights.tolist()
     total: Tensor = first * moved(0)
     for distance in range(radius, 0, -1):
-        total += others[distance - 1] * (moved(-distance) + moved(distance))
+        pair = moved(-distance) + moved(distance)
+        total += pair.mul_(others[distance - 1])
     return total.float()
 
 

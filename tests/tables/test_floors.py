@@ -56,10 +56,10 @@ def test_the_mean_is_that_of_a_cameras_usable_training_frames(subject):
     mean = MeanImage.of(training)
     camera = training.serials.index("222200032")  # its mask failed at timestep 1
     expected = training.views(0, [camera]).images[0].numpy()
-    np.testing.assert_allclose(mean.images["222200032"], expected, atol=1e-6)  # float32
+    np.testing.assert_allclose(mean.images[camera], expected, atol=1e-6)  # float32
     camera = training.serials.index("222200030")
     both = [training.views(index, [camera]).images[0].numpy() for index in range(2)]
-    np.testing.assert_allclose(mean.images["222200030"], np.mean(both, axis=0), atol=1e-6)
+    np.testing.assert_allclose(mean.images[camera], np.mean(both, axis=0), atol=1e-6)
 
 
 def test_the_nearest_frame_of_a_training_frame_is_itself(subject):

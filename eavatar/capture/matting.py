@@ -272,25 +272,27 @@ def steady(images: Iterable[Image], masks: Iterable[Image]) -> Iterator[Image]:
     Where a frame rests, that is equals the one before and the one after up to `REST`, its mask is
     the median of the three.
     """
-    before = now = None
-    for after in zip(images, masks, strict=True):
+    past: tuple[Image, NDArray[np.bool_]] | None = None  # a mask, and where its frame then rested
+    now: tuple[Image, Image] | None = None
+    for image, after in zip(images, masks, strict=True):
         if now is not None:
-            yield now[1] if before is None else _median_at_rest(before, now, after)
-        before, now = now, after
+            frame, mask = now
+            rests = _rests(frame, image)
+            yield mask if past is None else _median_at_rest(past[1] & rests, past[0], mask, after)
+            past = mask, rests
+        now = image, after
     if now is not None:
         yield now[1]
 
 
-def _median_at_rest(
-    before: tuple[Image, Image], now: tuple[Image, Image], after: tuple[Image, Image]
-) -> Image:
-    """The mask of the middle one of three frames and masks (see `steady`)."""
-    rests = _rests(before[0], now[0]) & _rests(now[0], after[0])
-    low, high = cv2.min(before[1], after[1]), cv2.max(before[1], after[1])
-    return np.where(rests, cv2.max(low, cv2.min(high, now[1])), now[1])
+def _median_at_rest(rests: NDArray[np.bool_], before: Image, now: Image, after: Image) -> Image:
+    """The middle one of three masks (S, S), their median where the frames rest."""
+    low, high = cv2.min(before, after), cv2.max(before, after)
+    return np.where(rests, cv2.max(low, cv2.min(high, now)), now)
 
 
 def _rests(first: Image, second: Image) -> NDArray[np.bool_]:
     """(S, S) where two frames (S, S, 3) are equal, noise averaged out."""
-    resting: NDArray[np.bool_] = cv2.blur(cv2.absdiff(first, second), (5, 5)).max(axis=-1) < REST
+    blue, green, red = cv2.split(cv2.blur(cv2.absdiff(first, second), (5, 5)))
+    resting: NDArray[np.bool_] = cv2.max(cv2.max(blue, green), red) < REST
     return resting

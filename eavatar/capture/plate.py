@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numba import njit
 
-from eavatar.arrays import Bool, Image
+from eavatar.arrays import Bool, Image, Int64
 
 # Distances are CIELAB ΔE, where about 2 is just noticeable.
 SHADOW = 6.0  # darkening of the set that a soft shadow explains
@@ -29,13 +30,16 @@ class Plate:
         window: rows and columns of these pixels in the (S, S) frames.
         colour: (H, W, 3) BGR in [0, 1].
         lab: (H, W, 3) CIELAB.
-        border: (H, W) where background is expected: strips at the top and the upper sides.
+        border: (N,) indices of pixels where background is expected: strips at the top and the upper
+            sides.
+        border_colour: (N, 3) BGR in [0, 255] there, at least 1.
     """
 
     window: tuple[slice, slice]
     colour: Image
     lab: Image
-    border: Bool
+    border: Int64
+    border_colour: Image
 
     @classmethod
     def of(cls, image: Image, visible: Image) -> Plate:
@@ -48,7 +52,9 @@ class Plate:
         border[:strip] = True
         border[: height // 2, :strip] = True
         border[: height // 2, -strip:] = True
-        return cls(window, colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), border)
+        places = np.flatnonzero(border)
+        border_colour = np.maximum(colour.reshape(-1, 3)[places] * 255, 1)
+        return cls(window, colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), places, border_colour)
 
 
 def mask_from_plate(image: Image, plate: Plate) -> Image:
@@ -60,7 +66,7 @@ def mask_from_plate(image: Image, plate: Plate) -> Image:
     """
     colour = _match_exposure(image[plate.window], plate)
     distance = _distance(colour, plate)
-    background = distance[plate.border]
+    background = distance.ravel()[plate.border]
     centre = float(np.median(background))
     deviation = 1.4826 * float(np.median(np.abs(background - centre)))
     threshold = max(MIN_THRESHOLD, centre + NOISE_FACTOR * deviation)
@@ -76,7 +82,7 @@ def _match_exposure(image: Image, plate: Plate) -> Image:
 
     The gain is the median over the border, where hair or a hand is outvoted.
     """
-    ratio = image[plate.border] / np.maximum(plate.colour[plate.border] * 255, 1)
+    ratio = image.reshape(-1, 3)[plate.border] / plate.border_colour
     gain = np.maximum(np.median(ratio, axis=0), 0.1)
     levels = np.arange(256)[:, None] / (255 * gain)
     return cv2.LUT(image, levels.astype(np.float32)[None])
@@ -90,10 +96,18 @@ def _distance(colour: Image, plate: Plate) -> Image:
     """
     difference = cv2.cvtColor(colour, cv2.COLOR_BGR2Lab) - plate.lab
     difference = cv2.GaussianBlur(difference, (3, 3), 0)
-    lightness = difference[..., 0]
-    lightness += np.clip(-lightness, 0, SHADOW)
-    distances: Image = np.sqrt(np.einsum("...c,...c", difference, difference))
+    distances = np.empty(difference.shape[:2], np.float32)
+    _fill_lengths(difference.reshape(-1, 3), np.float32(SHADOW), distances.ravel())
     return distances
+
+
+@njit(cache=True, nogil=True)
+def _fill_lengths(differences: Image, shadow: np.float32, lengths: Image) -> None:
+    """Lengths (N,) of CIELAB differences (N, 3) with so much darkening forgiven."""
+    for i in range(len(lengths)):
+        lightness, a, b = differences[i]
+        lightness = min(lightness + shadow, max(lightness, np.float32(0)))
+        lengths[i] = np.sqrt(lightness * lightness + a * a + b * b)
 
 
 def _main_components(mask: Bool) -> Bool:
@@ -144,10 +158,11 @@ def _soft_edge(colour: Image, plate: Image, subject: Bool) -> Image:
     inside = _distance_within(hard) > radius
     band = ~inside & (_distance_within(1 - hard) <= radius)
     blurred = cv2.blur(hard.astype(np.float32), (2 * radius + 1, 2 * radius + 1))[band]
-    difference = colour[band] - plate[band]
+    behind = plate[band]
+    difference = colour[band] - behind
     alpha, least = blurred, np.full(len(blurred), np.inf, np.float32)
     for mean, known in _local_colours(colour, inside, band, radius):
-        contrast = mean - plate[band]
+        contrast = mean - behind
         projected = (difference * contrast).sum(axis=-1) + CONTRAST**2 * blurred
         fitted = np.clip(projected / ((contrast**2).sum(axis=-1) + CONTRAST**2), 0, 1)
         residual = ((difference - fitted[:, None] * contrast) ** 2).sum(axis=-1)

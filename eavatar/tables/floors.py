@@ -44,18 +44,19 @@ class MeanImage:
     @classmethod
     def of(cls, training: FrameSet) -> MeanImage:
         """The means of a training split, summed in integers: no order of sums matters."""
-        side, cameras = training.width, len(training.serials)
-        sums = np.zeros((cameras, side, side, 3), np.uint32)
+        shape = (len(training.serials), training.width, training.width, 3)
+        sums = torch.zeros(shape, dtype=torch.int32, device=training.device)
         for index in tqdm(range(len(training)), desc="mean image", unit="timestep"):
             usable = training.usable_cameras(index)
-            for camera, image in zip(usable, training.store.read(index, usable), strict=True):
+            images = torch.from_numpy(training.store.read(index, usable)).to(sums.device)
+            for camera, image in zip(usable, images, strict=True):
                 sums[camera] += image[..., :3]
-        counts = training.usable.sum(axis=0)
-        sums[counts == 0] = 255
-        images = np.empty(sums.shape, np.float32)
-        for image, total, count in zip(images, sums, counts, strict=True):
-            np.divide(total, np.float32(255 * max(count, 1)), out=image, casting="same_kind")
-        return cls(torch.from_numpy(images).to(training.device), training.serials)
+        counts = training.usable.sum(axis=0).tolist()
+        means = [
+            (total.double() / (255 * count)).float() if count else torch.ones_like(total).float()
+            for total, count in zip(sums, counts, strict=True)
+        ]
+        return cls(torch.stack(means), training.serials)
 
     def render(self, request: ViewRequest) -> Tensor:
         """Images (K, H, W, 3) in [0, 1] of the cameras, whatever else is asked for."""

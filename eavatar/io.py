@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,9 @@ from eavatar.cameras import Camera
 from eavatar.errors import UserError, explain_refusal
 from eavatar.lenses import Lens, read_lens
 from eavatar.transforms import Similarity
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What NumPy raises for a file of arrays that is damaged or something else.
 DAMAGED_ARRAY = (
@@ -114,6 +117,23 @@ def require(path: Path, what: str) -> Path:
     if not path.exists():
         raise UserError(f"{what} is missing: {path} does not exist.")
     return path
+
+
+def read_table(path: Path, what: str, names: Sequence[str]) -> pd.DataFrame:
+    """A ``.csv`` of ours in which only empty fields are none.
+
+    Args:
+        path: the file.
+        what: it is, for the message.
+        names: columns of text: a sequence "001" keeps its zeros, and a camera may be called "NA".
+
+    Raises:
+        UserError: the file is missing.
+    """
+    import pandas as pd
+
+    columns = dict.fromkeys(names, str)
+    return pd.read_csv(require(path, what), dtype=columns, keep_default_na=False, na_values=[""])
 
 
 # --- arrays -----------------------------------------------------------------------------------

@@ -13,7 +13,11 @@ def test_shipped_configurations_are_valid():
     assert demo.splat.steps < real.splat.steps
     paper = read_config(CONFIG / "config.yaml", CONFIG / "paper.yaml")
     # Sec. 4.3 of the paper; config.yaml has fewer steps of stage II
-    assert (paper.sdf.steps, paper.sdf.timesteps_per_step, paper.splat.steps) == (10_000, 4, 500_000)
+    assert (paper.sdf.steps, paper.sdf.timesteps_per_step, paper.splat.steps) == (
+        10_000,
+        4,
+        500_000,
+    )
     assert (paper.splat.upsampler, real.splat.steps) == ("gha", 40_000)
     assert (real.splat.control.threshold, real.splat.split.threshold) == (0.3, 0.2)
 

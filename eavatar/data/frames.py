@@ -22,7 +22,7 @@ from eavatar.io import (
     read_arrays,
     read_cameras,
     read_sequences,
-    require,
+    read_table,
 )
 from eavatar.threads import make_pool
 
@@ -249,8 +249,8 @@ def read_index(capture: Path, split: str) -> pd.DataFrame:
 
 
 def _read_sequence(capture: Path, name: str) -> pd.DataFrame:
-    path = require(capture / f"{name}.csv", "the index of the sequence")
-    return pd.read_csv(path, dtype={"camera": str}).assign(sequence=name)
+    path = capture / f"{name}.csv"
+    return read_table(path, "the index of the sequence", ["camera"]).assign(sequence=name)
 
 
 def read_usable(
@@ -278,8 +278,8 @@ def read_usable(
 
 def read_masks(capture: Path, sequence: str) -> pd.DataFrame:
     """The index of a sequence's masks, with a column ``sequence``."""
-    path = require(capture / "masks" / f"{sequence}.csv", "the index of the masks")
-    table = pd.read_csv(path, dtype={"camera": str}).assign(sequence=sequence)
+    path = capture / "masks" / f"{sequence}.csv"
+    table = read_table(path, "the index of the masks", ["camera"]).assign(sequence=sequence)
     if not {*BOX, "failed"} <= set(table):
         raise UserError(f"{path} was written by an earlier version; run `matte` again.")
     return table

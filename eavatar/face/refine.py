@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -51,6 +50,7 @@ from eavatar.io import (
     read_arrays,
     read_cameras,
     read_sequences,
+    read_table,
     write_arrays,
     write_mesh,
 )
@@ -433,7 +433,8 @@ def read_crops(
 
 def read_sequence(capture: Path, name: str) -> MaskedSequence:
     """A sequence; its index of masks says which failed, if any could."""
-    table = pd.read_csv(capture / "masks" / f"{name}.csv", dtype={"camera": str})
+    path = capture / "masks" / f"{name}.csv"
+    table = read_table(path, "the index of the masks", ["camera"])
     table = table[table["failed"] == 1] if "failed" in table else table[:0]
     failed = zip(table["timestep"].astype(int), table["camera"], strict=True)
     return MaskedSequence(name, frozenset(failed))

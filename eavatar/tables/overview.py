@@ -12,7 +12,7 @@ import pandas as pd
 
 from eavatar.data.images import read_rgb
 from eavatar.errors import UserError
-from eavatar.io import Failure, atomic, read_tracking, require
+from eavatar.io import Failure, atomic, read_table, read_tracking
 from eavatar.provenance import NAME, read_record
 from eavatar.tables.drawing import shrink
 from eavatar.tables.figures import Picture, strongest
@@ -76,7 +76,7 @@ def _failed(failures: Sequence[Failure]) -> list[str]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(require(path, "the table of metrics"), dtype=dict.fromkeys(KEYS, str))
+    return read_table(path, "the table of metrics", KEYS)
 
 
 def _tables(means: pd.DataFrame, chosen: Sequence[Metric]) -> list[str]:

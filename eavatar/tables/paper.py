@@ -16,7 +16,7 @@ import pandas as pd
 
 from eavatar.arrays import Float64
 from eavatar.errors import UserError
-from eavatar.io import require
+from eavatar.io import read_table, require
 from eavatar.settings import variant_of
 from eavatar.tables.layout import AVERAGE, RECORDED, Layout, TableRow
 from eavatar.tables.table import METRICS, write_table
@@ -69,7 +69,7 @@ def paper_table(name: str, layout: Layout, measured: Sequence[Path], output: Pat
 
 def read_means(path: Path) -> pd.DataFrame:
     """The means over the images of an ``images.csv``, a row for each protocol."""
-    table = pd.read_csv(require(path, "the table of images"), dtype={"camera": str})
+    table = read_table(path, "the table of images", ["camera"])
     if "protocol" not in table or table.empty:
         raise UserError(f"{path} holds no measured image; run `evaluate` again.")
     metrics = [metric.column for metric in METRICS if metric.column in table]

@@ -26,6 +26,7 @@ from eavatar.io import (
     read_json,
     read_mesh,
     read_sequences,
+    read_table,
     require,
 )
 from eavatar.rendering.mesh_images import Byte, Colour, contact_sheet, draw_meshes
@@ -123,8 +124,8 @@ def report(
     """
     capture, face = results / "capture", results / "face"
     cameras = read_cameras(capture / "cameras.json")
-    path = require(results / "metrics.csv", "the table of metrics")
-    means = pd.read_csv(path, dtype={"variant": str})
+    path = results / "metrics.csv"
+    means = read_table(path, "the table of metrics", ["variant"])
     if variant not in set(means["variant"]):
         raise UserError(f"{path} has no variant '{variant}'; run `metrics` again.")
     tracks = _read_tracks(capture, face)
@@ -188,8 +189,8 @@ def _comparisons(folder: Path) -> str:
 
 
 def _regions(results: Path, cameras: dict[str, Camera], tracks: dict[str, Tracking]) -> str:
-    capture, path = results / "capture", require(results / "regions.csv", "the table of regions")
-    means = pd.read_csv(path, dtype={"variant": str})
+    capture = results / "capture"
+    means = read_table(results / "regions.csv", "the table of regions", ["variant"])
     shown = _strongest(tracks, read_sequences(capture / "sequences.json").test[0])
     order = _along_arc(cameras, shown)
     chosen = (order[len(order) // 6], order[len(order) // 2], order[-1])
@@ -321,7 +322,7 @@ def _fit_quality(
     capture: Path, face: Path, cameras: dict[str, Camera], sequences: list[str]
 ) -> str:
     fit = face / "fit"
-    quality = pd.read_csv(require(fit / "quality.csv", "the quality of the landmark fit"))
+    quality = read_table(fit / "quality.csv", "the quality of the landmark fit", ["sequence"])
     tracks = {name: read_arrays(Tracking, fit / "tracking" / f"{name}.npz") for name in sequences}
     errors = np.concatenate([track.reprojection_error for track in tracks.values()])
     text = (
@@ -331,7 +332,7 @@ def _fit_quality(
         "the median. A camera far above the others is out of place or out of time: it spoils the "
         "images, and is best left out."
     )
-    by_sequence = [_count_flags(str(name), rows) for name, rows in quality.groupby("sequence")]
+    by_sequence = [_count_flags(name, rows) for name, rows in quality.groupby("sequence")]
     by_camera = [
         _rate_camera(serial, errors[:, place]) for place, serial in enumerate(sorted(cameras))
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from eavatar.errors import UserError
-from eavatar.io import atomic, require
+from eavatar.io import atomic, read_table
 from eavatar.tables.metrics import DEFINITION
 from eavatar.tables.regions import REGIONS
 
@@ -78,7 +78,7 @@ def metrics(subject: str, images: Mapping[str, Path], output: Path) -> Path:
 
 def _average(images: Path) -> list[dict[str, Any]]:
     """The rows of one ``images.csv``, one for each protocol."""
-    table = pd.read_csv(require(images, "the table of images"), dtype={"camera": str})
+    table = read_table(images, "the table of images", ["camera"])
     missing = [name for name in ("protocol", "camera", *COLUMNS) if name not in table]
     if missing or table.empty:
         fault = f"lacks the column '{missing[0]}'" if missing else "holds no row"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eavatar.data.frames import FrameSet, unpack
+from eavatar.data.frames import FrameSet, read_usable, unpack
 from eavatar.data.images import place_on_white, read_grey
 from eavatar.data.loader import Loader, Selection, decode_by_nvjpeg, select
 from eavatar.errors import UserError
@@ -192,6 +192,16 @@ def test_failed_views_are_left_out(tmp_path: Path) -> None:
         if timestep == 0
     ]
     assert len(rows) == 20 and all({*row} == {0, 1, 3} and len(row) == 4 for row in rows)
+
+
+def test_a_camera_may_be_called_as_what_pandas_takes_for_none(tmp_path: Path) -> None:
+    capture = write_pictures(tmp_path, 32, TIMESTEPS, CAMERAS) / "capture"
+    for path in (capture / "EXP-1.csv", capture / "masks" / "EXP-1.csv"):
+        table = pd.read_csv(path, dtype={"camera": str})
+        first = table["camera"].iloc[0]
+        table.replace({"camera": {first: "NA"}}).to_csv(path, index=False)
+    _, usable = read_usable(capture, "train", ["NA"])
+    assert usable.tolist() == [[True]] * TIMESTEPS
 
 
 def test_sequences_and_cameras_that_are_no_longer_chosen_are_not_read(tmp_path: Path) -> None:

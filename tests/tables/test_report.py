@@ -95,6 +95,18 @@ def test_page_shows_how_far_the_detections_bear_out_the_fit(page: str) -> None:
     assert re.search(r"222200030\s+5\s+0\.50", text)
 
 
+def test_a_sequence_whose_name_is_a_number_keeps_its_zeros(
+    subject: Subject, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(subject.results, results)
+    quality = results / "face" / "fit" / "quality.csv"
+    quality.write_text("sequence,timestep,flag\n001,0,ok\n")
+    path = report("ball", "full", results, tmp_path / "report.html")
+    part = path.read_text().split("Quality of the fit")[1]
+    assert re.search(r"001\s+1\s+1\s+0\s+0\s+0\s+100\s", re.sub(r"<[^>]*>", " ", part))
+
+
 def test_page_shows_every_stage(page: str) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [

@@ -44,6 +44,7 @@ from eavatar.weights import Net
 
 # libyaml's, where PyYAML was built with it, is ten times as fast: a sheet has hundreds of overlays.
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MIN_FRAME = 32  # least side of the ingested frames, pixels
 ALTERNATE = "alternate"  # in held_out_cameras: every second camera by azimuth
 MOVED = {  # earlier names
     "seed": "seeds",
@@ -131,7 +132,7 @@ class IngestSettings(Settings):
     every: int = Field(ge=1, description="keep every n-th video frame")
     crop_origin: tuple[int, int] = Field(description="x, y of the crop in 2200×3208 pixels")
     crop_size: int = Field(gt=0, description="side of the square crop in 2200×3208 pixels")
-    image_size: int = Field(ge=32, description="side of the ingested frames, pixels")
+    image_size: int = Field(ge=MIN_FRAME, description="side of the ingested frames, pixels")
     jpeg_quality: int = Field(ge=1, le=100)
     colour_correction: bool = Field(description="apply the capture's colour calibration")
 

@@ -21,7 +21,7 @@ from eavatar.capture.ingest import FrameRow, Window, measure_sharpness
 from eavatar.capture.yuv import to_bgr
 from eavatar.errors import UserError
 from eavatar.io import Sequences, write_cameras, write_image, write_rows, write_sequences
-from eavatar.settings import IngestSettings
+from eavatar.settings import MIN_FRAME, IngestSettings
 
 CAMERA = "video"
 QUALITY = 95  # of the frames' JPEG
@@ -44,7 +44,7 @@ def ingest_video(
         Settings that crop what was detected in the video as the frames are cropped.
 
     Raises:
-        UserError: the video cannot be decoded.
+        UserError: the video cannot be decoded, is too small or changes its size.
     """
     folder = output / video.stem / CAMERA
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,6 +53,11 @@ def ingest_video(
         height, width = image.shape[:2]
         if window is None:
             window = _square(width, height, image_size)
+            if window.image_size < MIN_FRAME:
+                raise UserError(
+                    f"{video} is {width}×{height} pixels; give one whose longer side has "
+                    f"{MIN_FRAME} or more."
+                )
         if (width, height) != (window.stored_width, window.stored_height):
             raise UserError(f"{video} changes its image size at frame {source}; encode it again.")
         frame = window.apply(image)

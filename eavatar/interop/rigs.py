@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -46,8 +47,8 @@ def import_rig(program: str, source: Path, metres_per_unit: float, output: Path)
         raise UserError(f"--format {program} is none of {', '.join(READERS)}; give one of these.")
     if not source.exists():
         raise UserError(f"{source} does not exist; name what {program} wrote.")
-    if not metres_per_unit > 0:
-        raise UserError(f"--metres-per-unit {metres_per_unit:g} must be above 0.")
+    if not 0 < metres_per_unit < math.inf:
+        raise UserError(f"--metres-per-unit {metres_per_unit:g} must be above 0, and finite.")
     rig = READERS[program](source)
     if len(rig) < MIN_CAMERAS:
         raise UserError(f"{source} holds {len(rig)} camera; a rig has {MIN_CAMERAS} at least.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from eavatar.capture.own_video import ingest_video
@@ -43,7 +44,7 @@ def track_video(
     """
     if not video.is_file():
         raise UserError(f"the video {video} does not exist; name a video file.")
-    if focal is not None and focal <= 0:
+    if focal is not None and not 0 < focal < math.inf:
         raise UserError(f"--focal {focal:g} is no focal length; give pixels above 0.")
     capture, face = output / "capture", output / "face"
     ingest = ingest_video(video, RATE, config.capture.ingest.image_size, focal, capture)

@@ -136,8 +136,9 @@ def test_import_rig_is_a_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*words, "--metres-per-unit", "0.5"]) == 0
     scaled = read_rig(tmp_path / "rig" / "cameras.json")["left"].camera
     np.testing.assert_allclose(scaled.world_to_camera[2, 3], 0.5)
-    assert main([*words, "--metres-per-unit", "0"]) == 2
-    assert "must be above 0" in capsys.readouterr().err
+    for unit in ("0", "inf", "nan"):
+        assert main([*words, "--metres-per-unit", unit]) == 2
+        assert "must be above 0, and finite" in capsys.readouterr().err
 
 
 def test_images_name_the_cameras() -> None:

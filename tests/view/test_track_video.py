@@ -111,7 +111,11 @@ def test_bad_input_is_told_in_one_sentence(
         assert match in sentence
 
     refused("does not exist", tmp_path / "nowhere.mp4")
-    refused("no focal length", clip, "--focal", -1)
+    for focal in (-1, "nan", "inf"):
+        refused("no focal length", clip, "--focal", focal)
+    tiny = [np.zeros((24, 30, 3), np.uint8)] * 2
+    write_video(tmp_path / "tiny.mp4", tiny, RATE, "yuv420p", "10")
+    refused("tiny.mp4 is 30×24 pixels", tmp_path / "tiny.mp4")
     (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:900])
     refused("not a readable video", tmp_path / "broken.mp4")
     write_provided(tmp_path, np.zeros((COUNT, 1, 68, 2)), np.zeros((COUNT, 1, 68)))

@@ -740,6 +740,15 @@ class Variant(Settings):
         return value
 
 
+def _refuse_larger(size: int, ingested: int, whose: str = "") -> None:
+    """Raise `ValueError` if a training's images are larger than the frames."""
+    if size > ingested:
+        raise ValueError(
+            f"its image_size {size} {whose}is larger than that of the frames, "
+            f"capture.ingest.image_size {ingested}; lower it, or raise that"
+        )
+
+
 Trained = TypeVar("Trained", SdfSettings, SplatSettings)
 
 
@@ -797,11 +806,22 @@ class Config(Settings):
     @classmethod
     def _is_no_larger_than_the_frames(cls, value: Trained, info: ValidationInfo) -> Trained:
         capture = info.data.get("capture")  # None if it is at fault itself
-        if capture and value.image_size > capture.ingest.image_size:
-            raise ValueError(
-                f"its image_size {value.image_size} is larger than that of the frames, "
-                f"capture.ingest.image_size {capture.ingest.image_size}; lower it, or raise that"
-            )
+        if capture:
+            _refuse_larger(value.image_size, capture.ingest.image_size)
+        return value
+
+    @field_validator("variants")
+    @classmethod
+    def _have_no_larger_images_than_the_frames(
+        cls, value: dict[str, Variant], info: ValidationInfo
+    ) -> dict[str, Variant]:
+        """Of baselines: their blocks do not count where no variant trains them."""
+        for variant in value.values():
+            block, capture = info.data.get(variant.method), info.data.get("capture")
+            if block and capture:
+                size = getattr(variant, variant.method).get("image_size", block.image_size)
+                if isinstance(size, int):  # else it is refused with the variant's own tree
+                    _refuse_larger(size, capture.ingest.image_size, f"of {variant.method} ")
         return value
 
     @field_validator("variants")

@@ -335,6 +335,8 @@ def test_the_papers_variants_are_valid_on_each_profile(tmp_path, profile):
         ("{x: {seeds: [1, 1]}}", "each seed must stand once"),
         ("{x: {held_out_cameras: [alternate, '1*']}}", "alternate must stand alone"),
         ("{floors: {}}", "'floors' is that of the rows of the rule floors"),
+        ("{x: {method: nerface, nerface: {image_size: 4096}}}", "image_size 4096 of nerface is la"),
+        ("{x: {method: havatar, havatar: {image_size: 4096}}}", "image_size 4096 of havatar is la"),
         ("{full: {method: images, images: here}}", "one of them must have the method avatar"),
     ],
 )
@@ -354,3 +356,16 @@ def test_a_requested_variant_must_be_one_of_the_subject(tmp_path):
     assert check_requested(["all", "--cores", "1"], plans, faults, path) == []
     with pytest.raises(UserError, match="'demo' has no variant 'small', but full"):
         check_requested(["results/demo/sdf/small/log.csv"], plans, faults, path)
+
+
+def test_a_baseline_that_no_variant_trains_may_have_larger_images_than_the_frames(tmp_path):
+    overlay = tmp_path / "small.yaml"
+    small = {"ingest": {"image_size": 256}}, {"image_size": 128}
+    overlay.write_text(yaml.safe_dump({"capture": small[0], "sdf": small[1], "splat": small[1]}))
+    subject = read_subjects(sheet(tmp_path, f"a,generated,,,,,{overlay}"))["a"]
+    assert subject_config(subject, BASE, {}).nerface.image_size > 256
+    trained = {"variants": {"nerface": {"method": "nerface"}}}
+    with pytest.raises(UserError, match=r"'variants': its image_size 512 of nerface .* 256; lower"):
+        subject_config(subject, BASE, trained)
+    trained["variants"]["nerface"]["nerface"] = {"image_size": 256}
+    assert variant_configs(subject, BASE, trained)["nerface"].nerface.image_size == 256

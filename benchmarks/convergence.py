@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -54,10 +53,9 @@ from eavatar.settings import (
     read_yaml,
     validate,
 )
-from eavatar.splat.train import BOX_MULTIPLE, SplatTraining, start_avatar
+from eavatar.splat.train import SplatTraining, prepare
 from eavatar.tables.avatar_method import AvatarMethod
 from eavatar.training.loop import seed_everything
-from eavatar.training.perceptual import load_perceptual
 
 TIMESTEPS = 8  # of each set that are measured, if no other number is asked for
 SEEN_CAMERAS = 4  # that are measured of those trained on, at training timesteps
@@ -70,10 +68,12 @@ Training = SplatTraining | FieldTraining
 Course = SplatSettings | NerfaceSettings | HavatarSettings
 
 
-def make_training(
-    options: argparse.Namespace, settings: Course, frames: FrameSet | None, device: torch.device
-) -> Training:
-    """The task before its first step; a baseline reads its frames itself."""
+def make_training(options: argparse.Namespace, settings: Course, device: torch.device) -> Training:
+    """The task before its first step, without what is held out.
+
+    Raises:
+        UserError: stage I has seen a camera that is held out.
+    """
     seed_everything(options.seed)
     places = options.capture, options.face, device, options.held_out
     if isinstance(settings, NerfaceSettings):
@@ -83,9 +83,9 @@ def make_training(
         neutral = read_mesh(options.face / "neutral.ply").vertices
         mesh = DeformingMesh(neutral, model.expression_basis, model.faces)
         return prepare_havatar(settings, options.seed, mesh, *places)
-    avatar = start_avatar(settings, options.sdf, frames).to(device)
-    perceptual = load_perceptual("vgg", device, required=False)
-    return SplatTraining(settings, options.seed, frames, avatar, perceptual)
+    capture, face, *others = places
+    refuse_seen_cameras(options.sdf, split(options)[1])
+    return prepare(settings, options.seed, capture, face, options.sdf, *others)
 
 
 @contextmanager
@@ -144,29 +144,23 @@ def read_settings(options: argparse.Namespace) -> Course:
     return validate(BLOCKS[options.method], content, options.profile)
 
 
-def read_frames(
-    options: argparse.Namespace, settings: Course, device: torch.device
-) -> tuple[FrameSet, list[MeasuredSet]]:
-    """What an avatar is trained on, and what is measured.
+def split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Serial numbers of the cameras that are trained on, and of those that are held out."""
+    return split_cameras(read_cameras(options.capture / "cameras.json"), options.held_out)
 
-    Raises:
-        UserError: stage I has seen a camera that is held out.
-    """
+
+def read_sets(
+    options: argparse.Namespace, settings: Course, device: torch.device
+) -> list[MeasuredSet]:
+    """What is measured."""
     places = (options.capture, options.face)
     whole, test = (
         FrameSet.read(*places, part, options.size, settings.run.image_memory_gb).to(device)
         for part in ("train", "test")
     )
-    _, chosen = split_cameras(read_cameras(options.capture / "cameras.json"), options.held_out)
+    _, chosen = split(options)
     hidden = [index for index, serial in enumerate(whole.serials) if serial in chosen]
     kept = [index for index in range(len(whole.serials)) if index not in hidden]
-    usable = whole.usable.copy()
-    usable[:, hidden] = False
-    frames = replace(whole, usable=usable)
-    if isinstance(settings, SplatSettings):
-        refuse_seen_cameras(options.sdf, chosen)
-        if settings.boxes:
-            frames = frames.boxed(BOX_MULTIPLE * settings.upsampling)
     count = options.timesteps
     some = [kept[index] for index in spread(len(kept), SEEN_CAMERAS)]
     sets = [MeasuredSet("seen", whole, spread(len(whole), count), some)]
@@ -175,7 +169,7 @@ def read_frames(
         times = [own[index] for index in spread(len(own), count)]
         sets.append(MeasuredSet(sequence.lower(), test, times, kept))
         sets.append(MeasuredSet(f"{sequence.lower()} views", test, times, hidden))
-    return frames, [*sets, MeasuredSet("views", whole, spread(len(whole), count), hidden)]
+    return [*sets, MeasuredSet("views", whole, spread(len(whole), count), hidden)]
 
 
 def refuse_seen_cameras(sdf: Path, held_out: Sequence[str]) -> None:
@@ -193,19 +187,19 @@ def train(options: argparse.Namespace) -> None:
     device = choose_device()
     settings, seconds, elapsed = read_settings(options), 60 * options.minutes, 0.0
     name = options.name or (options.profile if options.method == "avatar" else options.method)
-    frames, sets = read_frames(options, settings, device)
+    sets = read_sets(options, settings, device)
     if options.steps:
         settings, seconds = shorten(settings, options.steps), math.inf
     elif not isinstance(settings, SplatSettings) or settings.learning_rates.final < 1:
         # Such rates need the number of steps.
-        with make_training(options, settings, frames, device) as training:
+        with make_training(options, settings, device) as training:
             steps, elapsed = fit_steps(training, settings, seconds)
         settings = shorten(settings, steps)
     # A baseline's rate falls for ever, so it uses all the time, however long steps have become.
     endless = isinstance(settings, NerfaceSettings | HavatarSettings) and not options.steps
     steps = sys.maxsize if endless else settings.steps
     tables: list[pd.DataFrame] = []
-    with make_training(options, settings, frames, device) as training:
+    with make_training(options, settings, device) as training:
         step = 0
         while True:
             last = elapsed >= seconds or step >= steps or training.is_over(step)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from benchmarks import convergence
@@ -14,6 +17,7 @@ from benchmarks.budget import DISJOINT, WHOLE
 from eavatar.errors import UserError
 from tests.scenes.splat_scene import TRAINED_ON, write_subject
 
+HELD_OUT = "222200001"
 CHANGES = {"width": 16, "upsampler_width": 8, "mouth_points": 50, "views_per_step": 1}
 
 
@@ -35,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, subject: Path, output: Path, held_out: 
 def test_each_set_is_measured_as_a_whole_and_at_the_end_in_parts(
     subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, subject, tmp_path / "curve.csv", "222200001")
+    run(monkeypatch, subject, tmp_path / "curve.csv", HELD_OUT)
     table = pd.read_csv(tmp_path / "curve.csv")
     assert set(table["set"]) == {"seen", "free", "free views", "views"}
     assert (table[table["step"] == 0]["region"] == WHOLE).all()
@@ -50,6 +54,30 @@ def test_each_set_is_measured_as_a_whole_and_at_the_end_in_parts(
     assert convergence_lines.count("<polyline") == 1
 
 
+def test_a_timestep_that_only_held_out_cameras_show_is_not_trained_on(
+    subject: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(subject, tmp_path / "subject")
+    path = tmp_path / "subject" / "capture" / "masks" / "EXP-1.csv"
+    table = pd.read_csv(path, dtype={"camera": str})
+    table.loc[(table["timestep"] == 1) & (table["camera"] != HELD_OUT), "failed"] = 1
+    table.to_csv(path, index=False)
+    options = argparse.Namespace(
+        **{name: tmp_path / "subject" / name for name in ("capture", "face", "sdf")},
+        held_out=[HELD_OUT], seed=0, size=64, timesteps=4, method="avatar", profile="demo",
+        settings=tmp_path / "changes.yaml",
+    )  # fmt: skip
+    options.settings.write_text(yaml.safe_dump(CHANGES))
+    settings = convergence.read_settings(options)
+    device = torch.device("cpu")
+    with convergence.make_training(options, settings, device) as training:
+        assert training.frames.timesteps == (0, 2, 3)
+        for step in range(8):  # of three timesteps each is seen
+            training.step(step)
+    views = convergence.read_sets(options, settings, device)[-1]
+    assert (views.name, views.timesteps) == ("views", [0, 1, 2, 3])
+
+
 def test_a_stage_one_that_knows_a_held_out_camera_is_refused(
     subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,5 +89,5 @@ def test_a_stage_one_that_knows_a_held_out_camera_is_refused(
     del content["seen"]
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match="does not say which cameras"):
-        run(monkeypatch, subject, tmp_path / "curve.csv", "222200001")
+        run(monkeypatch, subject, tmp_path / "curve.csv", HELD_OUT)
     path.write_text(text)

@@ -50,7 +50,7 @@ def recognise(root: Path) -> Layout:
         return Layout.PLAIN
     if (root / "images").is_dir() and (root / "cameras").is_dir():
         return Layout.GHA
-    if root.parent.name == "camera_params" and (root / "camera_params.json").exists():
+    if find_v1(root).parent.name == "camera_params" and (root / "camera_params.json").exists():
         return Layout.NERSEMBLE_V1
     if (root / "sequences").is_dir():
         masks = next(root.glob("sequences/*/alpha_maps"), None)
@@ -102,9 +102,14 @@ def check_names(sequences: Iterable[str]) -> None:
             )
 
 
+def find_v1(root: Path) -> Path:
+    """<download>/camera_params/<participant> of a path that may be a link to it."""
+    return root if root.parent.name == "camera_params" else root.resolve()
+
+
 def list_v1_folders(root: Path) -> dict[str, list[Path]]:
     """Sequence (BACKGROUND too) to its folders in the parts of a NeRSemble v1 download."""
-    folders = defaultdict(list)
+    root, folders = find_v1(root), defaultdict(list)
     for path in sorted(root.parent.parent.glob(f"sequence_*_part-*/{root.name}/*/")):
         folders[path.name].append(path)
     return dict(folders)
@@ -135,7 +140,8 @@ def list_shared(root: Path) -> list[Path]:
     """
     layout = recognise(root)
     if layout is Layout.NERSEMBLE_V1:
-        colours = root.parent.parent / "color_correction" / root.name
+        participant = find_v1(root)
+        colours = participant.parent.parent / "color_correction" / participant.name
         return [root, colours, *list_v1_folders(root).get(BACKGROUND, [])]
     if layout is Layout.GHA:
         return [root / "background", *(root / part / "cameras" for part in GHA_PARTS)]

@@ -40,7 +40,7 @@ from eavatar.capture.calibration import (
     refuse_unknown,
 )
 from eavatar.capture.colour import TERMS, Affine, Colour, Polynomial
-from eavatar.capture.layouts import BACKGROUND, list_v1_folders
+from eavatar.capture.layouts import BACKGROUND, find_v1, list_v1_folders
 from eavatar.capture.recording import Capture, FramesBySequence
 from eavatar.capture.video import list_cameras, list_plates
 from eavatar.errors import UserError
@@ -82,6 +82,7 @@ def read_benchmark_cameras(root: Path) -> dict[str, Camera]:
 
 def read_v1(root: Path) -> Capture:
     """A participant of NeRSemble v1; `UserError` where it is malformed."""
+    root = find_v1(root)
     cameras, lenses = _read_cameras(root / "camera_params.json", FULL_SIZE)
     folders = list_v1_folders(root)
     plates = list_plates(folders.pop(BACKGROUND, []))

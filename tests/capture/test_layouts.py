@@ -13,7 +13,13 @@ import pytest
 
 from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.ingest import calibrate, ingest
-from eavatar.capture.layouts import Layout, list_sequence_names, recognise
+from eavatar.capture.layouts import (
+    Layout,
+    list_recordings,
+    list_sequence_names,
+    list_shared,
+    recognise,
+)
 from eavatar.capture.matting import matte
 from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
@@ -265,6 +271,17 @@ def test_a_missing_gha_image_is_named(roots: dict[Layout, Path], tmp_path: Path)
 def test_a_v1_download_that_is_named_itself_is_explained(roots: dict[Layout, Path]) -> None:
     with pytest.raises(UserError, match="<download>/camera_params/<participant>"):
         open_capture(roots[Layout.NERSEMBLE_V1].parent.parent)
+
+
+def test_a_v1_participant_is_read_through_a_link(roots: dict[Layout, Path], tmp_path: Path) -> None:
+    target, link = roots[Layout.NERSEMBLE_V1], tmp_path / "mine"
+    link.symlink_to(target)
+    assert recognise(link) is Layout.NERSEMBLE_V1
+    linked, own = open_capture(link), open_capture(target)
+    assert (linked.root, linked.frames, linked.plates) == (own.root, own.frames, own.plates)
+    assert linked.colours.keys() == own.colours.keys() != set()
+    assert list_shared(link)[1:] == list_shared(target)[1:]
+    assert list_recordings(link) == list_recordings(target)
 
 
 def test_cameras_that_are_not_chosen_need_no_video(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ LANDMARKS = landmark_indices.COUNT
 BACKGROUND = "background.jpg"  # beside a camera's masks: the set behind the person
 MAX_PREFIX = 200  # letters; names have up to 255, and a temporary one more than its file's
 FORMAT = 1  # of the JSON files below; one that names none has this one
+FORMAT_KEY = "format"  # the number's, beside the serial numbers in cameras.json
 ALIGNMENT_FORMAT = 2  # of prior/alignment.json; 1 had a fitness and no confidence
 
 
@@ -429,7 +430,7 @@ def read_json(path: Path, what: str) -> Any:
 
 def check_format(content: Mapping[str, Any], known: int, path: Path) -> None:
     """Raise `UserError` unless a file has the format that this version reads."""
-    found = content.get("format", 1)
+    found = content.get(FORMAT_KEY, 1)
     if found != known:
         raise UserError(
             f"{path} has format {found}, but this version of eavatar reads format {known}; use the "
@@ -447,7 +448,7 @@ def write_cameras(
         cameras: by serial number.
         lenses: of the raw images that had distortion, for `read_lenses`.
     """
-    content: dict[str, Any] = {"format": FORMAT}
+    content: dict[str, Any] = {FORMAT_KEY: FORMAT}
     content |= {
         serial: {
             "intrinsics": camera.intrinsics.tolist(),
@@ -473,7 +474,7 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a camera file: it holds no mapping of serial numbers.")
     check_format(content, FORMAT, path)
-    content.pop("format", None)
+    content.pop(FORMAT_KEY, None)
     for serial, entry in sorted(content.items()):
         try:
             intrinsics = np.array(entry["intrinsics"], dtype=np.float64)

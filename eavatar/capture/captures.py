@@ -13,6 +13,7 @@ from eavatar.capture.plain import read_plain
 from eavatar.capture.recording import Capture, FramesBySequence
 from eavatar.capture.video import list_cameras
 from eavatar.errors import UserError
+from eavatar.io import FORMAT_KEY
 from eavatar.lenses import Lens
 
 READERS = {
@@ -29,9 +30,15 @@ def open_capture(root: Path) -> Capture:
 
     Raises:
         UserError: the folder has no known layout (see `eavatar.capture.layouts`), a file is missing
-            or malformed, or a camera is not rigid.
+            or malformed, a camera is not rigid, or has the name of the format number beside it.
     """
-    return READERS[recognise(root)](root)
+    capture = READERS[recognise(root)](root)
+    if FORMAT_KEY in capture.cameras:
+        raise UserError(
+            f"{root}: a camera cannot be called '{FORMAT_KEY}', as the number of the results' "
+            "layout is; rename it in the calibration and its recordings."
+        )
+    return capture
 
 
 @dataclass(frozen=True)

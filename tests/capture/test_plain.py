@@ -148,6 +148,14 @@ def test_faulty_crops_are_one_sentence(root: Path, tmp_path: Path) -> None:
         calibrate(SETTINGS, root, tmp_path / "capture")
 
 
+def test_a_camera_may_not_be_called_as_the_number_of_the_format(root: Path) -> None:
+    content = json.loads((root / "cameras.json").read_text())
+    content["cameras"]["format"] = content["cameras"].pop("left")
+    (root / "cameras.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"camera cannot be called 'format'.*; rename it"):
+        open_capture(root)
+
+
 def test_a_capture_without_recordings_is_told(root: Path, tmp_path: Path) -> None:
     (root / "sequences").rename(tmp_path / "away")
     with pytest.raises(UserError, match="holds no recording"):

@@ -69,6 +69,7 @@ class NearestFrame:
 
     Near is the sum of the squared distances of expression coefficients, rotation matrices and
     translations, each divided by its variance over the training frames, so that each counts alike.
+    A frame is never compared with itself, where test timesteps are trained on, too (novel views).
 
     Attributes:
         training: the frames.
@@ -96,16 +97,21 @@ class NearestFrame:
         return self.training.width
 
     def render(self, request: ViewRequest) -> Tensor:
-        """Images (K, H, W, 3) in [0, 1]: for each camera its own nearest frame."""
+        """Images (K, H, W, 3) in [0, 1]: for each camera its own nearest frame, or white."""
         given = (request.expression, request.rotation, request.translation)
         wanted = _states(*(values[None] for values in given))
         distances = (((self.states - wanted) / self.deviations) ** 2).sum(axis=1)
         cameras = [self.training.serials.index(serial) for serial in request.serials]
-        nearest = np.where(self.training.usable[:, cameras], distances[:, None], np.inf).argmin(0)
-        views = zip(nearest.tolist(), cameras, strict=True)
-        return torch.cat(
-            [self.training.views(timestep, [camera]).images for timestep, camera in views]
-        )
+        others = zip(self.training.sequences, self.training.timesteps, strict=True)
+        other = np.array([each != (request.sequence, request.timestep) for each in others])
+        shown = self.training.usable[:, cameras] & other[:, None]
+        nearest = np.where(shown, distances[:, None], np.inf).argmin(axis=0).tolist()
+        images = [
+            self.training.views(timestep, [camera]).images
+            for timestep, camera in zip(nearest, cameras, strict=True)
+        ]
+        found = torch.from_numpy(shown.any(axis=0)).to(images[0].device)
+        return torch.where(found[:, None, None, None], torch.cat(images), 1.0)
 
 
 def _states(expression: Tensor, rotation: Tensor, translation: Tensor) -> Float32:

@@ -25,6 +25,7 @@ from eavatar.errors import UserError
 
 JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm"}  # in either case, as below
+TURNED = "images are turned as their EXIF orientation says: calibrate what is turned so"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 UPRIGHT = "encode it upright, as 'ffmpeg -i cam_<camera>.mp4 -crf 14 upright.mp4' does"
 MAX_PADDING = 64  # bytes at the end of a file in which the marker must be; some writers pad
@@ -159,15 +160,23 @@ def _number_images(folder: Path) -> Iterator[Path]:
 
 
 def read_raw_image(path: Path) -> Image:
-    """An (H, W, 3) BGR image file; `UserError` if it is missing, cut off or no image."""
+    """An (H, W, 3) BGR image file, turned as its EXIF orientation says.
+
+    Raises:
+        UserError: it is missing, cut off, no image, or of numbers that are no colours.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"the image {path} cannot be read ({error.strerror}).") from error
     if path.suffix.lower() in (".jpg", ".jpeg") and JPEG_END not in content[-MAX_PADDING:]:
         raise UserError(f"{path} is cut off; copy it again from its source.")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    data = np.frombuffer(content, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if content else None
     if image is None:
+        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if content else None
+        if stored is not None:
+            raise UserError(f"{path} holds {stored.dtype} values; save it with 8 or 16 bits.")
         raise UserError(f"{path} is not a readable image; copy it again from its source.")
     return image
 

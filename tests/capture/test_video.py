@@ -11,10 +11,16 @@ import av
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.recording import check_size, check_videos
-from eavatar.capture.video import CameraFrames, list_cameras, read_video_header
+from eavatar.capture.video import (
+    CameraFrames,
+    list_cameras,
+    read_raw_image,
+    read_video_header,
+)
 from eavatar.errors import UserError
 from tests.capture.test_own_video import turn
 from tests.scenes.small_capture import SERIALS, grey_frames, write_capture, write_timed
@@ -139,7 +145,9 @@ def test_a_video_that_players_turn_is_refused(
 def test_a_video_on_its_side_is_told_from_a_cropped_one(tmp_path: Path) -> None:
     full = (1080, 1920)
     with pytest.raises(UserError, match="not 1080×1920 scaled but on its side; encode it upright"):
-        check_size(tmp_path, 960, 540, full)
+        check_size(tmp_path / "cam_1.mp4", 960, 540, full)
+    with pytest.raises(UserError, match="on its side; images are turned as their EXIF orientation"):
+        check_size(tmp_path / "00000.jpg", 960, 540, full)
     with pytest.raises(UserError, match="not 1080×1920 scaled; give the uncropped image"):
         check_size(tmp_path, 540, 540, full)
     check_size(tmp_path, 540, 960, full)
@@ -177,6 +185,32 @@ def test_a_folder_of_numbered_images_is_a_recording(
     assert check_videos(raw, ["FREE"])["FREE"][SERIALS[0]].frames == FRAMES
     after = [int(np.median(image)) for _, image in raw.frames["FREE"][SERIALS[0]].decode()]
     np.testing.assert_allclose(after, before, atol=1)  # of JPEG
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (6, -1), (3, 2)])
+def test_images_are_turned_as_their_exif_orientation_says_when_read_and_when_checked(
+    orientation: int, turns: int, tmp_path: Path
+) -> None:
+    image = np.full((32, 64, 3), 255, np.uint8)
+    image[:8, :8] = 0  # in the upper left corner
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    (tmp_path / "cam_1").mkdir()
+    Image.fromarray(image).save(tmp_path / "cam_1" / "0.jpg", exif=exif, quality=95)
+    frames = list_cameras([tmp_path])["1"]
+    upright = np.rot90(image, turns)
+    (_, read) = next(frames.decode())
+    assert (frames.header().height, frames.header().width) == upright.shape[:2]
+    np.testing.assert_allclose(read, upright, atol=8)  # of JPEG
+
+
+def test_images_of_numbers_that_are_no_colours_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "00000.tif"
+    cv2.imwrite(str(path), np.ones((8, 8, 3), np.float32))
+    with pytest.raises(UserError, match=r"00000\.tif holds float32 values; save it with 8 or 16"):
+        read_raw_image(path)
+    cv2.imwrite(str(path), np.full((8, 8, 3), 257 * 80, np.uint16))
+    assert (read_raw_image(path) == 80).all()
 
 
 def test_a_missing_image_of_a_recording_is_named(capture: Path, tmp_path: Path) -> None:

@@ -158,6 +158,14 @@ def test_the_libraries_take_what_a_verb_makes_of_odd_numbers(given: str, count: 
     assert in_numba == pool == told == str(count)
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_that_wait_do_as_they_were_told(given: dict[str, str], spins: str) -> None:
+    code = "threads.set_environment(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert run(MACHINE + code, **given).strip() == spins
+
+
 def test_an_importer_keeps_the_environment() -> None:
     code = (
         "import os; before = dict(os.environ)\n"

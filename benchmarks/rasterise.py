@@ -8,6 +8,7 @@ best possible time of an eager call is therefore that of its launches.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def report(name: str, *times: float) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}, {SIZE}², {CHANNELS} channels")
     print(f"{'':22}   forward  with backward, ms")
     for views in (1, 4):

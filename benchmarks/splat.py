@@ -9,6 +9,7 @@ meets both.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -134,6 +135,7 @@ def scale() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(f"{torch.get_num_threads()} threads")
     compare(views=1)
     compare(views=4)

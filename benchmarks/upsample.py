@@ -10,6 +10,7 @@ captured in a CUDA graph: without the host's time, as in training.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import sys
@@ -172,6 +173,7 @@ def report(name: str, views: int, mode: Mode) -> None:
 
 def main() -> int:
     """The whole table; 1 if a line of it failed, whose error stands in its place."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(f"{device}, PyTorch {torch.__version__}, features and LPIPS patches of {SIDE}²")
     print("network   views  mode         GMAC  forward ms  forward+backward ms  peak GiB")

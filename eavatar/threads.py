@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 VARIABLE = "OMP_NUM_THREADS"
 ALL = (VARIABLE, "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 BLAS, OPENCV = "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"
-# Of GNU's, Intel's and LLVM's OpenMP. Who sets one of them has a reason.
-SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+# Of GNU's, Intel's and LLVM's OpenMP. Who sets them has a reason, and the first speaks for all.
+POLICY = "OMP_WAIT_POLICY"
+SLEEP = {POLICY: "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 def set_environment(one_for_blas: bool = False) -> None:
@@ -43,8 +44,9 @@ def set_environment(one_for_blas: bool = False) -> None:
     count = str(count_threads())
     os.environ.update(dict.fromkeys(ALL, count))
     os.environ.update({BLAS: "1" if one_for_blas else count, OPENCV: "1"})
-    if not any(name in os.environ for name in SLEEP):
-        os.environ.update(SLEEP)
+    if POLICY not in os.environ:
+        for name, value in SLEEP.items():
+            os.environ.setdefault(name, value)
 
 
 def provide_kernel_folder() -> None:

@@ -115,7 +115,7 @@ def run(code: str, **environment: str) -> str:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not re.search(r"THREADS|^OMP_|^KMP_|^NUMBA_", name)
+        if not re.search(r"THREADS|^G?OMP_|^KMP_|^NUMBA_", name)
     }
     done = subprocess.run(
         [sys.executable, "-c", code], env={**kept, "PYTHONPATH": str(ROOT), **environment},

@@ -60,6 +60,7 @@ def make_scene(count: int, channels: int, views: int, size: int) -> Scene:
 
 
 def draw_with_kernel(scene: Scene) -> Rendering:
+    """The kernel that is measured, all views at once."""
     return splat(
         scene.gaussians,
         scene.world_to_camera,

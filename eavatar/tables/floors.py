@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eavatar.arrays import Float32
+from eavatar.arrays import Bool, Float32
 from eavatar.data.frames import FrameSet
 from eavatar.data.methods import ViewRequest
 from eavatar.device import choose_device
@@ -28,18 +28,21 @@ TINY = 1e-12  # in place of no variance
 class MeanImage:
     """`Method` that shows each camera's mean over its usable training frames.
 
+    A frame is never compared with a mean that holds it, where test timesteps are trained on, too
+    (novel views).
+
     Attributes:
-        images: (C, H, W, 3) in [0, 1]; white for a camera without such a frame.
-        serials: C camera serial numbers.
+        training: the frames.
+        sums: (C, H, W, 3) int32, of 8-bit levels over each camera's usable frames.
     """
 
-    images: Tensor
-    serials: tuple[str, ...]
+    training: FrameSet
+    sums: Tensor
     drivable = False
 
     @property
     def image_size(self) -> int:
-        return self.images.shape[1]
+        return self.training.width
 
     @classmethod
     def of(cls, training: FrameSet) -> MeanImage:
@@ -51,16 +54,28 @@ class MeanImage:
             images = torch.from_numpy(training.store.read(index, usable)).to(sums.device)
             for camera, image in zip(usable, images, strict=True):
                 sums[camera] += image[..., :3]
-        counts = training.usable.sum(axis=0).tolist()
-        means = [
-            (total.double() / (255 * count)).float() if count else torch.ones_like(total).float()
-            for total, count in zip(sums, counts, strict=True)
-        ]
-        return cls(torch.stack(means), training.serials)
+        return cls(training, sums)
 
     def render(self, request: ViewRequest) -> Tensor:
-        """Images (K, H, W, 3) in [0, 1] of the cameras, whatever else is asked for."""
-        return self.images[[self.serials.index(serial) for serial in request.serials]]
+        """Images (K, H, W, 3) in [0, 1]: of each camera the mean of its other frames, or white."""
+        others = _others(self.training, request)
+        cameras = map(self.training.serials.index, request.serials)
+        return torch.stack([self._mean(camera, others) for camera in cameras])
+
+    def _mean(self, camera: int, among: Bool) -> Tensor:
+        """(H, W, 3) of a camera's usable frames among some timesteps (T,), white without any."""
+        usable = self.training.usable[:, camera]
+        total, count = self.sums[camera], int((usable & among).sum())
+        for index in np.flatnonzero(usable & ~among).tolist():
+            pixels = torch.from_numpy(self.training.store.read(index, [camera])[0, ..., :3])
+            total = total - pixels.to(total.device)
+        return (total.double() / (255 * count)).float() if count else torch.ones_like(total).float()
+
+
+def _others(training: FrameSet, request: ViewRequest) -> Bool:
+    """(T,) which training timesteps are not the one that is asked for."""
+    keys = zip(training.sequences, training.timesteps, strict=True)
+    return np.array([key != (request.sequence, request.timestep) for key in keys])
 
 
 @dataclass(frozen=True)
@@ -102,9 +117,7 @@ class NearestFrame:
         wanted = _states(*(values[None] for values in given))
         distances = (((self.states - wanted) / self.deviations) ** 2).sum(axis=1)
         cameras = [self.training.serials.index(serial) for serial in request.serials]
-        others = zip(self.training.sequences, self.training.timesteps, strict=True)
-        other = np.array([each != (request.sequence, request.timestep) for each in others])
-        shown = self.training.usable[:, cameras] & other[:, None]
+        shown = self.training.usable[:, cameras] & _others(self.training, request)[:, None]
         nearest = np.where(shown, distances[:, None], np.inf).argmin(axis=0).tolist()
         images = [
             self.training.views(timestep, [camera]).images

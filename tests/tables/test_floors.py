@@ -54,13 +54,23 @@ def test_both_floors_are_measured_on_the_images_of_the_avatar(subject, tmp_path)
 
 def test_the_mean_is_that_of_a_cameras_usable_training_frames(subject):
     training = read(subject, "train")
-    mean = MeanImage.of(training)
+    request = replace(_request(training, 0, list(range(len(training.serials))), 1.0), sequence="?")
+    mean = MeanImage.of(training).render(request)
     camera = training.serials.index("222200032")  # its mask failed at timestep 1
     expected = training.views(0, [camera]).images[0].numpy()
-    np.testing.assert_allclose(mean.images[camera], expected, atol=1e-6)  # float32
+    np.testing.assert_allclose(mean[camera], expected, atol=1e-6)  # float32
     camera = training.serials.index("222200030")
     both = [training.views(index, [camera]).images[0].numpy() for index in range(2)]
-    np.testing.assert_allclose(mean.images[camera], np.mean(both, axis=0), atol=1e-6)
+    np.testing.assert_allclose(mean[camera], np.mean(both, axis=0), atol=1e-6)
+
+
+def test_the_mean_that_a_training_frame_is_compared_with_is_of_the_others(subject):
+    training = read(subject, "train")
+    mean, cameras = MeanImage.of(training), training.usable_cameras(1)
+    for index in range(2):  # of two timesteps
+        drawn = mean.render(_request(training, index, cameras, 1.0))
+        expected = training.views(1 - index, cameras).images
+        np.testing.assert_allclose(drawn, expected, atol=1e-6)  # float32
 
 
 def test_the_nearest_frame_of_a_training_frame_is_another(subject):
@@ -84,8 +94,9 @@ def test_the_nearest_frame_of_what_another_sequence_repeats_is_that(subject):
 def test_a_camera_without_another_frame_is_white(subject):
     training = read(subject, "train")
     camera = training.serials.index("222200032")  # its mask failed at timestep 1
-    drawn = NearestFrame.of(training).render(_request(training, 0, [camera], 1.0))
-    assert torch.equal(drawn, torch.ones_like(drawn))
+    for floor in (MeanImage, NearestFrame):
+        drawn = floor.of(training).render(_request(training, 0, [camera], 1.0))
+        assert torch.equal(drawn, torch.ones_like(drawn))
 
 
 def test_a_camera_whose_nearest_frame_failed_shows_its_next(subject):
@@ -101,5 +112,6 @@ def test_timesteps_that_are_trained_on_are_not_compared_with_themselves(subject,
     shutil.copytree(subject.results / "capture", capture)
     write_sequences(capture / "sequences.json", Sequences(("EXP-1-head",), ("EXP-1-head",)))
     path = floors(SETTINGS, SIZE, capture, subject.results / "face", tmp_path / "floors.csv")
-    found = pd.read_csv(path).set_index("protocol")
-    assert np.isfinite(found.loc["nearest_training_frame", "psnr_db"]).all()
+    found = pd.read_csv(path)
+    assert set(found["protocol"]) == {"mean_image", "nearest_training_frame"}
+    assert np.isfinite(found["psnr_db"]).all()

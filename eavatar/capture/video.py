@@ -28,6 +28,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm"}  # in either 
 TURNED = "images are turned as their EXIF orientation says: calibrate what is turned so"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 UPRIGHT = "encode it upright, as 'ffmpeg -i cam_<camera>.mp4 -crf 14 upright.mp4' does"
+MAX_REORDERED = 17  # packets of which one is shown last: at most 16 B-frames are coded behind it
 MAX_PADDING = 64  # bytes at the end of a file in which the marker must be; some writers pad
 
 
@@ -186,8 +187,8 @@ def read_video_header(path: Path) -> Header:
 
     The container's table of packets gives the byte range of every frame, so a truncated file is
     found without reading it. Where there is no complete table, as in fragments or in Matroska, the
-    packets are read; also where its times skip a frame: they are those of decoding, which come late
-    where frames are coded out of order.
+    packets are read; also where its times skip a frame, or may do so: they are those of decoding,
+    which come late where frames are coded out of order.
 
     Raises:
         UserError: the file cannot be opened, holds no video, ends before its last packet, or hides
@@ -203,7 +204,8 @@ def read_video_header(path: Path) -> Header:
             times = [entry.timestamp for entry in table]
             whole = max((entry.pos + entry.size for entry in table), default=0) <= held
             hides = any(entry.is_discard for entry in table)
-            if whole and (declared == 0 or len(table) != declared or _gaps(times)):
+            odd = declared == 0 or len(table) != declared or _gaps(times)
+            if whole and (odd or _ends_late(container, stream, times)):
                 packets = [packet for packet in container.demux(stream) if packet.size > 0]
                 times = sorted(_time(packet) for packet in packets)
                 whole = not any(packet.is_corrupt for packet in packets)
@@ -225,6 +227,29 @@ def read_video_header(path: Path) -> Header:
             "the trimmed video again."
         )
     return header
+
+
+def _ends_late(
+    container: av.container.InputContainer, stream: av.VideoStream, times: list[int]
+) -> bool:
+    """Whether the last frames may be shown later than their times of decoding tell.
+
+    Frames that are coded out of order are decoded ahead of when they are shown, by a few frames: a
+    gap among as many of the last shows in no time of decoding. But then the last frame is further
+    ahead than the first. Only the last packets are read.
+
+    Args:
+        container: read from its beginning afterwards.
+        stream: with a complete table.
+        times: of decoding, in order.
+    """
+    ahead = (stream.start_time or 0) - times[0]
+    if ahead <= 0 or len(times) <= MAX_REORDERED:
+        return ahead > 0  # of few frames the first are the last, too
+    container.seek(times[-MAX_REORDERED], any_frame=True, stream=stream)
+    last = max(_time(packet) for packet in container.demux(stream) if packet.size > 0)
+    container.seek(times[0], any_frame=True, stream=stream)
+    return last - times[-1] > ahead + float(np.median(np.diff(times))) / 2
 
 
 def _time(packet: av.Packet[Any]) -> int:

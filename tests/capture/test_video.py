@@ -98,18 +98,18 @@ def test_a_whole_video_is_read_whatever_its_container(
     np.testing.assert_allclose(levels(path), levels(plain), atol=2)
 
 
-@pytest.mark.parametrize("skipped", [1, 6, 9])
+@pytest.mark.parametrize("length", [16, 40])
+@pytest.mark.parametrize("place", [1, 6, 9, -3, -2])
 def test_a_skipped_frame_is_at_its_place_however_the_video_is_coded(
-    skipped: int, tmp_path: Path
+    place: int, length: int, tmp_path: Path
 ) -> None:
-    times = [time for time in range(16) if time != skipped]
+    skipped = place % length
+    times = [time for time in range(length) if time != skipped]
+    images = (grey_frames(9) * 5)[: len(times)]
     found = [
-        read_video_header(
-            write_timed(tmp_path / "cam.mp4", grey_frames(9) + grey_frames(6), times, b)
-        )
-        for b in (0, 2)
+        read_video_header(write_timed(tmp_path / "cam.mp4", images, times, b)) for b in (0, 2, 7)
     ]
-    assert [header.gaps for header in found] == [(skipped,)] * 2
+    assert [header.gaps for header in found] == [(skipped,)] * 3
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.97])

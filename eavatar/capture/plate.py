@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numba import njit
 
 from eavatar.arrays import Bool, Image, Int64
@@ -16,9 +16,11 @@ SHADOW = 6.0  # darkening of the set that a soft shadow explains
 MIN_THRESHOLD = 5.0  # above JPEG artefacts, whatever the noise
 NOISE_FACTOR = 6.0  # threshold above the background's median, in its standard deviations
 BORDER = 1 / 16  # width of the strip taken as background, fraction of the image size
+MAX_BORDER = 2**16  # pixels of it that are looked at; twice as many at most
 MIN_COMPONENT = 0.1  # area of a part of the subject, fraction of the largest part
 BAND = 1 / 96  # half width of the soft edge, fraction of the image size; at least 2 pixels
 LOCAL_RADIUS = 7  # pixels of half width for which local colours are those of all pixels
+STRIP = 64  # rows whose distances are computed at a time
 CONTRAST = 0.04  # contrast of subject and plate below which the hard mask outweighs the colours
 
 
@@ -30,8 +32,8 @@ class Plate:
         window: rows and columns of these pixels in the (S, S) frames.
         colour: (H, W, 3) BGR in [0, 1].
         lab: (H, W, 3) CIELAB.
-        border: (N,) indices of pixels where background is expected: strips at the top and the upper
-            sides.
+        border: (N,) indices of pixels where background is expected, at regular distances in strips
+            at the top and the upper sides.
         border_colour: (N, 3) BGR in [0, 255] there, at least 1.
     """
 
@@ -53,6 +55,7 @@ class Plate:
         border[: height // 2, :strip] = True
         border[: height // 2, -strip:] = True
         places = np.flatnonzero(border)
+        places = places[:: max(1, len(places) // MAX_BORDER)]
         border_colour = np.maximum(colour.reshape(-1, 3)[places] * 255, 1)
         return cls(window, colour, cv2.cvtColor(colour, cv2.COLOR_BGR2Lab), places, border_colour)
 
@@ -62,42 +65,48 @@ def mask_from_plate(image: Image, plate: Plate) -> Image:
 
     The plate is matched to the frame's exposure, the perceptual difference is thresholded above
     the noise of the background, the subject is its large components without their false holes, and
-    the mask at its edge follows from the known background (see `_soft_edge`).
+    the mask at its edge follows from the known background (see `_draw_soft_edge`).
     """
-    colour = _match_exposure(image[plate.window], plate)
-    distance = _distance(colour, plate)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    image = image[plate.window]
+    levels = _match_exposure(image, plate)
+    distance = _distance(image, levels, plate)
     background = distance.ravel()[plate.border]
     centre = float(np.median(background))
     deviation = 1.4826 * float(np.median(np.abs(background - centre)))
     threshold = max(MIN_THRESHOLD, centre + NOISE_FACTOR * deviation)
     subject = _main_components(distance > threshold)
-    subject = _fill_holes(subject, distance, centre + 2 * deviation)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    mask[plate.window] = (_soft_edge(colour, plate.colour, subject) * 255).round()
+    _fill_holes(subject, distance, centre + 2 * deviation)
+    _draw_soft_edge(image, levels, plate.colour, subject, mask[plate.window])
     return mask
 
 
 def _match_exposure(image: Image, plate: Plate) -> Image:
-    """(H, W, 3) the frame in [0, 1], divided by its gain per channel over the plate.
+    """(1, 256, 3) what the levels of a frame (H, W, 3) stand for in [0, 1].
 
-    The gain is the median over the border, where hair or a hand is outvoted.
+    They are divided by the frame's gain per channel over the plate, the median over the border,
+    where hair or a hand is outvoted.
     """
     ratio = image.reshape(-1, 3)[plate.border] / plate.border_colour
     gain = np.maximum(np.median(ratio, axis=0), 0.1)
-    levels = np.arange(256)[:, None] / (255 * gain)
-    return cv2.LUT(image, levels.astype(np.float32)[None])
+    levels: Image = (np.arange(256)[:, None] / (255 * gain)).astype(np.float32)
+    return levels[None]
 
 
-def _distance(colour: Image, plate: Plate) -> Image:
+def _distance(image: Image, levels: Image, plate: Plate) -> Image:
     """(H, W) CIELAB distance to the plate, with the darkening of soft shadows forgiven.
 
     A shadow lowers lightness and leaves chromaticity, so only the negative part of the lightness
-    difference is reduced, by at most `SHADOW`.
+    difference is reduced, by at most `SHADOW`. In strips that fit into the cache.
     """
-    difference = cv2.cvtColor(colour, cv2.COLOR_BGR2Lab) - plate.lab
-    difference = cv2.GaussianBlur(difference, (3, 3), 0)
-    distances = np.empty(difference.shape[:2], np.float32)
-    _fill_lengths(difference.reshape(-1, 3), np.float32(SHADOW), distances.ravel())
+    distances = np.empty(image.shape[:2], np.float32)
+    for first in range(0, len(image), STRIP):
+        start, stop = max(0, first - 1), first + STRIP + 1  # the filter needs a row more
+        lab = cv2.cvtColor(cv2.LUT(image[start:stop], levels), cv2.COLOR_BGR2Lab)
+        difference = cv2.GaussianBlur(cv2.subtract(lab, plate.lab[start:stop]), (3, 3), 0)
+        strip = distances[first : first + STRIP]
+        kept = difference[first - start : first - start + len(strip)]
+        _fill_lengths(kept.reshape(-1, 3), np.float32(SHADOW), strip.reshape(-1))
     return distances
 
 
@@ -110,93 +119,145 @@ def _fill_lengths(differences: Image, shadow: np.float32, lengths: Image) -> Non
         lengths[i] = np.sqrt(lightness * lightness + a * a + b * b)
 
 
-def _main_components(mask: Bool) -> Bool:
-    """The large 4-connected regions after specks and hairline bridges are removed.
+def _main_components(mask: Bool) -> Image:
+    """The large regions, 1 in (H, W) 8 bits, after specks and hairline bridges are removed.
 
     More than one, since a neck of the plate's colour may part the head from the shirt.
     """
-    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # the background
-    kept: Bool = (areas >= max(1, MIN_COMPONENT * areas.max()))[labels]
-    return kept
+    opened = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    outlines, _ = _find_outlines(opened)
+    areas = [cv2.contourArea(outline) for outline in outlines]
+    least = MIN_COMPONENT * max(areas, default=0)
+    small = [outline for outline, area in zip(outlines, areas, strict=True) if area < least]
+    return cv2.drawContours(opened, small, -1, 0, cv2.FILLED)
 
 
-def _fill_holes(subject: Bool, distance: Image, noise: float) -> Bool:
+def _fill_holes(subject: Image, distance: Image, noise: float) -> None:
     """Fill the enclosed holes of a mask, except those that look like the plate.
 
     Skin or cloth of the plate's colour differs from it somewhat; where the set is seen between a
     strand of hair and a shoulder the difference is noise.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        (~subject).astype(np.uint8), connectivity=8
-    )
-    filled = subject.copy()
-    height, width = subject.shape
-    for label in range(1, count):
-        x, y, w, h, _ = stats[label]
-        if x == 0 or y == 0 or x + w == width or y + h == height:
-            continue
+    _, holes = _find_outlines(subject)
+    for outline in holes:
+        x, y, w, h = cv2.boundingRect(outline)
         region = (slice(y, y + h), slice(x, x + w))
-        hole = labels[region] == label
+        enclosed = np.zeros((h, w), np.uint8)
+        cv2.drawContours(enclosed, [outline], 0, 1, cv2.FILLED, offset=(-x, -y))
+        hole = enclosed > subject[region]
         if np.median(distance[region][hole]) > noise:
-            filled[region] |= hole
-    return filled
+            subject[region] |= hole
 
 
-def _soft_edge(colour: Image, plate: Image, subject: Bool) -> Image:
-    """(H, W) a hard mask with a soft edge, in [0, 1], from the known background.
+def _find_outlines(subject: Image) -> tuple[list[MatLike], list[MatLike]]:
+    """Outlines, on the background, around the 4-connected parts of a subject (H, W) and its holes.
+
+    OpenCV finds both as those of the 8-connected background, which gets a border, so that what
+    reaches the image's edge is one region with it.
+    """
+    background = cv2.copyMakeBorder(1 - subject, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    outlines, hierarchy = cv2.findContours(
+        background, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(-1, -1)
+    )
+    parents = hierarchy[0, :, 3]
+    parts = [outline for outline, parent in zip(outlines, parents, strict=True) if parent >= 0]
+    regions = [outline for outline, parent in zip(outlines, parents, strict=True) if parent < 0]
+    return parts, [outline for outline in regions if outline.min() >= 0]
+
+
+def _draw_soft_edge(image: Image, levels: Image, plate: Image, subject: Image, mask: Image) -> None:
+    """Draw a hard mask (H, W) with a soft edge, from the known background, 8 bits.
 
     In a band along the edge the pixel is I = α F + (1 − α) B with B the plate and F a colour of the
     subject's inside nearby: of its dark or of its bright part (hair and skin, say), whichever
     explains the pixel better. The least-squares α is pulled to the blurred mask with a weight that
     matters only where F and B hardly differ.
+
+    Args:
+        image: (H, W, 3) frame.
+        levels: (1, 256, 3) what its levels stand for.
+        plate: (H, W, 3) in [0, 1].
+        subject: (H, W) 1 or 0.
+        mask: (H, W) 0, written to.
     """
     radius = max(2, round(len(subject) * BAND))
-    hard = subject.astype(np.uint8)
-    inside = _distance_within(hard) > radius
-    band = ~inside & (_distance_within(1 - hard) <= radius)
-    blurred = cv2.blur(hard.astype(np.float32), (2 * radius + 1, 2 * radius + 1))[band]
-    behind = plate[band]
-    difference = colour[band] - behind
-    alpha, least = blurred, np.full(len(blurred), np.inf, np.float32)
-    for mean, known in _local_colours(colour, inside, band, radius):
-        contrast = mean - behind
-        projected = (difference * contrast).sum(axis=-1) + CONTRAST**2 * blurred
-        fitted = np.clip(projected / ((contrast**2).sum(axis=-1) + CONTRAST**2), 0, 1)
-        residual = ((difference - fitted[:, None] * contrast) ** 2).sum(axis=-1)
-        better = known & (residual < least)
-        alpha, least = np.where(better, fitted, alpha), np.where(better, residual, least)
-    result = inside.astype(np.float32)
-    result[band] = alpha
-    return result
-
-
-def _local_colours(
-    colour: Image, inside: Bool, band: Bool, radius: int
-) -> Iterator[tuple[Image, Bool]]:
-    """Mean colours (N, 3) of the darker and of the brighter inside around the N pixels of a band.
-
-    Each comes with (N,) whether there is any such inside nearby. Of large squares it is enough to
-    look at every few pixels.
-    """
     step = max(1, radius // LOCAL_RADIUS)
-    at = tuple(index // step for index in np.nonzero(band))
-    colour, inside = colour[::step, ::step], inside[::step, ::step]
-    side = 2 * (2 * radius // step) + 1
+    side = 2 * radius + 1
+    box = _box_around(subject, side, step)
+    image, hard, mask = image[box], subject[box], mask[box]
+    inside = _distance_within(hard) > radius
+    band = np.nonzero(~inside & (_distance_within(1 - hard) <= radius))
+    counts = cv2.boxFilter(hard, cv2.CV_32S, (side, side), normalize=False)
+    small = cv2.LUT(image[::step, ::step], levels)
+    local = _local_colours(small, inside[::step, ::step], 2 * radius // step)
+    alpha = _fit_alpha(
+        levels[0, image[band], np.arange(3)],
+        plate[box][band],
+        local[:, band[0] // step, band[1] // step],
+        counts[band] / np.float32(side**2),
+    )
+    mask[inside] = 255
+    mask[band] = (alpha * 255).round()
 
-    def mean(values: Image) -> Image:
-        return cv2.blur(values, (side, side))
 
-    lightness = colour.mean(axis=-1)
-    within = inside.astype(np.float32)
-    bright = lightness > mean(lightness * within) / np.maximum(mean(within), 1e-6)
-    for part in (inside & ~bright, inside & bright):
-        chosen = part.astype(np.float32)
-        weight = mean(chosen)[at]
-        local = mean(colour * chosen[..., None])[at]
-        yield local / np.maximum(weight[:, None], 1e-6), weight > 1e-3
+def _box_around(subject: Image, margin: int, step: int) -> tuple[slice, slice]:
+    """Rows and columns of the box around a subject (H, W), from multiples of a step."""
+    x, y, width, height = cv2.boundingRect(subject)
+    left, top = max(0, x - margin) // step * step, max(0, y - margin) // step * step
+    return slice(top, y + height + margin), slice(left, x + width + margin)
+
+
+def _local_colours(colour: Image, inside: Bool, radius: int) -> Image:
+    """(2, H, W, 4) sums of the colours of the darker and of the brighter inside around each pixel.
+
+    Divided by the fourth value, the share of such pixels, they are means. Of large squares it is
+    enough to look at every few pixels.
+
+    Args:
+        colour: (H, W, 3).
+        inside: (H, W) what counts.
+        radius: of the square around, pixels.
+    """
+    side = (2 * radius + 1, 2 * radius + 1)
+    lightness = colour.mean(axis=-1, keepdims=True)
+    ones = np.ones_like(lightness)
+    inside = inside[..., None]
+    total, share = cv2.split(cv2.blur(np.dstack([lightness, ones]) * inside, side))
+    bright = lightness * share[..., None] > total[..., None]
+    counted = np.dstack([colour, ones])
+    return np.stack([cv2.blur(counted * (inside & part), side) for part in (~bright, bright)])
+
+
+@njit(cache=True, nogil=True)
+def _fit_alpha(colour: Image, behind: Image, local: Image, blurred: Image) -> Image:
+    """(N,) alpha of pixels on the edge, see `_draw_soft_edge`.
+
+    Args:
+        colour: (N, 3) of the frame.
+        behind: (N, 3) of the plate.
+        local: (2, N, 4) colours of the inside around, see `_local_colours`.
+        blurred: (N,) the blurred hard mask.
+    """
+    alpha = np.empty_like(blurred)
+    for i in range(len(alpha)):
+        alpha[i], least = blurred[i], np.inf
+        for part in range(2):
+            share = local[part, i, 3]
+            if share <= 1e-3:
+                continue
+            projected, squared_contrast, squared_difference = 0.0, 0.0, 0.0
+            for channel in range(3):
+                contrast = local[part, i, channel] / share - behind[i, channel]
+                difference = colour[i, channel] - behind[i, channel]
+                projected += difference * contrast
+                squared_contrast += contrast**2
+                squared_difference += difference**2
+            fitted = projected + CONTRAST**2 * blurred[i]
+            fitted = min(max(fitted / (squared_contrast + CONTRAST**2), 0.0), 1.0)
+            residual = squared_difference - 2 * fitted * projected + fitted**2 * squared_contrast
+            if residual < least:
+                alpha[i], least = fitted, residual
+    return alpha
 
 
 def _distance_within(mask: Image) -> Image:

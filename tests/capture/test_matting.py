@@ -22,7 +22,7 @@ from eavatar.capture.matting import (
     matte,
     steady,
 )
-from eavatar.capture.plate import Plate, mask_from_plate
+from eavatar.capture.plate import Plate, _find_outlines, mask_from_plate
 from eavatar.capture.video import decode_video
 from eavatar.data.images import read_colour, read_grey
 from eavatar.errors import UserError
@@ -129,6 +129,25 @@ def test_plate_keeps_a_shirt_that_is_apart_and_drops_specks() -> None:
     prepared = Plate.of(plate.round().astype(np.uint8), ALL_VISIBLE)
     alpha = mask_from_plate(expose(image, 1.0, 1.0), prepared)
     assert intersection_over_union(alpha > 127, truth > 0.5) > 0.985
+
+
+def test_parts_and_holes_that_touch_at_corners() -> None:
+    """A part is apart if only a corner touches; a hole is open if a corner leads outside."""
+    subject = np.array(
+        [
+            [0, 0, 0, 0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 1, 0, 1, 1, 1, 0],
+            [0, 1, 0, 1, 0, 1, 0, 1, 0],
+            [0, 1, 1, 1, 0, 1, 1, 0, 0],
+            [0, 0, 0, 0, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 0, 0, 0, 0],
+            [1, 0, 0, 0, 1, 0, 0, 0, 0],
+        ],
+        np.uint8,
+    )
+    parts, holes = _find_outlines(subject)
+    assert len(parts) == 3
+    assert [cv2.boundingRect(hole)[:2] for hole in holes] == [(2, 2)]
 
 
 def test_plate_of_an_empty_set_is_empty() -> None:

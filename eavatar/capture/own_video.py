@@ -18,7 +18,7 @@ import numpy as np
 from eavatar.arrays import Image
 from eavatar.cameras import Camera
 from eavatar.capture.ingest import FrameRow, Window, measure_sharpness
-from eavatar.capture.yuv import to_bgr
+from eavatar.capture.turns import read_turn, to_upright_bgr
 from eavatar.errors import UserError
 from eavatar.io import Sequences, write_cameras, write_image, write_rows, write_sequences
 from eavatar.settings import MIN_FRAME, IngestSettings
@@ -121,7 +121,7 @@ def _decode(video: Path, rate: float) -> Iterator[tuple[float, Callable[[], Imag
     Frames are evenly spaced where the file holds no times.
 
     Raises:
-        UserError: the file is no readable video.
+        UserError: the file is no readable video, or to be shown mirrored.
     """
     try:
         with av.open(str(video)) as container:
@@ -133,13 +133,10 @@ def _decode(video: Path, rate: float) -> Iterator[tuple[float, Callable[[], Imag
             for index, frame in enumerate(container.decode(stream)):
                 time = index * step if frame.time is None else frame.time
                 start = time if start is None else start
-                yield time - start, partial(_upright, frame, stream.codec_context.name)
+                turn = read_turn(frame, video)
+                codec = stream.codec_context.name
+                yield time - start, partial(to_upright_bgr, frame, codec, turn)
     except (av.FFmpegError, OSError) as error:
         raise UserError(
             f"{video} is not a readable video ({error}); copy it again from its source."
         ) from error
-
-
-def _upright(frame: av.VideoFrame, codec: str) -> Image:
-    """(H, W, 3) BGR, turned counter-clockwise by what the file's display matrix says."""
-    return np.ascontiguousarray(np.rot90(to_bgr(frame, codec), round(frame.rotation / 90)))

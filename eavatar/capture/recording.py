@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eavatar.cameras import Camera
 from eavatar.capture.colour import Colour
-from eavatar.capture.video import TURNED, UPRIGHT, VIDEO_SUFFIXES, CameraFrames, Header
+from eavatar.capture.video import TURNED, VIDEO_SUFFIXES, CameraFrames, Header
 from eavatar.errors import UserError
 from eavatar.lenses import Lens
 
@@ -64,7 +64,7 @@ def check_videos(
 ) -> dict[str, dict[str, Header]]:
     """Check that the frames of some sequences are complete and agree; return their headers.
 
-    Fast: of a video only the container is opened (see `read_video_header`), of images the first.
+    Fast: of a video one frame is decoded (see `read_video_header`), of images the first is read.
 
     Args:
         capture: the recording.
@@ -108,10 +108,9 @@ def check_size(path: Path, width: int, height: int, full_size: tuple[int, int]) 
     full_width, full_height = full_size
     if abs(height - width * full_height / full_width) > SIZE_TOLERANCE:
         lies = abs(width - height * full_height / full_width) <= SIZE_TOLERANCE
-        hint = UPRIGHT if path.suffix.lower() in VIDEO_SUFFIXES else TURNED
         raise UserError(
             f"{path} has {width}×{height} pixels, which is not {full_width}×{full_height} scaled"
-            + (f" but on its side; {hint}." if lies else "; give the uncropped image.")
+            + (f" but on its side; {TURNED}." if lies else "; give the uncropped image.")
         )
 
 

@@ -1,7 +1,8 @@
 """The frames of one camera: a video read with PyAV, or an image file per frame.
 
 Videos are decoded from the first frame to the last, never by seeking; their containers alone give
-sizes and lengths, and reveal a truncated file. A camera's frames are called
+lengths, and reveal a truncated file. Both are turned as players show them. A camera's frames are
+called
 
     cam_<serial>.mp4                  or another of VIDEO_SUFFIXES
     cam_<serial>/<any word><n>.png    or another of IMAGE_SUFFIXES; n counts up by one
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,28 @@ import cv2
 import numpy as np
 
 from eavatar.arrays import Image
-from eavatar.capture.yuv import Part, to_bgr
+from eavatar.capture.turns import read_turn, to_upright_bgr
+from eavatar.capture.yuv import Part
 from eavatar.errors import UserError
 
 JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm"}  # in either case, as below
-TURNED = "images are turned as their EXIF orientation says: calibrate what is turned so"
+TURNED = (
+    "what is read is what players show, turned by a video's display matrix or an image's EXIF "
+    "orientation: calibrate that"
+)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
-UPRIGHT = "encode it upright, as 'ffmpeg -i cam_<camera>.mp4 -crf 14 upright.mp4' does"
 MAX_REORDERED = 17  # packets of which one is shown last: at most 16 B-frames are coded behind it
 MAX_PADDING = 64  # bytes at the end of a file in which the marker must be; some writers pad
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a camera's frames without decoding them.
+    """What is known of a camera's frames without decoding all of them.
 
     Attributes:
-        width: of the images, pixels.
-        height: of the images, pixels.
+        width: of the images as they are shown, pixels.
+        height: likewise.
         frames: number of frames.
         gaps: indices of the frames before which the timestamps skip at least one frame.
     """
@@ -183,16 +188,17 @@ def read_raw_image(path: Path) -> Image:
 
 
 def read_video_header(path: Path) -> Header:
-    """Size and length of a video whose file is complete; no frame is decoded.
+    """Size and length of a video whose file is complete.
 
     The container's table of packets gives the byte range of every frame, so a truncated file is
     found without reading it. Where there is no complete table, as in fragments or in Matroska, the
     packets are read; also where its times skip a frame, or may do so: they are those of decoding,
-    which come late where frames are coded out of order.
+    which come late where frames are coded out of order. The first frame alone is decoded, which
+    tells how players turn it.
 
     Raises:
-        UserError: the file cannot be opened, holds no video, ends before its last packet, or hides
-            some of its frames.
+        UserError: the file cannot be opened, holds no video, ends before its last packet, hides
+            some of its frames, or is to be shown mirrored.
     """
     held = path.stat().st_size if path.exists() else 0
     try:
@@ -205,12 +211,13 @@ def read_video_header(path: Path) -> Header:
             whole = max((entry.pos + entry.size for entry in table), default=0) <= held
             hides = any(entry.is_discard for entry in table)
             odd = declared == 0 or len(table) != declared or _gaps(times)
+            size = _shown_size(path, container, stream) if whole else (0, 0)
             if whole and (odd or _ends_late(container, stream, times)):
-                packets = [packet for packet in container.demux(stream) if packet.size > 0]
+                packets = _read_packets(path)
                 times = sorted(_time(packet) for packet in packets)
                 whole = not any(packet.is_corrupt for packet in packets)
                 hides |= any(packet.is_discard for packet in packets) or len(packets) < declared
-            header = Header(stream.width, stream.height, len(times), _gaps(times))
+            header = Header(*size, len(times), _gaps(times))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete video ({error}); copy it again from its source."
@@ -229,6 +236,21 @@ def read_video_header(path: Path) -> Header:
     return header
 
 
+def _shown_size(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream
+) -> tuple[int, int]:
+    """Width and height of the frames as players turn them, by the first of them."""
+    stream.codec_context.thread_count = 1  # several would each wait for a frame of their own
+    turned = any(read_turn(frame, path) % 2 for frame in islice(container.decode(stream), 1))
+    return (stream.height, stream.width) if turned else (stream.width, stream.height)
+
+
+def _read_packets(path: Path) -> list[av.Packet[Any]]:
+    """All packets of a video that hold something."""
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size > 0]
+
+
 def _ends_late(
     container: av.container.InputContainer, stream: av.VideoStream, times: list[int]
 ) -> bool:
@@ -239,7 +261,7 @@ def _ends_late(
     ahead than the first. Only the last packets are read.
 
     Args:
-        container: read from its beginning afterwards.
+        container: its place is lost.
         stream: with a complete table.
         times: of decoding, in order.
     """
@@ -248,7 +270,6 @@ def _ends_late(
         return ahead > 0  # of few frames the first are the last, too
     container.seek(times[-MAX_REORDERED], any_frame=True, stream=stream)
     last = max(_time(packet) for packet in container.demux(stream) if packet.size > 0)
-    container.seek(times[0], any_frame=True, stream=stream)
     return last - times[-1] > ahead + float(np.median(np.diff(times))) / 2
 
 
@@ -271,8 +292,8 @@ def decode_video(
 ) -> Iterator[tuple[int, Image]]:
     """Yield (frame index, (H, W, 3) BGR) of every n-th frame, from the first, in one pass.
 
-    Damage that the decoder would conceal is an error. So is a container that has players turn the
-    frames: whoever calibrates by another program sees them turned, and here they are not.
+    Frames are turned as players turn them: so they are seen by who calibrates by another program.
+    Damage that the decoder would conceal is an error.
 
     Args:
         path: the video.
@@ -281,7 +302,7 @@ def decode_video(
 
     Raises:
         UserError: a frame cannot be decoded or has another size, the video ends early, or it is to
-            be shown turned.
+            be shown mirrored.
     """
     declared, count = read_video_header(path).frames, 0
     try:
@@ -293,12 +314,10 @@ def decode_video(
             for frame in container.decode(stream):
                 if frame.is_corrupt or (frame.width, frame.height) != size:
                     raise _damage(path, count, "the frame is damaged")
-                if count == 0 and frame.rotation:
-                    raise UserError(
-                        f"{path} is to be shown turned by {abs(frame.rotation)}°; {UPRIGHT}."
-                    )
+                if count == 0:
+                    turn = read_turn(frame, path)
                 if count % every == 0:
-                    yield count, to_bgr(frame, stream.codec_context.name, part)
+                    yield count, to_upright_bgr(frame, stream.codec_context.name, turn, part)
                 count += 1
     except (av.FFmpegError, OSError, IndexError) as error:
         raise _damage(path, count, str(error)) from error

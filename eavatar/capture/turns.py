@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,10 +25,11 @@ def read_turn(frame: av.VideoFrame, path: Path) -> int:
         UserError: players would mirror or skew them; not all do, so that nobody knows what was
             calibrated.
     """
-    side = frame.side_data.get(Type.DISPLAYMATRIX)
+    known: Any = frame.side_data  # PyAV's type is of a dictionary without most of the keys
+    side = known.get(Type.DISPLAYMATRIX)
     if side is None:
         return 0
-    matrix = np.frombuffer(memoryview(side), np.int32).reshape(3, 3)[:2, :2].astype(float)
+    matrix = np.frombuffer(side, np.int32).reshape(3, 3)[:2, :2].astype(float)
     if np.linalg.det(matrix) <= 0 or frame.rotation % 90:
         raise UserError(
             f"{path} is to be shown mirrored or askew; encode it as it is to be shown "

@@ -213,10 +213,9 @@ def read_video_header(path: Path) -> Header:
             odd = declared == 0 or len(table) != declared or _gaps(times)
             size = _shown_size(path, container, stream) if whole else (0, 0)
             if whole and (odd or _ends_late(container, stream, times)):
-                packets = _read_packets(path)
-                times = sorted(_time(packet) for packet in packets)
+                packets, times, count = _read_packets(path)
                 whole = not any(packet.is_corrupt for packet in packets)
-                hides |= any(packet.is_discard for packet in packets) or len(packets) < declared
+                hides |= any(packet.is_discard for packet in packets) or count < declared
             header = Header(*size, len(times), _gaps(times))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
@@ -245,10 +244,17 @@ def _shown_size(
     return (stream.height, stream.width) if turned else (stream.width, stream.height)
 
 
-def _read_packets(path: Path) -> list[av.Packet[Any]]:
-    """All packets of a video that hold something."""
+def _read_packets(path: Path) -> tuple[list[av.Packet[Any]], list[int], int]:
+    """All packets of a video that hold something, their times, in order, and how many there were.
+
+    In AVI packets have a place in place of a time, and frames that are skipped are empty packets.
+    """
     with av.open(str(path)) as container:
-        return [packet for packet in container.demux(video=0) if packet.size > 0]
+        packets = [packet for packet in container.demux(video=0) if packet.size > 0]
+        if container.format.name == "avi" and packets:
+            places = [packet.dts or 0 for packet in packets]
+            return packets, places, places[-1] - places[0] + 1
+    return packets, sorted(_time(packet) for packet in packets), len(packets)
 
 
 def _ends_late(

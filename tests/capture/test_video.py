@@ -111,6 +111,14 @@ def test_a_skipped_frame_is_at_its_place_however_the_video_is_coded(
     assert [header.gaps for header in found] == [(skipped,)] * 3
 
 
+@pytest.mark.parametrize("place", [1, 6, -2])
+def test_a_frame_that_is_empty_in_an_avi_is_skipped(place: int, tmp_path: Path) -> None:
+    times = [time for time in range(12) if time != place % 12]
+    path = write_timed(tmp_path / "cam.avi", (grey_frames(9) * 2)[: len(times)], times)
+    assert len(levels(path)) == len(times)
+    assert read_video_header(path).gaps == (place % 12,)
+
+
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.97])
 def test_a_fragmented_video_cut_inside_a_frame_is_refused(part: float, tmp_path: Path) -> None:
     movflags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"

@@ -18,11 +18,12 @@ RIDGE = 1e-12  # relative, of the information; keeps views along one ray solvabl
 
 
 def project_points(projections: Float64, world: Float64) -> tuple[Float64, Float64]:
-    """World points (T, L, 3) to pixels (T, C, L, 2) and depths (T, C, L), metres."""
+    """World points (T, L, 3) to pixels (T, C, L, 2), infinite at depth 0; depths (T, C, L), m."""
     homogeneous = np.einsum("cij,tlj->tcli", projections[..., :3], world, optimize=True)
     homogeneous += projections[:, None, :, 3]
     depth = homogeneous[..., 2]
-    return homogeneous[..., :2] / depth[..., None], depth
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return homogeneous[..., :2] / depth[..., None], depth
 
 
 def project_with_jacobian(projections: Float64, world: Float64) -> tuple[Float64, Float64]:

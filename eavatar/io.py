@@ -129,12 +129,24 @@ def read_table(path: Path, what: str, names: Sequence[str]) -> pd.DataFrame:
         names: columns of text: a sequence "001" keeps its zeros, and a camera may be called "NA".
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing, or no table with the columns of text.
     """
     import pandas as pd
 
-    columns = dict.fromkeys(names, str)
-    return pd.read_csv(require(path, what), dtype=columns, keep_default_na=False, na_values=[""])
+    columns, given = dict.fromkeys(names, str), require(path, what)
+    try:
+        table = pd.read_csv(given, dtype=columns, keep_default_na=False, na_values=[""])
+    except ValueError as error:  # pandas' own errors and those of the encoding are such
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{what} is damaged: {path} ({reason}); remove it and run again."
+        ) from error
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise UserError(
+            f"{what} is damaged: {path} has no column '{missing[0]}'; remove it and run again."
+        )
+    return table
 
 
 # --- arrays -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from eavatar.io import (
     read_json,
     read_mesh,
     read_sequences,
+    read_table,
     require,
     write_alignment,
     write_arrays,
@@ -163,6 +164,30 @@ def test_broken_json_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(path, "the file")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "No columns"),
+        (b"timestep;camera\r\n0;1\r\n", "has no column 'camera'"),
+        (b"camera\n1\n2,3\n", "saw 2"),
+        (b"\xff\xfe", "codec"),
+    ],
+)
+def test_a_damaged_table_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "FREE.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"the index is damaged: {path} .*{reason}") as refused:
+        read_table(path, "the index", ["camera"])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_table_may_have_the_line_endings_of_another_system(mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / "FREE.csv").write_bytes(mark + b"timestep,camera\r\n0,007\r\n")
+    table = read_table(tmp_path / "FREE.csv", "the index", ["camera"])
+    assert table.to_numpy().tolist() == [[0, "007"]]
 
 
 def test_an_alignment_comes_back(tmp_path: Path) -> None:

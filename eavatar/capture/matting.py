@@ -231,11 +231,15 @@ def _read_shots(
     sequence: str,
     mattes: Path | None,
 ) -> list[Shot]:
-    with require(frames / f"{sequence}.csv", "the index of the frames").open(newline="") as file:
-        rows = [
-            (row["camera"], int(row["timestep"]), int(row["source_frame"]))
-            for row in csv.DictReader(file)
-        ]
+    index = frames / f"{sequence}.csv"
+    with require(index, "the index of the frames").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    try:
+        rows = [(row["camera"], int(row["timestep"]), int(row["source_frame"])) for row in table]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{index} is damaged ({error}); ingest the sequence again.") from error
+    if not rows:
+        raise UserError(f"{index} lists no frames; ingest the sequence again.")
     shots = []
     for camera in sorted({camera for camera, _, _ in rows}):
         own = sorted((timestep, source) for serial, timestep, source in rows if serial == camera)

@@ -244,6 +244,16 @@ def test_plate_without_a_plate_names_it(frames: Path) -> None:
         matte(matte_settings("plate"), ingest_settings(), frames, "FREE", None, frames / "masks")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("", "lists no frames"), ("timestep,camera\n0,1\n", "damaged"), ("camera\n1\n", "damaged")],
+)
+def test_a_damaged_index_of_frames_is_named(content: str, reason: str, frames: Path) -> None:
+    (frames / "FREE.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"FREE\.csv .*{reason}.*ingest the sequence again"):
+        matte(matte_settings("plate"), ingest_settings(), frames, "FREE", None, frames / "masks")
+
+
 def write_mattes(folder: Path, count: int) -> None:
     """Alpha videos at twice the frames' size: a disc that moves 20 pixels per frame."""
     for serial in SERIALS:

@@ -31,9 +31,11 @@ from eavatar.capture.video import list_cameras, list_plates
 from eavatar.errors import UserError
 from eavatar.io import read_json, write_json
 from eavatar.lenses import Lens, read_lens
+from eavatar.settings import MIN_FRAME
 
 CAMERAS, CROPS = "cameras.json", "crops.json"
 DIRECTIONS = ("world_to_camera", "camera_to_world")
+MAX_CROP = 4  # of the image's longer side; what is beyond is black
 KEYS = ("width", "height", "intrinsics", "distortion", "colour", *DIRECTIONS)
 
 
@@ -211,13 +213,19 @@ def _read_crops(path: Path, cameras: Mapping[str, Camera]) -> dict[str, tuple[in
         return {name: _middle_square(camera) for name, camera in cameras.items()}
     content: Any = read_json(path, "the crops")
     crops = {}
-    for name in cameras:
+    for name, camera in cameras.items():
         crop: Any = content.get(name) if isinstance(content, dict) else None
         whole = isinstance(crop, list) and [type(number) for number in crop] == [int] * 3
-        if not whole or min(crop[2:]) <= 0:
+        if not whole:
             raise UserError(
                 f"{path}: camera {name} needs [left, top, side], whole pixels of its full-size "
                 "image; correct it, or remove the file for squares in the middle."
+            )
+        largest = MAX_CROP * max(camera.width, camera.height)
+        if not MIN_FRAME <= crop[2] <= largest:
+            raise UserError(
+                f"{path}: the side of camera {name}'s crop is {crop[2]} pixels; choose {MIN_FRAME} "
+                f"to {largest} for its {camera.width}×{camera.height} image."
             )
         crops[name] = (crop[0], crop[1], crop[2])
     return crops

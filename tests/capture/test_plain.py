@@ -17,7 +17,7 @@ from eavatar.capture.layouts import Layout, list_sequence_names, recognise
 from eavatar.capture.plain import RigCamera, read_rig, write_crops, write_rig
 from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
-from eavatar.io import read_cameras
+from eavatar.io import read_cameras, write_json
 from tests.scenes.small_capture import ingest_settings
 from tests.scenes.small_rig import DOTS, WIDTH, make_rig, write_plain, write_recordings
 
@@ -140,9 +140,13 @@ def test_a_faulty_calibration_is_one_sentence(root: Path, alter: Any, told: str)
 
 def test_faulty_crops_are_one_sentence(root: Path, tmp_path: Path) -> None:
     crops: dict[str, Any] = dict.fromkeys(make_rig(), (0, 0, 100))
-    write_crops(root / "crops.json", crops | {"left": (0, 0, 0)})
+    write_json(root / "crops.json", crops | {"left": (0, 0, 9.5)})
     with pytest.raises(UserError, match=r"camera left needs \[left, top, side\]"):
         open_capture(root)
+    for side in (-9, 0, 1, 100_000):  # the last would take 30 GB of black
+        write_crops(root / "crops.json", crops | {"left": (0, 0, side)})
+        with pytest.raises(UserError, match=f"left's crop is {side} pixels; choose 32 to 1536 for"):
+            open_capture(root)
     write_crops(root / "crops.json", crops | {"left": (WIDTH, 0, 100)})
     with pytest.raises(UserError, match="camera left lies outside its 384×320 image"):
         calibrate(SETTINGS, root, tmp_path / "capture")

@@ -18,7 +18,7 @@ import numpy as np
 
 from eavatar.backends import MATTING
 from eavatar.cameras import Camera
-from eavatar.capture.backends.provided import check_polarity
+from eavatar.capture.backends.provided import check_first_mask
 from eavatar.capture.calibration import check_sizes
 from eavatar.capture.captures import open_capture, open_masks
 from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
@@ -522,7 +522,7 @@ def _check_matte(clip: CameraFrames, full: Camera | None, colour: Header | None)
         )
     decode_ends(clip)
     with closing(clip.decode()) as frames:  # type: ignore[type-var]
-        check_polarity(path, next(frames)[1][..., 1])
+        check_first_mask(path, next(frames)[1])
 
 
 def _examine_landmarks(

@@ -135,7 +135,9 @@ def test_the_videos_that_differ_from_most_are_named(root, capsys):
 # --- provided masks -----------------------------------------------------------------------------
 
 
-def write_masks(folder: Path, count: int = 4, white: int = 255, ground: int = 0) -> Path:
+def write_masks(
+    folder: Path, count: int = 4, white: int | tuple[int, int, int] = 255, ground: int = 0
+) -> Path:
     """Masks of all sequences, the person a block in the middle."""
     mask = np.full((HEIGHT, WIDTH, 3), ground, np.uint8)
     mask[HEIGHT // 4 :, WIDTH // 4 : -WIDTH // 4] = white
@@ -154,6 +156,8 @@ def faulty_masks(folder: Path, fault: str) -> Path:
         return write_masks(folder, white=0, ground=255)
     if fault == "of values 0 and 1":
         return write_masks(folder, white=1)
+    if fault == "in colour":
+        return write_masks(folder, white=(220, 170, 140))
     write_masks(folder)
     for path in folder.glob("*/*.mp4"):  # the last packet, whose table of contents is whole
         with av.open(str(path)) as container:
@@ -177,6 +181,7 @@ def test_fitting_masks_are_listed(root, tmp_path):
         ("shorter", "has 3 frames (skipped before: []) but the colour videos have 4"),
         ("white where the person is not", "0 of 255 in the middle and 255 in the upper corners"),
         ("of values 0 and 1", "give masks that are white, 255, where the person is"),
+        ("in colour", "is in colour; give masks that are white, 255, where the person is"),
         ("with a damaged end", "the last frame of"),
     ],
 )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from eavatar.capture.video import CameraFrames
 
 
+MAX_TINT = 16  # 8-bit levels between channels; compression makes grey ones differ by a few
+MIN_PERSON = 5  # per cent of the image that shows at least so much of a person in colour
 MIN_MIDDLE = 8  # of 255; a mask whose values are 0 and 1 looks black
 
 
@@ -64,13 +66,21 @@ def matte_by_provided(shot: Shot) -> Iterator[Image]:
     return (window.apply(image) for image in images)
 
 
-def check_polarity(path: Path, mask: Image) -> None:
-    """Raise `UserError` unless a mask's middle is brighter than its upper corners.
+def check_first_mask(path: Path, image: Image) -> None:
+    """Raise `UserError` unless an image is grey and its middle brighter than its upper corners.
 
     Args:
         path: of the file that holds it.
-        mask: (H, W) of the uncropped image, in whose middle the person is.
+        image: (H, W, 3) 8 bits, uncropped, in whose middle the person is.
     """
+    import numpy as np
+
+    if np.percentile(np.ptp(image, axis=2), 100 - MIN_PERSON) > MAX_TINT:
+        raise UserError(
+            f"the first mask of {path} is in colour; give masks that are white, 255, where the "
+            "person is and else black, such as the alpha channel of pictures that were cut out."
+        )
+    mask = image[..., 1]
     height, width = mask.shape
     middle = mask[height // 3 : -height // 3, width // 3 : -width // 3].mean()
     corners = mask[: height // 8, [*range(width // 8), *range(-width // 8, 0)]].mean()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 from eavatar.backends import MATTING
@@ -54,6 +55,8 @@ from eavatar.settings import (
     select,
 )
 from eavatar.weights import Net
+
+NEARLY_BLACK = 16  # of 8-bit levels: all that 12 of 16 bits come to
 
 View = tuple[str, str]
 """A sequence and the serial number of a camera."""
@@ -381,11 +384,10 @@ def decode_ends(clip: CameraFrames) -> None:
     """Decode the first frame and the last; of a video also what the last depends on.
 
     Raises:
-        UserError: one of them cannot be decoded.
+        UserError: one of them cannot be decoded, or both are images of fewer bits than their files.
     """
     if not clip.is_video:
-        read_raw_image(clip.paths[0])
-        read_raw_image(clip.paths[-1])
+        _check_depth([clip.paths[0], clip.paths[-1]])
         return
     path = clip.paths[0]
     with closing(clip.decode()) as frames:  # type: ignore[type-var]
@@ -403,6 +405,17 @@ def decode_ends(clip: CameraFrames) -> None:
         ) from error
     if not whole or not whole[-1]:
         raise UserError(f"the last frame of {path} is damaged; copy it again from its source.")
+
+
+def _check_depth(paths: Sequence[Path]) -> None:
+    """Raise `UserError` if images cannot be read, or use the lowest of 16 bits alone."""
+    brightest = max(int(read_raw_image(path).max()) for path in paths)
+    stored = np.asarray(cv2.imread(str(paths[0]), cv2.IMREAD_UNCHANGED))
+    if brightest < NEARLY_BLACK and stored.dtype == np.uint16 and stored.any():
+        raise UserError(
+            f"{paths[0]} has 16 bits but no value above {stored.max()}, as of a camera of fewer "
+            "bits; multiply the values of all images so that white is 65535."
+        )
 
 
 def _examine_plates(found: Examination, capture: Capture, cameras: Sequence[str]) -> None:

@@ -132,6 +132,20 @@ def test_the_videos_that_differ_from_most_are_named(root, capsys):
     assert f"{second} has 5 frames (skipped before: []) but most cameras of EXP-1-head" in printed
 
 
+@pytest.mark.parametrize(("factor", "status"), [(256, 0), (16, 2)])
+def test_images_that_use_12_of_16_bits_are_told(root, capsys, factor, status):
+    """OpenCV keeps the upper eight, which would be black."""
+    for video in sorted((root / "capture" / "sequences" / "FREE" / "images").iterdir()):
+        folder = video.with_suffix("")
+        folder.mkdir()
+        for number, (_, image) in enumerate(CameraFrames((video,)).decode()):
+            cv2.imwrite(str(folder / f"{number}.png"), image.astype(np.uint16) * factor)
+        video.unlink()
+    assert check(root) == status
+    told = f"{SERIALS[0]}/0.png has 16 bits but no value above 9"  # of 60 levels, as they came out
+    assert (told in capsys.readouterr().err) == (status == 2)
+
+
 # --- provided masks -----------------------------------------------------------------------------
 
 

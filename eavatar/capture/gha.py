@@ -54,15 +54,13 @@ def read_gha(root: Path) -> Capture:
                     raise UserError(f"{root}: both parts list a sequence '{name}'; rename one.")
                 sequences[name] = folders
     first = next(iter(sequences.values()))[0]
-    names = [path.stem.removeprefix("image_") for path in sorted(first.glob("image_*.jpg"))]
-    serials = [name for name in names if not name.startswith("lowres_")]
-    if not serials:
-        raise UserError(f"{first} holds no image_<camera>.jpg; copy the folder again.")
-    height, width = read_raw_image(first / f"image_{serials[0]}.jpg").shape[:2]
+    serials = _list_cameras(first)
+    paths = (first / f"image_{serial}.jpg" for serial in serials)
+    height, width = read_raw_image(next(filter(Path.exists, paths))).shape[:2]
 
     def list_frames(kind: str) -> dict[str, dict[str, CameraFrames]]:
-        """The images of a kind by sequence and camera; none if a camera lacks them."""
-        if not all((first / f"{kind}_{serial}.jpg").exists() for serial in serials):
+        """The images of a kind by sequence and camera; none if no camera has one at first."""
+        if not any((first / f"{kind}_{serial}.jpg").exists() for serial in serials):
             return {}
         return {
             name: {
@@ -89,6 +87,16 @@ def read_gha(root: Path) -> Capture:
         prepared=True,
         lenses={serial: lens for serial, (_, lens) in read.items() if lens},
     )
+
+
+def _list_cameras(folder: Path) -> list[str]:
+    """The cameras that have an image or a calibration at a timestep, given its folder of images."""
+    images = {path.stem.removeprefix("image_") for path in folder.glob("image_*.jpg")}
+    names = {name for name in images if not name.startswith("lowres_")}
+    if not names:
+        raise UserError(f"{folder} holds no image_<camera>.jpg; copy the folder again.")
+    calibrations = folder.parent.parent.glob(f"cameras/{folder.name}/camera_*.npz")
+    return sorted(names | {path.stem.removeprefix("camera_") for path in calibrations})
 
 
 def _timesteps(part: Path) -> dict[int, Path]:

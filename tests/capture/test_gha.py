@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from eavatar.capture.gha import read_gha
+from eavatar.capture.recording import check_videos
 from eavatar.errors import UserError
 
 SERIALS = ("222200036", "222200037")
@@ -100,6 +101,18 @@ def test_a_camera_that_moves_by_a_millimetre_is_named(root: Path) -> None:
     (root / "sequences/LAST.txt").write_text("0011\n")
     with pytest.raises(UserError, match=r"0011.*cameras must stand still"):
         read_gha(root)
+
+
+@pytest.mark.parametrize("missing", SERIALS)
+def test_a_camera_without_its_first_image_is_not_left_out(root: Path, missing: str) -> None:
+    path = root / "images/0002" / f"image_{missing}.jpg"  # of the first sequence's first timestep
+    cv2.imwrite(str(path.with_name(f"image_lowres_{missing}.jpg")), np.zeros((8, 8, 3), np.uint8))
+    path.unlink()
+    capture = read_gha(root)
+    assert tuple(capture.cameras) == SERIALS
+    assert capture.full_size(missing) == (32, 32)
+    with pytest.raises(UserError, match=f"{path} does not exist"):
+        check_videos(capture, ["EXP"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK not an archive"])

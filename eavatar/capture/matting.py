@@ -144,7 +144,8 @@ def matte(
         sequence: its name.
         mattes: for ``provided``, a folder with <sequence>/cam_<serial>.mp4 of the uncropped image.
         output: receives <sequence>/<camera>/<timestep:05d>.png, beside them background.jpg unless
-            ``settings.foreground`` is none, and then <sequence>.csv.
+            ``settings.foreground`` is none or all masks of the camera have failed, and then
+            <sequence>.csv.
 
     Returns:
         The index, <sequence>.csv.
@@ -164,8 +165,8 @@ def matte(
             write_image(folder / shot.camera / f"{timestep:05d}.png", seen, PNG)
             rows.append(MaskRow.of(timestep, shot.camera, seen))
         rows = mark_failed(rows, settings, sequence)
-        if settings.foreground != "none":
-            usable = [row.timestep for row in rows if not row.failed]
+        usable = [row.timestep for row in rows if not row.failed]
+        if usable and settings.foreground != "none":
             write_image(folder / shot.camera / BACKGROUND, _background(shot, folder, usable), JPEG)
         return rows
 
@@ -180,7 +181,7 @@ def _background(shot: Shot, masks: Path, usable: Sequence[int]) -> Image:
     Args:
         shot: a camera.
         masks: folder of the sequence's masks.
-        usable: the timesteps whose masks have not failed.
+        usable: the timesteps whose masks have not failed, at least one.
     """
     if shot.settings.foreground == "plate" and shot.plate_path.exists():
         return shot.plate()

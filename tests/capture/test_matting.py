@@ -226,6 +226,21 @@ def test_the_set_is_written_beside_the_masks(tmp_path: Path, choice: str) -> Non
         assert error[visible].max() <= 6  # frames and backgrounds are JPEGs
 
 
+def test_a_camera_whose_masks_have_all_failed_has_no_set(frames: Path) -> None:
+    """An estimate would be black, and part of the mean over the sequences."""
+    write_mattes(frames / "mattes", 5)
+    write_video(frames / "mattes" / "FREE" / f"cam_{SERIALS[0]}.mp4", grey_frames(1) * 5)  # no mask
+    chosen = matte_settings("provided").model_copy(update={"foreground": "estimated"})
+    chosen = chosen.model_copy(update={"max_coverage": 0.2})
+    matte(chosen, ingest_settings(every=2), frames, "FREE", frames / "mattes", frames / "masks")
+    failed = {
+        row["camera"] for row in read_rows(frames / "masks" / "FREE.csv") if row["failed"] == "1"
+    }
+    assert failed == {SERIALS[0]}
+    found = {path.parent.name for path in (frames / "masks" / "FREE").glob("*/background.jpg")}
+    assert found == set(SERIALS[1:])
+
+
 def test_an_empty_mask_has_an_empty_box() -> None:
     row = MaskRow.of(3, SERIALS[0], np.zeros((SIZE, SIZE), np.uint8))
     assert (row.left, row.top, row.right, row.bottom) == (0, 0, 0, 0)

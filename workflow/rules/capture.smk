@@ -10,7 +10,8 @@ out  capture/cameras.json, visible/<camera>.png, plates/<camera>.png
                                                 failed (1: never drawn in training nor evaluated)
      capture/masks/<sequence>/<camera>/<timestep>.png
      capture/masks/<sequence>/<camera>/background.jpg   the set behind the person, to be taken out of
-                                                soft edges; none with capture.matte.foreground: none
+                                                soft edges; none with capture.matte.foreground: none,
+                                                or if all masks of the camera have failed
 """
 
 

@@ -128,8 +128,12 @@ def _check_presence(capture: Capture, sequence: str, serial: str) -> None:
         others = [name for name in others if serial in name] or others
         raise UserError(
             f"the video of camera {serial} is missing from {sequence}: {folder} has no "
-            f"cam_{serial}.mp4{_say_what_lies_there(others)}; restore it or leave the camera out "
-            "with capture.ingest.cameras."
+            f"cam_{serial}.mp4{_say_what_lies_there(others)}; restore it or leave the "
+            + (
+                "camera out with capture.ingest.cameras."
+                if recorded
+                else "sequence out with capture.ingest.exclude."
+            )
         )
 
 

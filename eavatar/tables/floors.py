@@ -22,21 +22,24 @@ from eavatar.tables.evaluate import Drawing, Lpips, Truth, draw, measure_timeste
 from eavatar.transforms import axis_angle_to_matrix
 
 TINY = 1e-12  # in place of no variance
+MAX_TIMESTEPS = 500  # that a mean image is of: neighbours in time are alike, and decoding is slow
 
 
 @dataclass(frozen=True)
 class MeanImage:
     """`Method` that shows each camera's mean over its usable training frames.
 
-    A frame is never compared with a mean that holds it, where test timesteps are trained on, too
-    (novel views).
+    Of at most `MAX_TIMESTEPS`, spread evenly over all. A frame is never compared with a mean that
+    holds it, where test timesteps are trained on, too (novel views).
 
     Attributes:
         training: the frames.
-        sums: (C, H, W, 3) int32, of 8-bit levels over each camera's usable frames.
+        summed: (T,) the timesteps that count.
+        sums: (C, H, W, 3) int32, of 8-bit levels over each camera's usable frames of them.
     """
 
     training: FrameSet
+    summed: Bool
     sums: Tensor
     drivable = False
 
@@ -49,12 +52,14 @@ class MeanImage:
         """The means of a training split, summed in integers: no order of sums matters."""
         shape = (len(training.serials), training.width, training.width, 3)
         sums = torch.zeros(shape, dtype=torch.int32, device=training.device)
-        for index in tqdm(range(len(training)), desc="mean image", unit="timestep"):
+        count = min(len(training), MAX_TIMESTEPS)
+        chosen = np.arange(count) * len(training) // count
+        for index in tqdm(chosen.tolist(), desc="mean image", unit="timestep"):
             usable = training.usable_cameras(index)
             images = torch.from_numpy(training.store.read(index, usable)).to(sums.device)
             for camera, image in zip(usable, images, strict=True):
                 sums[camera] += image[..., :3]
-        return cls(training, sums)
+        return cls(training, np.isin(np.arange(len(training)), chosen), sums)
 
     def render(self, request: ViewRequest) -> Tensor:
         """Images (K, H, W, 3) in [0, 1]: of each camera the mean of its other frames, or white."""
@@ -64,7 +69,7 @@ class MeanImage:
 
     def _mean(self, camera: int, among: Bool) -> Tensor:
         """(H, W, 3) of a camera's usable frames among some timesteps (T,), white without any."""
-        usable = self.training.usable[:, camera]
+        usable = self.training.usable[:, camera] & self.summed
         total, count = self.sums[camera], int((usable & among).sum())
         for index in np.flatnonzero(usable & ~among).tolist():
             pixels = torch.from_numpy(self.training.store.read(index, [camera])[0, ..., :3])

@@ -73,6 +73,15 @@ def test_the_mean_that_a_training_frame_is_compared_with_is_of_the_others(subjec
         np.testing.assert_allclose(drawn, expected, atol=1e-6)  # float32
 
 
+def test_the_mean_of_a_long_training_is_of_timesteps_spread_over_it(subject, monkeypatch):
+    monkeypatch.setattr("eavatar.tables.floors.MAX_TIMESTEPS", 1)
+    training = read(subject, "train")
+    mean, cameras = MeanImage.of(training), training.usable_cameras(1)
+    request = _request(training, 1, cameras, 1.0)
+    expected = training.views(0, cameras).images  # the first of two
+    np.testing.assert_allclose(mean.render(request), expected, atol=1e-6)  # float32
+
+
 def test_the_nearest_frame_of_a_training_frame_is_another(subject):
     training = read(subject, "train")
     nearest = NearestFrame.of(training)

@@ -6,6 +6,7 @@ evenly spaced, each with the frame nearest in time; frames are upright, padded t
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,9 +20,12 @@ from eavatar.arrays import Image
 from eavatar.cameras import Camera
 from eavatar.capture.ingest import FrameRow, Window, measure_sharpness
 from eavatar.capture.turns import read_turn, to_upright_bgr
+from eavatar.capture.yuv import HDR_DOUBT, read_hdr
 from eavatar.errors import UserError
 from eavatar.io import Sequences, write_cameras, write_image, write_rows, write_sequences
 from eavatar.settings import MIN_FRAME, IngestSettings
+
+logger = logging.getLogger(__name__)
 
 CAMERA = "video"
 QUALITY = 95  # of the frames' JPEG
@@ -128,6 +132,8 @@ def _decode(video: Path, rate: float) -> Iterator[tuple[float, Callable[[], Imag
             stream = next(iter(container.streams.video), None)
             if stream is None:
                 raise UserError(f"{video} holds no video; name a video file.")
+            if hdr := read_hdr(stream):
+                logger.warning("%s has a high dynamic range (%s): its %s.", video, hdr, HDR_DOUBT)
             stream.thread_type = "AUTO"
             start, step = None, 1 / float(stream.average_rate or rate)
             for index, frame in enumerate(container.decode(stream)):

@@ -23,7 +23,7 @@ import numpy as np
 
 from eavatar.arrays import Image
 from eavatar.capture.turns import read_turn, to_upright_bgr
-from eavatar.capture.yuv import Part
+from eavatar.capture.yuv import Part, read_hdr
 from eavatar.errors import UserError
 
 JPEG_END = b"\xff\xd9"  # decoders silently fill a JPEG that lacks it with grey
@@ -46,12 +46,14 @@ class Header:
         height: likewise.
         frames: number of frames.
         gaps: indices of the frames before which the timestamps skip at least one frame.
+        hdr: of a video of high dynamic range, see `eavatar.capture.yuv.read_hdr`.
     """
 
     width: int
     height: int
     frames: int
     gaps: tuple[int, ...] = ()
+    hdr: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def read_video_header(path: Path) -> Header:
                 packets, times, count = _read_packets(path)
                 whole = not any(packet.is_corrupt for packet in packets)
                 hides |= any(packet.is_discard for packet in packets) or count < declared
-            header = Header(*size, len(times), _gaps(times))
+            header = Header(*size, len(times), _gaps(times), read_hdr(stream))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete video ({error}); copy it again from its source."

@@ -26,6 +26,8 @@ Part = tuple[slice, slice]
 _BT_601 = (0.299, 0.114)
 # Number of the matrix to the weights of red and blue in luma. 2 is unspecified: FFmpeg's choice.
 _WEIGHTS = {1: (0.2126, 0.0722), 2: _BT_601, 5: _BT_601, 6: _BT_601, 9: (0.2627, 0.0593)}
+_HDR = {16: "PQ", 18: "HLG"}  # transfer functions by their numbers
+HDR_DOUBT = "colours are read as those of common video and look dull; convert to BT.709 if it shows"
 _CENTRED = {"mjpeg"}  # codecs whose chroma samples lie between two columns
 _ACCURATE = 0x2 | 0x2000 | 0x40000  # swscale's BILINEAR, FULL_CHR_H_INT, ACCURATE_RND
 _FRACTION = 20  # bits; the largest sum, 550 levels, leaves one of 31 unused
@@ -55,6 +57,11 @@ def to_bgr(frame: av.VideoFrame, codec: str, part: Part | None = None) -> Image:
     flat = image.reshape(len(image), -1)
     _convert(luma, blue_chroma, red_chroma, samples, rows.start, columns.start, factors, flat)
     return image
+
+
+def read_hdr(stream: av.VideoStream) -> str:
+    """The transfer function of a video of high dynamic range, PQ or HLG; else an empty string."""
+    return _HDR.get(int(stream.codec_context.color_trc), "")
 
 
 def _rows(plane: VideoPlane) -> Uint8:

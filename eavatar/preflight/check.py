@@ -29,6 +29,7 @@ from eavatar.capture.plain import CROPS
 from eavatar.capture.recording import Capture, check_size, check_videos
 from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
+from eavatar.capture.yuv import HDR_DOUBT
 from eavatar.errors import UserError
 from eavatar.face.backends.provided import ProvidedLandmarks, read_provided
 from eavatar.face.causes import EXCHANGED_GATE, check_exchanged, gather
@@ -264,6 +265,7 @@ def _examine_capture(
         if read:
             headers[sequence, serial] = read[sequence][serial]
     _examine_agreement(found, capture, headers)
+    _warn_of_hdr(found, capture, headers)
     _examine_ends(found, capture, list(headers))
     if MATTING[settings.matte.backend].needs_plates:
         _examine_plates(found, capture, cameras)
@@ -362,6 +364,20 @@ def _examine_agreement(
                 "the videos of a sequence must be synchronised: copy it again or leave the camera "
                 "out with capture.ingest.cameras or the sheet's column cameras.",
             )
+
+
+def _warn_of_hdr(found: Examination, capture: Capture, headers: Mapping[View, Header]) -> None:
+    """Tell of videos whose colours are not what they would be on a screen."""
+    wide = [view for view, header in headers.items() if header.hdr]
+    if wide:
+        sequence, serial = wide[0]
+        path, transfer = capture.frames[sequence][serial].paths[0], headers[wide[0]].hdr
+        found.add(
+            "capture",
+            "warning",
+            f"{len(wide)} of {len(headers)} videos have a high dynamic range, the first {path} "
+            f"({transfer}): their {HDR_DOUBT}.",
+        )
 
 
 def _examine_ends(found: Examination, capture: Capture, clips: Sequence[View]) -> None:

@@ -29,14 +29,19 @@ def image(index: int) -> np.ndarray:
 
 
 def encode(
-    path: Path, times: Sequence[float], codec: str = "libx264", pixels: str = "yuv420p"
+    path: Path,
+    times: Sequence[float],
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    transfer: int = 2,
 ) -> Path:
-    """A video whose frames are shown from these seconds on."""
+    """A video whose frames are shown from these seconds on; it names a transfer function."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
         stream.options = {"crf": "4", "x265-params": "log-level=none"}
         stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.color_trc = transfer
         for index, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(image(index), format="rgb24")
             frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
@@ -121,6 +126,14 @@ def test_ten_bits_in_hevc_keep_their_colours(tmp_path: Path) -> None:
     frame = read(tmp_path, 2)
     assert abs(frame[40, 60] - image(2)[30, 60]).max() < LOSSY
     assert abs(frame[24, 8] - image(2)[8, 8]).max() < LOSSY
+
+
+@pytest.mark.parametrize(("transfer", "told"), [(1, False), (16, True), (18, True)])
+def test_a_high_dynamic_range_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, transfer: int, told: bool
+) -> None:
+    ingest(encode(tmp_path / "clip.mp4", np.arange(3) / RATE, transfer=transfer), tmp_path)
+    assert ("high dynamic range" in caplog.text) == told
 
 
 def test_files_that_are_no_videos_are_told(tmp_path: Path) -> None:

@@ -86,6 +86,14 @@ def test_inputs_that_the_chosen_backends_leave_out_are_told(root):
     assert "landmarks is not used, as capture.matte.backend is 'plate'" in told
 
 
+def test_videos_of_high_dynamic_range_are_told(root):
+    path = root / "capture" / "sequences" / "FREE" / "images" / f"cam_{SERIALS[1]}.mp4"
+    write_timed(path, grey_frames(4), range(4), transfer=18)
+    assert check(root) == 0
+    told = " ".join((root / "check.txt").read_text().split())
+    assert f"1 of 9 videos have a high dynamic range, the first {path} (HLG)" in told  # 3 × 3
+
+
 def message(printed: str) -> str:
     """The message alone, without the progress bar before it."""
     return printed[printed.index("eavatar check:") :].strip()

@@ -64,14 +64,19 @@ def write_video(
 
 
 def write_timed(
-    path: Path, frames: Sequence[NDArray[np.uint8]], times: Iterable[int], reordered: int = 0
+    path: Path,
+    frames: Sequence[NDArray[np.uint8]],
+    times: Iterable[int],
+    reordered: int = 0,
+    transfer: int = 2,
 ) -> Path:
     """Write RGB frames (H, W, 3) as H.264, each at a time, in frames of 73 Hz.
 
-    Between others are so many B-frames.
+    Between others are so many B-frames. The file names a transfer function, by default none.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=73, options={"bf": str(reordered)})
+        stream.codec_context.color_trc = transfer
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for time, image in zip(times, frames, strict=True):

@@ -131,7 +131,9 @@ class IngestSettings(Settings):
     cameras: tuple[str, ...] = Field(description="wildcards of the serial numbers to use")
     every: int = Field(ge=1, description="keep every n-th video frame")
     crop_origin: tuple[int, int] = Field(description="x, y of the crop in 2200×3208 pixels")
-    crop_size: int = Field(gt=0, description="side of the square crop in 2200×3208 pixels")
+    crop_size: int = Field(
+        gt=0, le=4 * 3208, description="side of the square crop in 2200×3208 pixels"
+    )
     image_size: int = Field(ge=MIN_FRAME, description="side of the ingested frames, pixels")
     jpeg_quality: int = Field(ge=1, le=100)
     colour_correction: bool = Field(description="apply the capture's colour calibration")

@@ -311,7 +311,7 @@ def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -
 
 def main() -> None:
     """Train one profile or method, or draw the curves."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     verbs = parser.add_subparsers(required=True)
     training = verbs.add_parser("train", help="train one profile")
     training.set_defaults(function=train)

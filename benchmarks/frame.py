@@ -153,7 +153,7 @@ def measure(avatar: Avatar, frames: int) -> None:
 
 def main() -> None:
     """Measure one avatar, or random ones of several sizes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--avatar", type=Path, help="a trained avatar instead of random ones")
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of Gaussians")
     options = parser.parse_args()

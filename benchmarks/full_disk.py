@@ -52,7 +52,7 @@ def make_project(folder: Path, results: Path) -> Path:
 
 def main() -> None:
     """Print what each rule said, and whether the metrics are the same."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
     with tempfile.TemporaryDirectory() as name:
         disk, plain = Path(name, "disk"), Path(name, "plain")
         disk.mkdir()

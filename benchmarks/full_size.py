@@ -144,7 +144,7 @@ def _enlarge(image: Image, size: tuple[int, int]) -> Image:
 
 def main() -> None:
     """Make the capture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--capture", type=Path, help="a NeRSemble v2 capture, else the demo's")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new capture")
     parser.add_argument("--frames", type=int, default=7500, help="of each sequence")

@@ -97,7 +97,7 @@ def decode(path: Path, every: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--capture", type=Path, help="a NeRSemble capture; else one is made")
     parser.add_argument("--sequence", default=SEQUENCE)
     parser.add_argument("--frames", type=int, default=48, help="of the capture that is made")

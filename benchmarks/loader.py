@@ -96,7 +96,7 @@ def report_parts(root: Path) -> None:
 
 def main() -> None:
     """Print the times of the loader."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--size", type=int, default=2048, help="side of the pictures, pixels")
     parser.add_argument("--timesteps", type=int, default=4)
     parser.add_argument("--cameras", type=int, default=16)

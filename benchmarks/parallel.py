@@ -54,7 +54,7 @@ def run(words: list[str], gpus: list[str | None], shared: bool) -> list[float]:
 
 def main() -> None:
     """Print milliseconds of a step and of an image, and how many times faster two are."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     cuda = torch.cuda.is_available()
     parser.add_argument("--views", type=int, nargs="+", default=[4, 8], help="of a step")
     parser.add_argument("--size", type=int, default=2048 if cuda else 128, help="side, pixels")

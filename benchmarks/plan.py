@@ -51,7 +51,7 @@ def plan(folder: Path, variants: bool) -> str:
 
 def main() -> None:
     """Print jobs, seconds and memory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--subjects", type=int, default=425, help="rows of the sheet")
     parser.add_argument("--variants", action="store_true", help="with those of the paper's tables")
     a = parser.parse_args()

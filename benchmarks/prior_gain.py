@@ -295,7 +295,7 @@ def train_in_lanes(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train runs, in lanes or one, or report on them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     verbs = parser.add_subparsers(required=True)
     training = verbs.add_parser("train", help="train and measure")
     training.set_defaults(function=train)

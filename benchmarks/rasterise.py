@@ -154,7 +154,7 @@ def report(name: str, *times: float) -> None:
 
 def main() -> None:
     """Print both rasterisers' times for some numbers of views and Gaussians."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}, {SIZE}², {CHANNELS} channels")
     print(f"{'':22}   forward  with backward, ms")
     for views in (1, 4):

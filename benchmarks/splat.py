@@ -136,7 +136,7 @@ def scale() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
     print(f"{torch.get_num_threads()} threads")
     compare(views=1)
     compare(views=4)

@@ -245,7 +245,7 @@ def report(
 
 def main() -> int:
     """Print the times of a step and its parts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     cuda = torch.cuda.is_available()
     counts, profiles = ([50_000, 100_000, 200_000], ["fast", "paper"])
     if not cuda:

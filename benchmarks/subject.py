@@ -154,7 +154,7 @@ def describe(rules: list[Rule], part: Size, whole: Size) -> Iterator[str]:
 
 def main() -> None:
     """Print the table of a subject."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("results", type=Path, help="results/<subject> of the run on a part")
     parser.add_argument("--timesteps", type=int, required=True, help="of the whole subject")
     parser.add_argument("--cores", type=int, default=count_threads(), help="of the run")

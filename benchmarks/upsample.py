@@ -173,7 +173,7 @@ def report(name: str, views: int, mode: Mode) -> None:
 
 def main() -> int:
     """The whole table; 1 if a line of it failed, whose error stands in its place."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(f"{device}, PyTorch {torch.__version__}, features and LPIPS patches of {SIDE}²")
     print("network   views  mode         GMAC  forward ms  forward+backward ms  peak GiB")

@@ -135,7 +135,7 @@ def prepare_prior(a: Arguments) -> None:
 
 
 def generate_prior(a: Arguments) -> None:
-    """Make or take over a complete head mesh."""
+    """Make a complete head mesh, or take one that is given."""
     from eavatar.prior.generate import generate_prior as run
 
     block = settings.parse_block(settings.GenerateSettings, a.settings)
@@ -197,7 +197,7 @@ def evaluate(a: Arguments) -> None:
 
 
 def floors(a: Arguments) -> None:
-    """Measure what shows the training frames themselves: mean images and nearest frames."""
+    """Measure the floors: mean images and nearest training frames."""
     from eavatar.tables.floors import floors as run
 
     block = settings.parse_block(settings.EvaluateSettings, a.settings)
@@ -278,7 +278,7 @@ def doctor(a: Arguments) -> None:
 
 
 def estimate(a: Arguments) -> None:
-    """Tell jobs, hours, disk and money that a run will take, of all or some subjects.
+    """Predict jobs, hours, disk and money of a run, of all or some subjects.
 
     eavatar estimate
     eavatar estimate 074 075 --reference results/demo --gpu-hour 2.5
@@ -290,7 +290,7 @@ def estimate(a: Arguments) -> None:
 
 
 def provenance(a: Arguments) -> None:
-    """Tell by which code, from what, with which settings, where and when results were made.
+    """Show by which code, from what, with which settings, where and when results were made.
 
     eavatar provenance results/074
     """
@@ -303,7 +303,7 @@ def provenance(a: Arguments) -> None:
 
 
 def unpack_weights(a: Arguments) -> None:
-    """Take MediaPipe's networks out of its wheel, for the backends mediapipe and selfie.
+    """Extract MediaPipe's networks from its wheel, for the backends mediapipe and selfie.
 
     pip download --no-deps mediapipe==0.10.21
     eavatar unpack-weights mediapipe-0.10.21-*.whl
@@ -401,7 +401,7 @@ def export_benchmark(a: Arguments) -> None:
 
 
 def import_rig(a: Arguments) -> None:
-    """Take over a rig's calibration from COLMAP, nerfstudio, OpenCV or RenderMe-360.
+    """Import a rig's calibration from COLMAP, nerfstudio, OpenCV or RenderMe-360.
 
     eavatar import-rig sparse/0 --format colmap --metres-per-unit 0.37 --output my_rig
     eavatar import-rig RenderMe-360/0026 --format renderme --output captures/0026
@@ -762,7 +762,7 @@ RULES: dict[Verb, list[Flag]] = {
     reenact: [
         ("--results", Path, "results/<subject> of the avatar", True),
         ("--avatars", list, "splat/<variant>, one or several side by side", True),
-        ("--driver", Path, "results/<subject> of the person who moves it", True),
+        ("--driver", Path, "results/<subject> of who moves it, or a folder of track-video", True),
         SEQUENCE,
         ("--smoothing", float, "the setting reenactment.smoothing", True),
         ("--freeze-gaze", bool, "the setting reenactment.freeze_gaze", False),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.cli import parse_args
 
 from eavatar.__main__ import build_parser
 from tests.scenes import CONFIG, ROOT
@@ -14,7 +15,7 @@ from tests.scenes import CONFIG, ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 FOLDERS = "benchmarks|config|containers|docs|eavatar|envs|profiles|tests|workflow"
-COMMAND = re.compile(r"^ *(?:nohup |python -m )?eavatar ((?:.*\\\n)*[^#\n]*)", re.MULTILINE)
+COMMAND = re.compile(r"^ *(?:python -m )?(eavatar|snakemake) ((?:.*\\\n)*[^#\n]*)", re.MULTILINE)
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -32,6 +33,13 @@ def anchors(page: Path) -> set[str]:
     """Of the headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path, program: str) -> Iterator[list[str]]:
+    """The words after the program's name, of each of its commands."""
+    for name, words in COMMAND.findall(code(page)):
+        if name == program:
+            yield shlex.split(words.replace("\\\n", " "))
 
 
 def settings(content: object, name: str = "") -> Iterator[str]:
@@ -65,5 +73,14 @@ def test_named_settings_and_files_exist(page: Path) -> None:
 
 @every_page
 def test_commands_have_known_verbs_and_flags(page: Path) -> None:
-    for command in COMMAND.findall(code(page)):
-        build_parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    for words in commands(page, "eavatar"):
+        build_parser().parse_args(words)
+
+
+@every_page
+def test_targets_of_snakemake_are_not_taken_for_files_of_settings(page: Path) -> None:
+    """``--configfile`` takes all words up to the next flag or ``--``."""
+    for words in commands(page, "snakemake"):
+        given = "profiles/mine" in words  # a copy that the user makes
+        options = parse_args(["--profile", "profiles/slurm", *words[2:]] if given else words)[1]
+        assert all((ROOT / path).is_file() for path in options.configfile or ()), words

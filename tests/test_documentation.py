@@ -65,8 +65,8 @@ def test_named_settings_and_files_exist(page: Path) -> None:
     named = re.findall(rf"`((?:{blocks})\.[a-z_0-9.]+)(?:: [^`]*)?`", prose(page))
     if page.name != "CHANGELOG.md":  # which also says what settings were called
         assert {name for name in named if not name.endswith(".yaml")} <= known
-    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", prose(page)):
-        assert (ROOT / path).exists(), path
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]*|[\w/]+/\w+\.py)`", prose(page)):
+        assert (ROOT / path).exists() or (ROOT / "eavatar" / path).exists(), path
     for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text()):
         assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
 

@@ -36,8 +36,8 @@ def surface(vertices: Any = BOX.vertices, faces: Any = BOX.faces) -> Surface:
     return Surface(np.asarray(vertices, float), np.asarray(faces, int).reshape(-1, 3))
 
 
-def run(folder: Path, make: Callable[..., Surface], load: Callable[..., Any] = print) -> int:
-    """A program's call with a request of one image; the exit status."""
+def write_request(folder: Path) -> None:
+    """Of one image."""
     Image.new("RGBA", (8, 8)).save(folder / "front.png")
     request = {
         "source": "trellis",
@@ -45,6 +45,10 @@ def run(folder: Path, make: Callable[..., Surface], load: Callable[..., Any] = p
         "views": [{"name": "front", "image": "front.png"}],
     }
     (folder / "request.json").write_text(json.dumps(request))
+
+
+def call(folder: Path, make: Callable[..., Surface], load: Callable[..., Any] = print) -> int:
+    """A program's call; the exit status."""
     generator = Generator("Some", "envs/some.yaml", ("json",), 16, load, make)
     places = {"request": "request.json", "mesh": "made.ply", "record": "made.json"}
     return main(generator, [f"--{name}={folder / file}" for name, file in places.items()])
@@ -60,6 +64,12 @@ def test_a_mesh_and_its_record_are_written(tmp_path: Path) -> None:
     assert record["mesh"]["watertight"] and record["mesh"]["faces"] == 12
     assert record["run"]["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert record["run"]["seconds"] >= 0
+
+
+def run(folder: Path, make: Callable[..., Surface], load: Callable[..., Any] = print) -> int:
+    """The same with a request."""
+    write_request(folder)
+    return call(folder, make, load)
 
 
 def raises(error: Exception) -> Callable[..., Any]:
@@ -104,6 +114,39 @@ def test_a_failure_without_a_gpu_says_that_there_is_none(
     printed = capsys.readouterr().err
     assert "Traceback" in printed  # for a report; the sentence is below
     assert "it stopped (NotImplementedError: no CPU kernel) without a GPU" in printed
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:45])  # of its pixels the first few bytes
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("request.json", Path.unlink),
+        ("request.json", lambda path: path.write_text('{"views": ')),
+        ("request.json", lambda path: path.write_text("[]")),
+        ("front.png", Path.unlink),
+        ("front.png", cut_off),
+        ("front.png", lambda path: path.write_text("no image")),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_one_sentence(
+    file: str, damage: Callable[[Path], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_request(tmp_path)
+    damage(tmp_path / file)
+    assert call(tmp_path, lambda *_: surface()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"Some: the request {tmp_path / 'request.json'}, or an image")
+    assert line.endswith("; run prepare-prior again.")
+
+
+def test_a_call_without_files_says_which_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = Generator("Some", "envs/some.yaml", ("json",), 16, print, print)
+    with pytest.raises(SystemExit):
+        main(generator, ["--request", "request.json"])
+    assert "--request, --mesh and --record are needed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -92,12 +92,15 @@ def main(generator: Generator, arguments: Sequence[str] | None = None) -> int:
     for name in ("--request", "--mesh", "--record"):
         parser.add_argument(name, type=Path)
     options = parser.parse_args(arguments)
+    files = options.request, options.mesh, options.record
+    if not options.probe and None in files:
+        parser.error("--request, --mesh and --record are needed, or --probe alone")
     try:
         _import(generator)
         if options.probe:
             print(json.dumps(describe_machine()))
         else:
-            _run(generator, options.request, options.mesh, options.record)
+            _run(generator, *files)
     except Refusal as error:
         print(f"{generator.name}: {error}", file=sys.stderr)
         return 2
@@ -139,11 +142,8 @@ def _run(generator: Generator, request_path: Path, mesh_path: Path, record_path:
     """Load, make, check, write."""
     import torch
 
-    request = json.loads(request_path.read_text())
+    request, images = _read_request(request_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images: dict[str, Image.Image] = {
-        view["name"]: Image.open(request_path.parent / view["image"]) for view in request["views"]
-    }
     times = [time.perf_counter()]
     try:
         model = generator.load(request, device)
@@ -156,16 +156,30 @@ def _run(generator: Generator, request_path: Path, mesh_path: Path, record_path:
         raise _explain_run(generator, request, error) from error
     times.append(time.perf_counter())
     check_surface(generator, request, surface)
-    record = {
-        "format": FORMAT,
-        "asked": request,
-        "mesh": describe_surface(surface),
-        "run": describe_run(times),
-    }
+    run = describe_run(times)
+    mesh = describe_surface(surface)
+    record = {"format": FORMAT, "asked": request, "mesh": mesh, "run": run}
     _write(mesh_path, encode_ply(surface))
     _write(record_path, (json.dumps(record, indent=2) + "\n").encode())
     counts = f"{len(surface.vertices)} vertices, {len(surface.faces)} faces"
-    print(f"{generator.name}: {counts} in {record['run']['seconds']:.0f} s", file=sys.stderr)
+    print(f"{generator.name}: {counts} in {run['seconds']:.0f} s", file=sys.stderr)
+
+
+def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, Image.Image]]:
+    """The request, and its images by name."""
+    try:
+        request = json.loads(path.read_text())
+        images: dict[str, Image.Image] = {
+            view["name"]: Image.open(path.parent / view["image"]) for view in request["views"]
+        }
+        for image in images.values():
+            image.load()  # at once, so that a damaged one is told here
+    except Exception as error:  # what Pillow raises on a damaged image is its own affair
+        raise Refusal(
+            f"the request {path}, or an image that it names, cannot be read ({_reason(error)}); "
+            "run prepare-prior again."
+        ) from error
+    return request, images
 
 
 def describe_run(times: Sequence[float]) -> dict[str, Any]:

@@ -113,12 +113,18 @@ def _search(
 
 
 def _check_extent(mesh: Mesh, path: Path) -> Mesh:
-    """``mesh`` if its vertices are finite and span a volume, else a `UserError`."""
+    """``mesh`` if its vertices are finite and span a volume, and its faces have area.
+
+    Raises:
+        UserError: otherwise.
+    """
     used = mesh.vertices[np.unique(mesh.faces)].astype(np.float64)
     if not np.isfinite(used).all() or _is_flat(used):
         raise UserError(
             f"{path} is no usable mesh: its vertices must be finite and not in a plane."
         )
+    if not face_normals(mesh.vertices, mesh.faces).any():
+        raise UserError(f"{path} is no usable mesh: none of its faces has an area.")
     return mesh
 
 

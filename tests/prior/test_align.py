@@ -134,12 +134,15 @@ def test_a_skull_half_as_large_again_is_refused(tmp_path: Path) -> None:
         align_prior(SETTINGS, 8, tmp_path / "raw.ply", *inputs, tmp_path / "prior")
 
 
-@pytest.mark.parametrize("fault", ["flat", "flat and turned", "not finite"])
+@pytest.mark.parametrize("fault", ["flat", "flat and turned", "not finite", "faces are lines"])
 def test_a_degenerate_mesh_is_refused_at_once(fault: str, tmp_path: Path) -> None:
     subject = random_head(5)
-    vertices = subject.mesh.vertices.copy()
-    vertices[:, 2] = np.nan if fault == "not finite" else 0
-    mesh = replace(subject.mesh, vertices=vertices)
+    vertices, faces = subject.mesh.vertices.copy(), subject.mesh.faces
+    if fault == "faces are lines":
+        faces = faces[:, [0, 1, 1]]
+    else:
+        vertices[:, 2] = np.nan if fault == "not finite" else 0
+    mesh = replace(subject.mesh, vertices=vertices, faces=faces)
     write_mesh(
         tmp_path / "raw.ply", moved(mesh, random_similarity(1)) if "turned" in fault else mesh
     )

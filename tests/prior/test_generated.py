@@ -115,6 +115,13 @@ def test_the_weights_of_hunyuan3d_come_with_their_licence(tmp_path: Path) -> Non
     assert all("not for the EU, the UK and South Korea" in text for text in told.values())
 
 
+@pytest.mark.parametrize("views", [["front", "left", "front"], ["left", "front"]])
+def test_views_of_hunyuan3d_stand_once_and_front_first(views: list[str]) -> None:
+    """Of two of a name the second would take the place of the first."""
+    with pytest.raises(UserError, match="each view must stand once, and front first"):
+        chosen("hunyuan3d", views=views)
+
+
 def test_a_name_is_found_in_hugging_faces_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

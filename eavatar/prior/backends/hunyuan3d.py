@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from eavatar.backends import Generator, PriorBackend, WantedView, WeightFile
 from eavatar.prior.generated import (
@@ -30,11 +30,17 @@ TOLERANCE = 30  # degrees: it takes its four views to be at right angles
 View = Literal["front", "left", "back", "right"]
 
 
+def _front_first(views: list[View]) -> list[View]:
+    if views[0] != "front" or len(set(views)) < len(views):
+        raise ValueError("each view must stand once, and front first")
+    return views
+
+
 class Hunyuan3dSettings(GeneratorSettings):
     """`prior.generate.hunyuan3d`; its licence: not for the EU, the UK and South Korea."""
 
-    views: Annotated[list[View], Field(min_length=1)] = Field(
-        description="that it is shown where a camera is within 30°; the first must be there"
+    views: Annotated[list[View], Field(min_length=1), AfterValidator(_front_first)] = Field(
+        description="that it is shown where a camera is within 30°; front, the first, must be there"
     )
     steps: int = Field(ge=1, description="of the sampler")
     guidance: float = Field(ge=0, description="strength of classifier-free guidance")

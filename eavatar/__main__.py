@@ -482,8 +482,11 @@ def block(name: str, path: str) -> Flag:
     return (name, str, f"the block {path}", True)
 
 
-# Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side.
-ONE_BLAS_THREAD: set[Verb] = {fit_face, refine_face, measure_gaze, measure_appearance}
+# Verbs with small matrices: of the whole fit, and of timesteps that are solved side by side; and
+# one whose principal components would have other signs with another number of threads.
+ONE_BLAS_THREAD: set[Verb] = {
+    demo_capture, fit_face, refine_face, measure_gaze, measure_appearance,
+}  # fmt: skip
 # Verbs that use a GPU, whatever their settings.
 ON_GPU: set[Verb] = {
     train_sdf, train_splat, train_nerface, train_havatar, evaluate, floors, measure_speed, reenact,

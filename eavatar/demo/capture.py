@@ -32,6 +32,7 @@ from eavatar.demo.morphable_model import build_model
 from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, ActedMotion, act
 from eavatar.demo.render import Geometry, NoiseTables
 from eavatar.demo.rig import FULL_HEIGHT, FULL_WIDTH, RigCamera, build_rig
+from eavatar.errors import UserError
 from eavatar.settings import DemoSettings
 from eavatar.threads import make_pool
 
@@ -39,6 +40,7 @@ FRAME_RATE = 73  # NeRSemble's tag; the acted time is in the truth
 VIDEO_QUALITY = "14"  # x264's constant rate factor
 SENSOR_NOISE = 1.3  # standard deviation, 8-bit steps
 MASK_QUALITY = "12"
+MODEL, NEUTRAL = "morphable_model.h5", "neutral.ply"  # in the capture, in its ground truth
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,20 @@ def _write_truth(scene: Scene, sequences: list[PosedSequence], truth: Path) -> N
             )
     head = scene.head
     skin = io.Mesh(head.neutral[: head.skin], head.skin_faces.astype(np.int64))
-    io.write_mesh(truth / "neutral.ply", skin)
+    io.write_mesh(truth / NEUTRAL, skin)
+
+
+def _check_places(raw: Path, truth: Path) -> None:
+    """Raise `UserError` where replacing both folders would remove something else."""
+    one, other = raw.resolve(), truth.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise UserError(f"capture and ground truth must lie apart, not in {raw} and {truth}.")
+    for path, sign in ((raw, MODEL), (truth, NEUTRAL)):
+        if path.exists() and any(path.iterdir()) and not (path / sign).exists():
+            raise UserError(
+                f"{path} would be replaced, and holds something else; name an empty folder, or "
+                "one that does not exist."
+            )
 
 
 @contextmanager
@@ -301,7 +316,11 @@ def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> P
 
     Returns:
         ``raw``.
+
+    Raises:
+        UserError: the folders overlap, or hold something else than an earlier call's files.
     """
+    _check_places(raw, truth)
     scene = _build_scene(settings, seed)
     bias = detections.landmark_bias(scene.generator("bias"))
     counts = dict.fromkeys(SEQUENCES, settings.timesteps)
@@ -314,7 +333,5 @@ def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> P
             _write_detections(found, new_raw / "landmarks" / f"{name}.npz")
         _write_calibration(scene, new_raw)
         _write_truth(scene, sequences, new_truth)
-        build_model(
-            new_raw / "morphable_model.h5", landmark_points(), scene.generator("morphable model")
-        )
+        build_model(new_raw / MODEL, landmark_points(), scene.generator("morphable model"))
     return raw

@@ -15,8 +15,10 @@ import pytest
 from eavatar import io
 from eavatar.cameras import Camera
 from eavatar.demo import controls, render, rig
+from eavatar.demo.capture import demo_capture
 from eavatar.demo.head import build_head
 from eavatar.demo.motion import HELD_OUT, REST, SEQUENCES, act
+from eavatar.errors import UserError
 from eavatar.settings import DemoSettings
 
 SETTINGS = DemoSettings(timesteps=2, held_out_timesteps=2, image_scale=0.04)
@@ -68,6 +70,23 @@ def test_the_same_seed_gives_the_same_bytes_with_one_thread_and_with_two(tmp_pat
     assert len(names) == 16 * (2 * 6 + 1) + 2 * 6 + 4
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "1" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("role", ["raw", "truth"])
+def test_a_folder_with_something_else_is_not_replaced(role, tmp_path):
+    places = {name: tmp_path / name for name in ("raw", "truth")}
+    places[role].mkdir()
+    (places[role] / "thesis.txt").touch()
+    with pytest.raises(UserError, match=rf"/{role} would be replaced, and holds something else"):
+        demo_capture(SETTINGS, 5, **places)
+    assert (places[role] / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(("raw", "truth"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
+def test_capture_and_truth_lie_apart(raw, truth, tmp_path):
+    with pytest.raises(UserError, match="must lie apart"):
+        demo_capture(SETTINGS, 5, tmp_path / raw, tmp_path / truth)
+    assert not any(tmp_path.iterdir())
 
 
 def test_detections_agree_with_truth(capture):

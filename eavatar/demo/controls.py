@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.arrays import Float64
-from eavatar.demo.sculpt import EYE, EYE_RADIUS, LIPS_APART, MOUTH_WIDTH, MOUTH_Y
+from eavatar.demo.sculpt import EYE, EYE_RADIUS, EYE_WIDTH, LIPS_APART, MOUTH_WIDTH, MOUTH_Y
 
 JAW_HINGE = np.array([0.0, 0.02, 0.02])
 JAW_ANGLE = np.radians(19.0)  # fully open
@@ -40,6 +40,17 @@ def _mirrored(points: Float64, centre: tuple[float, ...], radius: tuple[float, .
     left = bump(points, centre, radius)
     right = bump(points, (-centre[0], *centre[1:]), radius)
     return np.concatenate([left - right, left + right, left + right], axis=-1)
+
+
+def lid_edges(x: Float64) -> tuple[Float64, Float64]:
+    """Upper and lower edge of an eye's opening (N,) at x (N,), both relative to the eye's centre.
+
+    `eavatar.demo.sculpt` has the compiled form for one value, and that of `_mouth_line`.
+    """
+    u = x / EYE_WIDTH
+    arch = np.maximum(1 - u * u, 0)
+    tilt = 0.012 * u - 0.004
+    return tilt + 0.063 * arch**0.75, tilt - 0.048 * arch**0.9
 
 
 def _mouth_line(x: Float64) -> Float64:
@@ -149,10 +160,7 @@ def _blink(points: Float64) -> Float64:
     """The upper lid drawn over the eyeball, the lower lid a little up; left side."""
     offset = points - np.array(EYE)
     radius = np.linalg.norm(offset, axis=-1)
-    u = offset[:, 0] / 0.142
-    arch = np.maximum(1 - u * u, 0)
-    tilt = 0.012 * u - 0.004
-    upper, lower = tilt + 0.063 * arch**0.75, tilt - 0.048 * arch**0.9
+    upper, lower = lid_edges(offset[:, 0])
     meet = lower + 0.12 * (upper - lower)
     weight_upper = smooth_step(0.15, 0.0, offset[:, 1] - upper)
     weight_lower = smooth_step(-0.10, 0.0, offset[:, 1] - lower)

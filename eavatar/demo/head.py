@@ -285,7 +285,7 @@ def build_head(seed: int) -> DemoHead:
     generator = np.random.default_rng([seed, 1])
     parts = _build_parts(generator)
     shape = random_shape(generator)
-    # The shirt is the same for all heads; teeth and tongue keep their place between the lips.
+    # Lips close on the skin alone: teeth and tongue keep their place behind them.
     pieces = [_shape_part(part, shape, neutral=index == 0) for index, part in enumerate(parts)]
     sizes = [len(neutral) for neutral, _ in pieces]
     starts = np.cumsum([0, *sizes])

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.arrays import Float32, Float64
-from eavatar.demo.controls import bump, smooth_step
+from eavatar.demo.controls import bump, lid_edges, smooth_step
 from eavatar.demo.sculpt import (
     EYE,
+    EYE_WIDTH,
     HAIR,
     MOUTH_Y,
     SHIRT,
@@ -91,24 +92,18 @@ def _lip_weight(points: Float64) -> Float64:
 
 def _lid_weight(points: Float64) -> Float64:
     """(N,) lashes: the rims of the eyes' openings, strongest above."""
-    offset = np.abs(points[:, :1]) - EYE[0]
-    u = offset[:, 0] / 0.142
-    arch = np.maximum(1 - u * u, 0)
-    upper = 0.012 * u - 0.004 + 0.063 * arch**0.75
-    lower = 0.012 * u - 0.004 - 0.048 * arch**0.9
-    dy = points[:, 1] - EYE[1]
-    near = smooth_step(0.020, 0.004, np.abs(dy - upper)) + 0.45 * smooth_step(
-        0.016, 0.004, np.abs(dy - lower)
-    )
-    return np.clip(near, 0, 1) * (np.abs(u) < 1.05) * (points[:, 2] > 0.80)
+    x, y = np.abs(points[:, 0]) - EYE[0], points[:, 1] - EYE[1]
+    upper, lower = lid_edges(x)
+    near = smooth_step(0.020, 0.004, np.abs(y - upper))
+    near = near + 0.45 * smooth_step(0.016, 0.004, np.abs(y - lower))
+    return np.clip(near, 0, 1) * (np.abs(x / EYE_WIDTH) < 1.05) * (points[:, 2] > 0.80)
 
 
 def skin_look(points: Float64, normals: Float32, generator: np.random.Generator) -> Float32:
     """Skin: flush, lips, brows, lashes, stubble; the inside of the mouth dark red."""
     tone = SKIN_TONE * (1 + 0.06 * generator.uniform(-1, 1))
     look = _blank(points, tone, gloss=0.22, softness=1.0)
-    mirrored = points * [1, 1, 1]
-    mirrored[:, 0] = np.abs(points[:, 0])
+    mirrored = np.column_stack([np.abs(points[:, 0]), points[:, 1:]])  # right side on left
     flush = tone * [1.06, 0.72, 0.70]
     for centre, radius, weight in (
         ((0.42, -0.02, 0.70), (0.17, 0.13, 0.3), 0.55),

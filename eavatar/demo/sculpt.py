@@ -21,6 +21,7 @@ from eavatar.arrays import Float32, Float64, Int32
 
 EYE = (0.312, 0.315, 0.785)  # centre of the left eyeball
 EYE_RADIUS = 0.125
+EYE_WIDTH = 0.142  # of the opening between the lids, half
 MOUTH_Y = -0.36  # height of the line between the lips
 MOUTH_WIDTH = 0.265  # half
 LIPS_APART = 0.028  # half of the gap in the sculpture
@@ -95,7 +96,7 @@ def _smooth_step(low: float, high: float, x: float) -> float:
 @numba.njit(cache=True, fastmath=True)
 def _eye_opening(x: float) -> tuple[float, float]:
     """Upper and lower edge of the eye's opening relative to the eye centre, at |x|."""
-    u = (x - EYE[0]) / 0.142
+    u = (x - EYE[0]) / EYE_WIDTH
     arch = max(1.0 - u * u, 0.0)
     tilt = 0.012 * u - 0.004
     return tilt + 0.063 * arch**0.75, tilt - 0.048 * arch**0.9
@@ -138,7 +139,7 @@ def _eye_distance(x: float, y: float, z: float, d: float) -> float:
     d = _join(d, math.sqrt((0.93 * dx) ** 2 + dy * dy + dz * dz) - 0.147, 0.045)
     upper, lower = _eye_opening(x)
     opening = max(dy - upper, lower - dy) * 0.9
-    opening = max(opening, max((abs(dx) - 0.142) * 0.9, -dz))
+    opening = max(opening, max((abs(dx) - EYE_WIDTH) * 0.9, -dz))
     return min(_carve(d, opening, 0.012), radius - 0.117)
 
 

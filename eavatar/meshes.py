@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eavatar.arrays import Float64, Int64
+from eavatar.errors import UserError
 from eavatar.io import Mesh
 
 # Flatness. Heads have 0.99, of 1,000 faces 0.92, with coarse inner parts 0.73; one of 47,000 faces
 # with noise of 1 % of its size has 0.44.
 NOISY, FLAT = 0.7, 0.9
 MAX_SMOOTHINGS = 15  # on that head 7 are enough
+PLANE = 1e-3  # of a mesh's spread, across its plane; of float32's rounding it is less than 1e-6
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> Float64:
@@ -108,6 +111,29 @@ def smooth_noise(mesh: Mesh) -> Mesh:
         if flatness(smoothed) >= FLAT:
             break
     return smoothed
+
+
+def check_extent(mesh: Mesh, path: Path) -> Mesh:
+    """``mesh`` if its vertices are finite and span a volume, and its faces have area.
+
+    Raises:
+        UserError: otherwise.
+    """
+    used = mesh.vertices[np.unique(mesh.faces)].astype(np.float64)
+    if not np.isfinite(used).all() or _lies_in_a_plane(used):
+        raise UserError(
+            f"{path} is no usable mesh: its vertices must be finite and not in a plane."
+        )
+    if not face_normals(mesh.vertices, mesh.faces).any():
+        raise UserError(f"{path} is no usable mesh: none of its faces has an area.")
+    return mesh
+
+
+def _lies_in_a_plane(vertices: Float64) -> bool:
+    """Whether vertices (V, 3) lie in a plane."""
+    centred = vertices - vertices.mean(axis=0)
+    least, _, most = np.linalg.eigvalsh(centred.T @ centred)
+    return bool(least <= PLANE**2 * most)
 
 
 def _doubled_areas(

@@ -1,10 +1,13 @@
 """Normals, areas and samples of a mesh whose values are known by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import trimesh
 
 from eavatar.io import Mesh
 from eavatar.meshes import (
+    check_extent,
     flatness,
     sample_surface,
     smooth_noise,
@@ -66,3 +69,10 @@ def test_a_vertex_that_no_face_has_stays_where_it_is() -> None:
     cleaned = smooth_noise(Mesh(vertices, sphere.faces + 1))
     assert np.isfinite(cleaned.vertices).all()
     np.testing.assert_array_equal(cleaned.vertices[0], 9)
+
+
+def test_a_scan_of_many_vertices_is_not_taken_for_a_plane() -> None:
+    points = np.random.default_rng(0).normal(size=(600_000, 3)) * (1, 1, 0.05)
+    corners = np.arange(len(points)).reshape(-1, 3)
+    scan = Mesh(points.astype(np.float32), corners)
+    assert check_extent(scan, Path("scan.ply")) is scan

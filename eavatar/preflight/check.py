@@ -39,13 +39,14 @@ from eavatar.face.morphable import (
     describe_morphable_model,
     read_morphable_model,
 )
-from eavatar.io import atomic, read_mesh
+from eavatar.io import atomic
 from eavatar.lenses import Lens
 from eavatar.preflight.detections import Sight, find_detection_fault, find_odd_cameras
 from eavatar.preflight.editions import describe_covered
 from eavatar.preflight.findings import Examination
 from eavatar.preflight.generators import Deployment, examine_generators
 from eavatar.preflight.weights import examine_backbones, examine_backends
+from eavatar.prior.backends.provided import read_head
 from eavatar.settings import (
     BackendSettings,
     GenerateSettings,
@@ -648,7 +649,7 @@ def _examine_prior(
     inventory: Inventory | None,
 ) -> None:
     """Look at a provided head mesh."""
-    head = found.attempt("prior", mesh, read_mesh, mesh)
+    head = found.attempt("prior", mesh, read_head, mesh)
     if head:
         found.add("prior", "ok", f"{mesh}: {len(head.vertices)} vertices")
 

@@ -26,7 +26,7 @@ from eavatar.io import (
     write_mesh,
 )
 from eavatar.landmark_indices import CHIN
-from eavatar.meshes import face_normals, sample_surface
+from eavatar.meshes import check_extent, face_normals, sample_surface
 from eavatar.prior.confidence import confidence
 from eavatar.prior.drawing import draw_alignment
 from eavatar.prior.registration import Candidate, Target, register
@@ -42,7 +42,6 @@ FACE_SAMPLES, HEAD_SAMPLES = 2500, 6000  # of the target: the face four times as
 SEAM = 0.08  # between the samples of the fitted face and those of the generic head
 CONFINED = 0.8  # of the confidence in an alignment that does not fill the masks
 NECK = 0.1  # below the chin, where what every prior has ends
-FLAT = 1e-3  # of a mesh's spread, across its plane; of float32's rounding it is less than 1e-6
 
 
 def align_prior(
@@ -68,8 +67,8 @@ def align_prior(
     Raises:
         UserError: an input is malformed, or no orientation fits well enough.
     """
-    prior = _check_extent(read_mesh(raw), raw)
-    neutral = _check_extent(read_mesh(face / "neutral.ply"), face / "neutral.ply")
+    prior = check_extent(read_mesh(raw), raw)
+    neutral = check_extent(read_mesh(face / "neutral.ply"), face / "neutral.ply")
     landmarks = read_arrays(Identity, face / "identity.npz").landmarks.astype(np.float64)
     outlines = read_silhouettes(capture, face)
     target = build_target(neutral, landmarks, outlines, settings.samples, seed)
@@ -110,29 +109,6 @@ def _search(
     if not results:
         raise UserError(f"{raw} cannot be aligned: its scale collapses from every start.")
     return max(results, key=lambda result: result[1])
-
-
-def _check_extent(mesh: Mesh, path: Path) -> Mesh:
-    """``mesh`` if its vertices are finite and span a volume, and its faces have area.
-
-    Raises:
-        UserError: otherwise.
-    """
-    used = mesh.vertices[np.unique(mesh.faces)].astype(np.float64)
-    if not np.isfinite(used).all() or _is_flat(used):
-        raise UserError(
-            f"{path} is no usable mesh: its vertices must be finite and not in a plane."
-        )
-    if not face_normals(mesh.vertices, mesh.faces).any():
-        raise UserError(f"{path} is no usable mesh: none of its faces has an area.")
-    return mesh
-
-
-def _is_flat(vertices: Float64) -> bool:
-    """Whether vertices (V, 3) lie in a plane."""
-    centred = vertices - vertices.mean(axis=0)
-    least, _, most = np.linalg.eigvalsh(centred.T @ centred)
-    return bool(least <= FLAT**2 * most)
 
 
 def _refuse(alignment: Alignment, settings: AlignSettings, raw: Path, image: Path) -> None:

@@ -8,12 +8,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+import trimesh
 import yaml
 
 from eavatar.__main__ import main
 from eavatar.capture.video import CameraFrames
 from eavatar.preflight.subjects import COLUMNS
-from eavatar.settings import merge, read_config
+from eavatar.settings import GenerateSettings, merge, read_config
 from tests.scenes import CONFIG
 from tests.scenes.capture_faults import (
     FAULTS,
@@ -50,7 +51,11 @@ def root(healthy, tmp_path) -> Path:
 
 
 def check(
-    root: Path, mattes: Path | None = None, matting: str = "provided", **changes: object
+    root: Path,
+    mattes: Path | None = None,
+    matting: str = "provided",
+    prior: Path | None = None,
+    **changes: object,
 ) -> int:
     config = read_config(CONFIG / "config.yaml", CONFIG / "demo.yaml")
     places = {
@@ -59,12 +64,13 @@ def check(
         "landmarks": root / "landmarks",
         "output": root / "check.txt",
         **({} if mattes is None else {"mattes": mattes}),
+        **({} if prior is None else {"mesh": prior}),
     }
     blocks = {
         "settings": config.capture.ingest.model_copy(update=changes),
         "matte-settings": config.capture.matte if mattes is None else matte_settings(matting),
         "landmark-settings": config.face.landmarks,
-        "prior-settings": config.prior.generate,
+        "prior-settings": GenerateSettings(source="template" if prior is None else "provided"),
         "prior-run-settings": config.prior.run,
     }
     words = [f"--{name}={block.model_dump_json()}" for name, block in blocks.items()]
@@ -92,6 +98,30 @@ def test_videos_of_high_dynamic_range_are_told(root):
     assert check(root) == 0
     told = " ".join((root / "check.txt").read_text().split())
     assert f"1 of 9 videos have a high dynamic range, the first {path} (HLG)" in told  # 3 × 3
+
+
+def head(name: str, root: Path, part: slice = slice(None)) -> Path:
+    shape = trimesh.creation.icosphere(2)
+    shape.update_faces(np.arange(len(shape.faces))[part])
+    shape.export(root / name)
+    return root / name
+
+
+def test_a_head_mesh_that_is_provided_is_listed(root):
+    assert check(root, prior=head("head.glb", root)) == 0
+    assert "head.glb: 162 vertices" in " ".join((root / "check.txt").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "sentence"),
+    [
+        ("head.stl", slice(None), "its name must end in .ply, .obj, .glb"),
+        ("head.ply", slice(1), "its vertices must be finite and not in a plane"),
+    ],
+)
+def test_a_mesh_that_is_no_head_is_told_before_anything_runs(root, capsys, name, part, sentence):
+    assert check(root, prior=head(name, root, part)) == 2
+    assert sentence in message(capsys.readouterr().err)
 
 
 def message(printed: str) -> str:

@@ -15,7 +15,7 @@ from skimage.measure import marching_cubes
 
 from eavatar.errors import UserError
 from eavatar.io import Mesh, read_alignment, read_mesh, write_mesh
-from eavatar.prior.align import _check_extent, align_prior
+from eavatar.prior.align import align_prior
 from eavatar.prior.generate import generate_prior
 from eavatar.prior.template import TemplateHead
 from eavatar.settings import AlignSettings, GenerateSettings
@@ -149,13 +149,6 @@ def test_a_degenerate_mesh_is_refused_at_once(fault: str, tmp_path: Path) -> Non
     inputs = write_subject(tmp_path, subject, 0.45)
     with pytest.raises(UserError, match=r"raw\.ply is no usable mesh"):
         align_prior(SETTINGS, 0, tmp_path / "raw.ply", *inputs, tmp_path)
-
-
-def test_a_scan_of_many_vertices_is_not_taken_for_a_plane() -> None:
-    points = np.random.default_rng(0).normal(size=(600_000, 3)) * (1, 1, 0.05)
-    corners = np.arange(len(points)).reshape(-1, 3)
-    scan = Mesh(points.astype(np.float32), corners)
-    assert _check_extent(scan, Path("scan.ply")) is scan
 
 
 def test_a_neutral_mesh_apart_from_its_landmarks_is_refused(tmp_path: Path) -> None:

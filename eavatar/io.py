@@ -650,7 +650,8 @@ def read_mesh(path: Path) -> Mesh:
     try:
         shape: Any = trimesh.load(path, force="mesh", process=False)
     except Exception as error:  # each of trimesh's parsers raises types of its own
-        raise UserError(f"{path} cannot be read as a mesh: {error}.") from error
+        reason = " ".join(str(error).split()).rstrip(".!")
+        raise UserError(f"{path} cannot be read as a mesh ({reason}); write it again.") from error
     if len(getattr(shape, "faces", ())) == 0:
         raise UserError(f"{path} holds no triangles; a mesh with faces is needed.")
     if not 0 <= shape.faces.min() <= shape.faces.max() < len(shape.vertices):

@@ -12,27 +12,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
-from eavatar.arrays import Bool, Float64
 from eavatar.cameras import Camera
-from eavatar.data.frames import read_usable
 from eavatar.data.images import read_grey, read_rgb
 from eavatar.errors import UserError
 from eavatar.io import (
     FORMAT,
-    Identity,
-    Tracking,
-    read_arrays,
     read_cameras,
     write_image,
     write_json,
 )
 from eavatar.prior.generated import find_weights
-from eavatar.prior.portrait import Head, make_portrait
+from eavatar.prior.portrait import make_portrait
+from eavatar.prior.timesteps import Timesteps, read_timesteps
 from eavatar.prior.views import ChosenView, choose_cameras, choose_timestep, directions
 from eavatar.settings import GenerateSettings
-from eavatar.transforms import Similarity
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +58,6 @@ class RequestedView:
     size: int
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """The timesteps of the training sequences, on one axis.
-
-    Attributes:
-        keys: T sequences and timesteps.
-        usable: (T, C) whose masks have not failed.
-        expression: (T, E).
-        rotation: (T, 3) axis-angle, radians.
-        translation: (T, 3) metres.
-    """
-
-    keys: list[tuple[str, int]]
-    usable: Bool
-    expression: Float64
-    rotation: Float64
-    translation: Float64
-
-
 def prepare_prior(settings: GenerateSettings, capture: Path, face: Path, output: Path) -> Path:
     """Write ``request.json`` and ``images/<view>.png`` for the generator of the settings.
 
@@ -106,7 +81,7 @@ def prepare_prior(settings: GenerateSettings, capture: Path, face: Path, output:
             "generate-prior at once."
         )
     cameras = read_cameras(capture / "cameras.json")
-    found = _read_candidates(capture, face, tuple(cameras))
+    found = read_timesteps(capture, face, tuple(cameras))
     centres = np.stack([camera.centre for camera in cameras.values()])
     seen = directions(centres, found.rotation, found.translation)
     step = choose_timestep(found.expression, seen, found.usable)
@@ -118,9 +93,8 @@ def prepare_prior(settings: GenerateSettings, capture: Path, face: Path, output:
             "front of the face at any timestep; give a mesh of your own (prior.generate.source: "
             "provided), or set prior.generate.source to template."
         )
-    head = _place_head(face, found, step)
     views = [
-        _write_view(capture, cameras, view, found, step, head, settings.own.neck, output)
+        _write_view(capture, cameras, view, found, step, settings.own.neck, output)
         for view in chosen
     ]
     asked = {
@@ -133,33 +107,12 @@ def prepare_prior(settings: GenerateSettings, capture: Path, face: Path, output:
     return write_json(output / "request.json", asked)
 
 
-def _read_candidates(capture: Path, face: Path, serials: tuple[str, ...]) -> Candidates:
-    keys, usable = read_usable(capture, "train", serials)
-    names = sorted({name for name, _ in keys})
-    tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
-
-    def gather(field: str) -> Float64:
-        rows = [getattr(tracks[name], field)[timestep] for name, timestep in keys]
-        return np.stack(rows).astype(np.float64)
-
-    parts = (gather(field) for field in ("expression", "rotation", "translation"))
-    return Candidates(keys, usable, *parts)
-
-
-def _place_head(face: Path, found: Candidates, step: int) -> Head:
-    identity = read_arrays(Identity, face / "identity.npz")
-    rotation = Rotation.from_rotvec(found.rotation[step]).as_matrix()
-    pose = Similarity(float(identity.scale), rotation, found.translation[step])
-    return Head(pose, identity.landmarks.astype(np.float64))
-
-
 def _write_view(
     capture: Path,
     cameras: dict[str, Camera],
     view: ChosenView,
-    found: Candidates,
+    found: Timesteps,
     step: int,
-    head: Head,
     neck: float,
     output: Path,
 ) -> RequestedView:
@@ -167,8 +120,9 @@ def _write_view(
     serial, (sequence, timestep) = list(cameras)[view.camera], found.keys[step]
     frame = capture / sequence / serial / f"{timestep:05d}.jpg"
     mask = capture / "masks" / sequence / serial / f"{timestep:05d}.png"
+    image, alpha = read_rgb(frame), read_grey(mask)
     try:
-        portrait = make_portrait(read_rgb(frame), read_grey(mask), cameras[serial], head, neck)
+        portrait = make_portrait(image, alpha, cameras[serial], found.head(step), neck)
     except UserError as error:
         raise UserError(f"{mask}: {error}") from error
     name = f"images/{view.name}.png"

@@ -12,18 +12,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from eavatar.arrays import Bool, Float64, Image, Int64
 from eavatar.cameras import Camera
-from eavatar.data.frames import read_usable
 from eavatar.data.images import read_grey
 from eavatar.errors import UserError
-from eavatar.io import Identity, Tracking, read_arrays, read_cameras
+from eavatar.io import read_cameras
 from eavatar.landmark_indices import CHIN, JAW_ENDS
 from eavatar.prior.portrait import Head, cover_above_neck
+from eavatar.prior.timesteps import read_timesteps
 from eavatar.prior.views import directions
-from eavatar.transforms import Similarity
 
 # Lengths in canonical units (dm).
 FRAMES = 12  # more from the same sides tell little more
@@ -125,32 +123,23 @@ def read_silhouettes(capture: Path, face: Path) -> Silhouettes:
         UserError: a file is missing or malformed, or all masks have failed.
     """
     cameras = read_cameras(capture / "cameras.json")
-    identity = read_arrays(Identity, face / "identity.npz")
-    landmarks = identity.landmarks.astype(np.float64)
-    keys, usable = read_usable(capture, "train", tuple(cameras))
-    names = sorted({name for name, _ in keys})
-    tracks = {name: read_arrays(Tracking, face / "tracking" / f"{name}.npz") for name in names}
-    steps = [tracks[name][timestep] for name, timestep in keys]
-    strength = np.array([(step.expression**2).mean() for step in steps])
-    rotations = np.array([step.rotation for step in steps], np.float64)
-    translations = np.array([step.translation for step in steps], np.float64)
+    found = read_timesteps(capture, face, tuple(cameras))
     centres = np.stack([camera.centre for camera in cameras.values()])
-    seen = directions(centres, rotations, translations)
+    seen = directions(centres, found.rotation, found.translation)
+    strength = (found.expression**2).mean(axis=1)
     views = []
-    for step, camera in choose_frames(seen, usable, strength):
-        (sequence, timestep), serial = keys[step], list(cameras)[camera]
+    for step, camera in choose_frames(seen, found.usable, strength):
+        (sequence, timestep), serial = found.keys[step], list(cameras)[camera]
         mask = read_grey(capture / "masks" / sequence / serial / f"{timestep:05d}.png")
         sensor = read_grey(capture / "visible" / f"{serial}.png", "calibrate")
-        rotation = Rotation.from_rotvec(rotations[step]).as_matrix()
-        pose = Similarity(float(identity.scale), rotation, translations[step])
-        view = outline(mask, sensor, cameras[serial], Head(pose, landmarks))
+        view = outline(mask, sensor, cameras[serial], found.head(step))
         views += [view] if view else []
     if not views:
         raise UserError(
             f"no mask in {capture / 'masks'} shows a person where the head was tracked; look at "
             "the masks and at the tracking in the report."
         )
-    return Silhouettes(views, float(landmarks[CHIN, 1]))
+    return Silhouettes(views, float(found.identity.landmarks[CHIN, 1]))
 
 
 def choose_frames(seen: Float64, usable: Bool, strength: Float64) -> list[tuple[int, int]]:

@@ -67,8 +67,8 @@ def cover_above_neck(camera: Camera, head: Head, neck: float) -> Float64:
     """
     ears = head.landmarks[list(landmark_indices.JAW_ENDS)].mean(axis=0)
     middle = np.array([ears[0], head.landmarks[landmark_indices.CHIN, 1] - neck, ears[2]])
-    across = head.pose.rotation.T @ camera.world_to_camera[0, :3]
-    across[1] = 0  # along the image's rows as nearly as the plane allows
+    axis = head.pose.rotation.T @ camera.world_to_camera[2, :3]
+    across = np.cross(axis, [0, 1, 0])  # in the plane, and no nearer to the camera on either side
     across /= np.linalg.norm(across)
     points = np.stack([middle, middle + across, middle - np.array([0, 1, 0])])
     (start, along, below), _ = camera.project(head.pose.apply(points))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from eavatar.cameras import Camera
 from eavatar.errors import UserError
@@ -52,6 +53,26 @@ def test_the_cut_leans_with_the_head_in_the_image() -> None:
     slope = np.polyfit(np.arange(60, 140), edge[60:140], 1)[0]
     assert np.degrees(np.arctan(slope)) == pytest.approx(20, abs=0.5)
     assert cover[0, SIZE // 2] == 1 and cover[-1, SIZE // 2] == 0
+
+
+@pytest.mark.parametrize("roll", [0, 60, 90, 180, 270])
+def test_the_cut_is_where_the_plane_is_as_far_away_as_the_neck_whatever_the_roll(
+    roll: float,
+) -> None:
+    """Also for a camera that is mounted on its side, before a head that nods and leans."""
+    posed = head(Rotation.from_euler("xz", [25, 15], degrees=True).as_matrix())
+    camera = looking(yaw=30, roll=roll)
+    cover = cover_above_neck(camera, posed, 0.3)
+    ears = generic_head().landmarks[[0, 16]].mean(axis=0)
+    neck = np.array([ears[0], CHIN - 0.3, ears[2]])
+    turn = np.linspace(0, 2 * np.pi, 721)
+    ring = neck + 0.3 * np.stack([np.cos(turn), 0 * turn, np.sin(turn)], axis=1)
+    pixels, depths = camera.project(posed.pose.apply(np.vstack([neck, ring])))
+    order = np.abs(depths[1:] - depths[0]).argsort()[:2]  # of the ring, at the neck's depth
+    assert np.abs(np.diff(order)) == 360  # on either side
+    for column, row in pixels[[0, *(1 + order)]]:
+        around = cover[int(row) - 1 : int(row) + 2, int(column) - 1 : int(column) + 2]
+        assert 0 < around.mean() < 1  # within a pixel or two of the edge
 
 
 def test_a_portrait_is_square_with_a_tenth_of_margin_and_keeps_pixels() -> None:

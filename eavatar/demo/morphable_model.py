@@ -2,6 +2,9 @@
 
 Written in the HDF5 layout of the Basel Face Model 2017 (Gerig et al. 2018), millimetres, in the
 axes and with the origin of the demo's model frame.
+
+The subject is none of these heads. Of its motion by a control the expression components leave 6 to
+20 % (seed 0), of the jaw's 40 mm up to 5 mm; of a blink next to nothing.
 """
 
 from __future__ import annotations

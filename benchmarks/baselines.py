@@ -129,6 +129,7 @@ def drive(root: Path) -> tuple:
 
 
 def main() -> None:
+    """Measure the profiles of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], help="a GPU if there is one")
     parser.add_argument("--profiles", nargs="+", choices=PROFILES)

@@ -97,6 +97,7 @@ def decode(path: Path, every: int) -> int:
 
 
 def main() -> None:
+    """Measure the capture of the command line, or one that is made."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--capture", type=Path, help="a NeRSemble capture; else one is made")
     parser.add_argument("--sequence", default=SEQUENCE)

@@ -64,6 +64,7 @@ def run_until(command: list[str], checkpoint: Path) -> float:
 
 
 def main() -> None:
+    """Train, kill and resume, at the sizes of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--size", type=int, default=2048, help="side of the pictures, pixels")
     parser.add_argument("--count", type=int, default=100_000, help="Gaussians")

@@ -47,7 +47,10 @@ def test_without_an_environment_all_three_ways_on_are_named() -> None:
     ("script", "said"),
     [
         (None, "does not exist; make it from envs/trellis.yaml"),
-        ("echo 'TRELLIS: spconv cannot be imported.' >&2; exit 2", "spconv cannot be imported."),
+        (
+            "echo 'eavatar run-generator: spconv cannot be imported.' >&2; exit 2",
+            "spconv cannot be imported.",
+        ),
         ("echo 'Illegal instruction' >&2; exit 132", "run_trellis.py (Illegal instruction)"),
         ("exit 1", "run_trellis.py (exit status 1); it must be the interpreter"),
         ("echo hello", "it printed no line of JSON"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from eavatar.backends import PRIORS
 from eavatar.io import read_mesh
+from eavatar.preflight.failures import read_sentence
 from eavatar.prior.generated import PROGRAMS
 from eavatar.prior.generators.process import (
     Generator,
@@ -101,7 +102,7 @@ def test_what_fails_is_one_sentence_that_names_a_way_on(
 ) -> None:
     assert run(tmp_path, make, load) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("Some: ") and sentence in last
+    assert last.startswith("eavatar run-generator: ") and sentence in last
     assert last.endswith("or set prior.generate.source to template.")
     assert not (tmp_path / "made.ply").exists() and not (tmp_path / "made.json").exists()
 
@@ -138,8 +139,20 @@ def test_a_request_that_cannot_be_read_is_one_sentence(
     damage(tmp_path / file)
     assert call(tmp_path, lambda *_: surface()) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"Some: the request {tmp_path / 'request.json'}, or an image")
+    assert line.startswith(
+        f"eavatar run-generator: the request {tmp_path / 'request.json'}, or an image"
+    )
     assert line.endswith("; run prepare-prior again.")
+
+
+def test_the_list_of_failures_repeats_the_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one without a traceback, which a job that was killed does not leave either."""
+    assert call(tmp_path, lambda *_: surface()) == 2
+    log = tmp_path / "run_generator.log"
+    log.write_text(capsys.readouterr().err)
+    assert read_sentence(log).startswith("the request ")
 
 
 def test_a_call_without_files_says_which_are_needed(capsys: pytest.CaptureFixture[str]) -> None:

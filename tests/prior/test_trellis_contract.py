@@ -150,7 +150,7 @@ def test_missing_weights_are_one_sentence(python: Path, weights: Path, tmp_path:
     done = generate(python, write_request(tmp_path / "a", partial, views=1))
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"TRELLIS: the weights in {partial} cannot be loaded")
+    assert last.startswith(f"eavatar run-generator: the weights in {partial} cannot be loaded")
 
 
 def test_snakemake_makes_the_mesh_of_the_embedded_subject_and_refuses_it(

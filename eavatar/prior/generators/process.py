@@ -102,7 +102,8 @@ def main(generator: Generator, arguments: Sequence[str] | None = None) -> int:
         else:
             _run(generator, *files)
     except Refusal as error:
-        print(f"{generator.name}: {error}", file=sys.stderr)
+        # The form of our verbs, by which a log's last sentence is found.
+        print(f"eavatar run-generator: {error}", file=sys.stderr)
         return 2
     return 0
 

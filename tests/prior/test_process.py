@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +184,75 @@ def test_a_program_needs_python_3_10_and_its_own_environment_only(path: Path) ->
     names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     roots = {name.partition(".")[0] for name in names}
     assert roots <= PROVIDED | set(sys.stdlib_module_names)
+
+
+PROGRAM = """
+import sys
+from process import Generator, main
+
+sys.exit(main(Generator("Some", "envs/some.yaml", ("package",), 16, print, print)))
+"""
+HANGS = """
+import os, subprocess
+
+helper = subprocess.Popen(["sleep", "600"])  # as a compiler that the generator starts
+print(os.getpid(), helper.pid, flush=True)
+helper.wait()
+"""
+
+
+def start(folder: Path, minutes: float, package: str) -> subprocess.Popen[str]:
+    """A generator with a package of that source, as the rule runs it."""
+    (folder / "run_some.py").write_text(PROGRAM)
+    (folder / "package.py").write_text(package)
+    words = ["--request=request.json", "--mesh=made.ply", "--record=made.json"]
+    return subprocess.Popen(
+        [sys.executable, "run_some.py", *words, f"--minutes={minutes}"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROGRAMS)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["with its time", "with a signal"])
+def test_a_generator_that_hangs_ends_with_all_that_it_has_started(
+    asked: bool, tmp_path: Path
+) -> None:
+    # 12 s are ten times what an idle machine needs until the package hangs.
+    process = start(tmp_path, 10 if asked else 0.2, HANGS)
+    assert process.stdout is not None
+    started = [int(word) for word in process.stdout.readline().split()]
+    assert len(started) == 2 and all(map(runs, started))
+    if asked:
+        process.terminate()
+    _, told = process.communicate(timeout=120)
+    deadline = time.monotonic() + 10  # killed, and waited for by whoever inherits it
+    while any(map(runs, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, started))
+    if asked:
+        assert (process.returncode, told) == (128 + signal.SIGTERM, "")
+        return
+    assert process.returncode == 2
+    sentence = told.strip()
+    assert sentence.startswith("eavatar run-generator: there was no mesh within 0.2 minutes")
+    assert "run_generator:runtime=0.4), or set prior.generate.source" in sentence
+
+
+def test_within_its_time_a_generator_has_its_own_status_and_sentence(tmp_path: Path) -> None:
+    process = start(tmp_path, 10, "raise RuntimeError('no driver')")
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert told.startswith("eavatar run-generator: package cannot be imported")
+    assert "no driver" in told and len(told.splitlines()) == 1
 
 
 def test_a_mesh_with_a_hole_is_not_watertight() -> None:

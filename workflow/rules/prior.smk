@@ -64,7 +64,8 @@ rule run_generator:
     shell:
         "{params.python:q} -m eavatar.device"
         " {params.python:q} {params.program:q} --request {input.request:q}"
-        " --mesh {output.mesh:q} --record {output.record:q} 2>&1 | tee {log:q}"
+        " --mesh {output.mesh:q} --record {output.record:q}"
+        " --minutes {resources.runtime} 2>&1 | tee {log:q}"
 
 
 rule generate_prior:

@@ -8,7 +8,8 @@ Python 3.10, NumPy, Pillow and, once they run, what the environment brings::
     <python> run_<generator>.py --probe
 
 The request is what `prepare_prior` wrote; the record repeats it and adds what came of it. The
-second call prints a line of JSON on what the program runs on, and makes nothing.
+second call prints a line of JSON on what the program runs on, and makes nothing. The first one is
+ended after ``--minutes``, if they are given.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import argparse
 import json
 import os
 import platform
+import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from itertools import pairwise
@@ -91,11 +95,14 @@ def main(generator: Generator, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--probe", action="store_true", help="print what it runs on, and stop")
     for name in ("--request", "--mesh", "--record"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--minutes", type=float, help="after which it is ended; never if not given")
     options = parser.parse_args(arguments)
     files = options.request, options.mesh, options.record
     if not options.probe and None in files:
         parser.error("--request, --mesh and --record are needed, or --probe alone")
     try:
+        if options.minutes is not None:
+            return _run_for(options.minutes, *files)
         _import(generator)
         if options.probe:
             print(json.dumps(describe_machine()))
@@ -106,6 +113,34 @@ def main(generator: Generator, arguments: Sequence[str] | None = None) -> int:
         print(f"eavatar run-generator: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run_for(minutes: float, *files: Path) -> int:
+    """Run this program as a process group, which is ended with its time or with this process.
+
+    From outside, as a program that hangs in a driver's call hears nothing from its own Python.
+    """
+    named = zip(("--request", "--mesh", "--record"), map(str, files), strict=True)
+    command = [sys.executable, sys.argv[0], *(word for pair in named for word in pair)]
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(minutes * 60)
+    except subprocess.TimeoutExpired as error:
+        raise Refusal(
+            f"there was no mesh within {minutes:g} minutes, and the generator was ended; if it "
+            "was still at work, give it more (at the end of snakemake's command: --set-resources "
+            f"run_generator:runtime={2 * minutes:g}), {INSTEAD}."
+        ) from error
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _leave(number: int, _: object) -> None:
+    """End this process after a signal, by way of what it has to clean up."""
+    sys.exit(128 + number)
 
 
 def _import(generator: Generator) -> None:

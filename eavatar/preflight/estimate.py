@@ -9,6 +9,7 @@ hardware and nearly the same settings; in a short one start-up and compilation c
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +203,10 @@ def estimate(
         reference: ``results/<subject>`` of a finished run; stored figures if None.
         price: of a GPU's hour.
     Raises:
-        UserError: the sheet or the reference cannot be read.
+        UserError: the sheet or the reference cannot be read, or the price cannot be.
     """
+    if price is not None and not 0 <= price < math.inf:
+        raise UserError(f"--gpu-hour {price:g} is no price; give 0 or more.")
     content = parse_settings(config)
     plans, faults = make_plans(sheet or Path(str(content.get("subjects"))), content, {})
     unknown = [name for name in subjects if name not in plans]

@@ -137,3 +137,12 @@ def test_the_verb_tells_what_is_wrong(
     assert "'nobody' cannot be estimated: the sheet lists a, demo" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"metrics\.provenance\.json does not exist"):
         read_reference(project)
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_a_price_that_cannot_be_is_one_sentence(
+    price: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", "--gpu-hour", price]) == 2
+    told = capsys.readouterr().err
+    assert told == f"eavatar estimate: --gpu-hour {price} is no price; give 0 or more.\n"

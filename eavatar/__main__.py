@@ -445,12 +445,28 @@ def export_page(a: Arguments) -> None:
 
 
 Verb = Callable[[Arguments], None]
-Flag = tuple[str, type, str, bool]
+Flag = tuple[str, Callable[[str], Any], str, bool]
 """Name, type, help, and whether it is required; a name without dashes is a word without a flag."""
+
+
+def whole_number(least: int, limit: int | None = None) -> Callable[[str], int]:
+    """The type of a flag: an integer of at least so much, and below a limit."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least or (limit is not None and number >= limit):
+            below = "" if limit is None else f" and below {limit}"
+            raise argparse.ArgumentTypeError(f"{number} must be at least {least}{below}")
+        return number
+
+    parse.__name__ = "int"  # as argparse tells of a word that is none
+    return parse
+
+
 SETTINGS: Flag = ("--settings", str, "the rule's block as JSON, or a YAML file that holds it", True)
 RUN_SETTINGS: Flag = ("--run-settings", str, "its sub-block run, where that is apart", False)
 INGEST: Flag = ("--ingest-settings", str, "the block capture.ingest, for the crop", True)
-SEED: Flag = ("--seed", int, "random seed", True)
+SEED: Flag = ("--seed", whole_number(0, settings.SEED_LIMIT), "random seed", True)
 HELD_OUT: Flag = ("--held-out-cameras", list, "measured and not trained on; see settings", False)
 RAW: Flag = ("--capture", Path, "raw capture: the folder with calibration/ and sequences/", True)
 CAPTURE: Flag = ("--capture", Path, "results/<subject>/capture", True)
@@ -730,7 +746,7 @@ RULES: dict[Verb, list[Flag]] = {
         SETTINGS,
         CAPTURE,
         FACE,
-        ("--image-size", int, "side of the images, pixels", True),
+        ("--image-size", whole_number(settings.MIN_FRAME), "side of the images, pixels", True),
         output("tables/floors.csv"),
     ],
     metrics: [

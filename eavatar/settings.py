@@ -45,6 +45,7 @@ from eavatar.weights import Net
 # libyaml's, where PyYAML was built with it, is ten times as fast: a sheet has hundreds of overlays.
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MIN_FRAME = 32  # least side of the ingested frames, pixels
+SEED_LIMIT = 2**63  # of PyTorch's seeds
 ALTERNATE = "alternate"  # in held_out_cameras: every second camera by azimuth
 MOVED = {  # earlier names
     "seed": "seeds",
@@ -696,9 +697,8 @@ def _once_each(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_once_each)
-]
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_once_each)]
 SEED_MARK = "@"  # between a variant's name and a seed that is not the first
 UNTRAINED = "images"  # the method that trains nothing
 FLOORS = "floors"  # in the place of a variant in metrics.csv

@@ -30,6 +30,7 @@ def test_shipped_configurations_are_valid():
         ("havatar: {image_size: 32}", "setting 'havatar.patch': .*at most image_size"),
         ("capture: {matte: {backend: magic}}", "setting 'capture.matte.backend'"),
         ("seeds: [1, 1]", r"'seeds': each seed must stand once, not \[1, 1\]"),
+        (f"seeds: [{2**63}]", r"setting 'seeds\.0': input should be less"),  # PyTorch's are
         ("capture: {ingest: {held_out: []}}", r"held_out_cameras must be set\.$"),
         ("splat: {image_size: 4096}", "'splat': its image_size 4096 is larger .* 2048; lower"),
         ("capture: {ingest: {image_size: 128}}", "'sdf': its image_size 256 is larger .* 128; low"),

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from eavatar.errors import UserError
 from eavatar.io import Mesh, read_mesh
-from eavatar.settings import Settings
+from eavatar.settings import Seed, Settings
 
 if TYPE_CHECKING:
     from eavatar.prior.generate import PriorJob
@@ -25,7 +25,7 @@ class GeneratorSettings(Settings):
     weights: Path = Field(
         description="folder of the published weights, or their name in Hugging Face's cache"
     )
-    seed: int = Field(ge=0, description="another one is another mesh")
+    seed: Seed = Field(description="another one is another mesh")
     neck: float = Field(
         gt=0, description="images are cut this far below the chin, dm; the shoulders begin at 0.6"
     )

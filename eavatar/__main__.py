@@ -567,7 +567,7 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("--landmarks", Path, "folder of detections made elsewhere, <video>.npz", False),
         ("--focal", float, "focal length, pixels of the upright video; else estimated", False),
         ("--config", list, "settings as YAML files; config/config.yaml if not given", False),
-        output("folder for the driver"),
+        output("folder for the driver, in place of an earlier one"),
     ],
     score: [
         RESULTS,

@@ -7,7 +7,6 @@ evenly spaced, each with the frame nearest in time; frames are upright, padded t
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CAMERA = "video"
 QUALITY = 95  # of the frames' JPEG
+FOCALS = 0.1, 100.0  # least and most focal length / longer side: fisheyes and telescopes
 
 
 def ingest_video(
@@ -41,27 +41,24 @@ def ingest_video(
         rate: timesteps per second.
         image_size: most, side of the frames, pixels.
         focal: focal length, pixels of the upright video; None puts its longer side in the place.
-        output: receives cameras.json, full_cameras.json, sequences.json, and of the sequence that
-            is called as the file, <sequence>/<camera>/<timestep:05d>.jpg and <sequence>.csv.
+        output: a new folder; receives cameras.json, full_cameras.json, sequences.json, and of the
+            sequence that is called as the file, <sequence>/<camera>/<timestep:05d>.jpg and
+            <sequence>.csv.
 
     Returns:
         Settings that crop what was detected in the video as the frames are cropped.
 
     Raises:
-        UserError: the video cannot be decoded, is too small or changes its size.
+        UserError: the video cannot be decoded, is too small or changes its size, or no lens has
+            the focal length.
     """
     folder = output / video.stem / CAMERA
-    shutil.rmtree(folder, ignore_errors=True)
     rows, window = [], None
     for timestep, source, image in _timesteps(video, rate):
         height, width = image.shape[:2]
         if window is None:
             window = _square(width, height, image_size)
-            if window.image_size < MIN_FRAME:
-                raise UserError(
-                    f"{video} is {width}×{height} pixels; give one whose longer side has "
-                    f"{MIN_FRAME} or more."
-                )
+            _check_size(video, window, focal)
         if (width, height) != (window.stored_width, window.stored_height):
             raise UserError(f"{video} changes its image size at frame {source}; encode it again.")
         frame = window.apply(image)
@@ -89,6 +86,19 @@ def ingest_video(
         jpeg_quality=QUALITY,
         colour_correction=False,
     )
+
+
+def _check_size(video: Path, window: Window, focal: float | None) -> None:
+    """Raise `UserError` for a video that is too small, or a focal length that it cannot have."""
+    size, longer = f"{window.stored_width}×{window.stored_height} pixels", window.width
+    if window.image_size < MIN_FRAME:
+        raise UserError(f"{video} is {size}; give one whose longer side has {MIN_FRAME} or more.")
+    low, high = (factor * longer for factor in FOCALS)
+    if focal is not None and not low <= focal <= high:
+        raise UserError(
+            f"--focal {focal:g} cannot be that of {video}, which is {size}; give one from {low:g} "
+            f"to {high:g} of these, or leave it out."
+        )
 
 
 def _square(width: int, height: int, image_size: int) -> Window:

@@ -11,11 +11,8 @@ The truth is for scoring; no stage reads it.
 
 from __future__ import annotations
 
-import shutil
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -291,20 +288,6 @@ def _check_places(raw: Path, truth: Path) -> None:
             )
 
 
-@contextmanager
-def _replace_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path`` if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> Path:
     """Generate the embedded subject, deterministic from the seed.
 
@@ -325,7 +308,7 @@ def demo_capture(settings: DemoSettings, seed: int, raw: Path, truth: Path) -> P
     bias = detections.landmark_bias(scene.generator("bias"))
     counts = dict.fromkeys(SEQUENCES, settings.timesteps)
     counts[HELD_OUT] = settings.held_out_timesteps
-    with _replace_folder(truth) as new_truth, _replace_folder(raw) as new_raw:
+    with io.replace_folder(truth) as new_truth, io.replace_folder(raw) as new_raw:
         sequences = [_pose_sequence(scene, name, count, bias) for name, count in counts.items()]
         detected = _record_videos(scene, sequences, new_raw, new_truth)
         for name in counts:

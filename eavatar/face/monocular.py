@@ -42,7 +42,7 @@ from eavatar.face.fit import (
     start_motion,
     write_fit,
 )
-from eavatar.face.morphable import read_morphable_model
+from eavatar.face.morphable import MorphableModel
 from eavatar.face.quality import write_quality
 from eavatar.io import LANDMARKS, read_cameras, write_cameras
 from eavatar.landmark_indices import JAW_SIDES
@@ -66,7 +66,7 @@ TRANSLATION = slice(3, 6)  # among the unknowns of a timestep
 
 def fit_video(
     settings: FitSettings,
-    morphable_model: Path,
+    model: MorphableModel,
     capture: Path,
     landmarks: Path,
     estimate_focal: bool,
@@ -76,7 +76,7 @@ def fit_video(
 
     Args:
         settings: of the multi-view fit.
-        morphable_model: a file that `read_morphable_model` reads.
+        model: to track with.
         capture: folder with ``cameras.json`` of the one camera, whose focal length is replaced if
             it is estimated.
         landmarks: ``<sequence>.npz`` of detections.
@@ -91,7 +91,6 @@ def fit_video(
     """
     weight = IDENTITY_WEIGHT * settings.identity_weight
     settings = settings.model_copy(update={"identity_weight": weight})
-    model = read_morphable_model(morphable_model)
     ((serial, camera),) = read_cameras(capture / "cameras.json").items()
     face = landmark_model(settings, model)
     observations = _with_noise(face, read_observations(settings, landmarks, {serial: camera}))

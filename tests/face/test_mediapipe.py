@@ -29,6 +29,7 @@ from eavatar.face.backends.mediapipe import (
 )
 from eavatar.face.landmarks import detect_landmarks
 from eavatar.face.monocular import fit_video
+from eavatar.face.morphable import read_morphable_model
 from eavatar.io import (
     Landmarks,
     Tracking,
@@ -109,14 +110,15 @@ def test_left_and_right_are_the_subjects(networks: Networks) -> None:
 def test_a_face_is_fitted_to_the_photograph(networks: Networks, tmp_path: Path) -> None:
     """Detection, landmarks and the fit to one view; the model is the embedded subject's."""
     points = landmarks_of(networks, photograph()).astype(np.float32)
-    model = tmp_path / "model.h5"
-    build_model(model, landmark_points(), np.random.default_rng(0))
+    path = tmp_path / "model.h5"
+    build_model(path, landmark_points(), np.random.default_rng(0))
     camera = Camera(np.array([[700.0, 0, 256], [0, 700, 256], [0, 0, 1]]), np.eye(4), 512, 512)
     write_cameras(tmp_path / "cameras.json", {"video": camera})
     still = np.tile(points, (3, 1, 1, 1)).reshape(3, 1, 68, 2)  # smoothness asks for three
     found = Landmarks(np.array(["video"]), still, np.ones((3, 1, 68), np.float32))
     detections = write_arrays(tmp_path / "still.npz", found)
     settings = read_config(CONFIG / "config.yaml").face.fit
+    model = read_morphable_model(path)
     face = fit_video(settings, model, tmp_path, detections, True, tmp_path / "face")
     tracking = read_arrays(Tracking, face / "tracking" / "still.npz")
     (fitted,) = read_cameras(tmp_path / "cameras.json").values()

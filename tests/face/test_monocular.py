@@ -15,6 +15,7 @@ from eavatar.cameras import Camera
 from eavatar.capture.captures import open_capture
 from eavatar.errors import UserError
 from eavatar.face.monocular import fit_video
+from eavatar.face.morphable import read_morphable_model
 from eavatar.io import (
     Identity,
     Landmarks,
@@ -41,7 +42,8 @@ def track(
     guess[[0, 1], [0, 1]] = camera.width
     write_cameras(folder / "cameras.json", {"video": replace(camera, intrinsics=guess)})
     path = write_arrays(folder / "landmarks" / "clip.npz", landmarks)
-    return fit_video(settings, model, folder, path, True, folder / "face")
+    read = read_morphable_model(model)
+    return fit_video(settings, read, folder, path, True, folder / "face")
 
 
 def rotation_error(found: Tracking, truth: np.ndarray) -> float:
@@ -115,7 +117,8 @@ def test_a_known_focal_length_is_kept(tmp_path: Path) -> None:
     _, _, _, camera, landmarks = video(tmp_path)
     write_cameras(tmp_path / "cameras.json", {"video": camera})
     path = write_arrays(tmp_path / "clip.npz", landmarks)
-    fit_video(SETTINGS, tmp_path / "model.h5", tmp_path, path, False, tmp_path / "face")
+    model = read_morphable_model(tmp_path / "model.h5")
+    fit_video(SETTINGS, model, tmp_path, path, False, tmp_path / "face")
     assert read_cameras(tmp_path / "cameras.json")["video"].intrinsics[0, 0] == FOCAL
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import av
@@ -113,6 +114,8 @@ def test_bad_input_is_told_in_one_sentence(
     refused("does not exist", tmp_path / "nowhere.mp4")
     for focal in (-1, "nan", "inf"):
         refused("no focal length", clip, "--focal", focal)
+    for focal in (5, 1e7):
+        refused("cannot be that of", clip, "--focal", focal)
     tiny = [np.zeros((24, 30, 3), np.uint8)] * 2
     write_video(tmp_path / "tiny.mp4", tiny, RATE, "yuv420p", "10")
     refused("tiny.mp4 is 30×24 pixels", tmp_path / "tiny.mp4")
@@ -120,3 +123,39 @@ def test_bad_input_is_told_in_one_sentence(
     refused("not a readable video", tmp_path / "broken.mp4")
     write_provided(tmp_path, np.zeros((COUNT, 1, 68, 2)), np.zeros((COUNT, 1, 68)))
     refused("clip shows a face in none of its timesteps", clip)
+    assert list((tmp_path / "driver").iterdir()) == []  # nothing half-written
+
+
+def test_a_fault_of_the_model_is_told_before_the_video_is_read(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.h5").unlink()
+    assert track(clip) == 2
+    assert "model.h5 does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "driver").exists()
+
+
+def test_another_video_replaces_the_driver_and_nothing_else(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cameras and identity are of one video: those of the second do not fit the first."""
+    driver = tmp_path / "driver"
+    assert track(clip) == 0
+    (driver / "driven.mp4").touch()
+    for path in (clip, tmp_path / "clip.npz"):
+        path.rename(path.with_stem("my other"))
+    with caplog.at_level(logging.INFO):
+        assert track(tmp_path / "my other.mp4") == 0
+    assert f"--driver {driver} --sequence 'my other'" in caplog.text
+    assert [path.stem for path in (driver / "face/tracking").iterdir()] == ["my other"]
+    assert {path.name for path in driver.iterdir()} == {"capture", "face", "driven.mp4"}
+
+
+def test_the_results_of_a_subject_are_not_replaced(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = write_person(tmp_path / "driver")
+    before = {path: path.read_bytes() for path in person.rglob("*") if path.is_file()}
+    assert track(clip) == 2
+    assert "holds other results than those of a video" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in person.rglob("*") if path.is_file()} == before

@@ -240,11 +240,16 @@ def paper_figure(a: Arguments) -> None:
 
 
 def reenact(a: Arguments) -> None:
-    """Move a person's avatar by another person's tracked sequence: a video and a contact sheet."""
+    """Move an avatar by another person's sequence, or by a driver: a video and a contact sheet.
+
+    eavatar reenact --results results/074 --driver driver --sequence clip --output driven.mp4
+    eavatar reenact --results results/074 --driver results/104 --sequence FREE --output driven.mp4
+    """
     from eavatar.view.reenact import reenact as run
 
-    named = {Path(folder).name: Path(folder) for folder in a.avatars}
-    run(a.results, named, a.driver, a.sequence, a.smoothing, a.freeze_gaze, a.output)
+    avatars = [Path(folder) for folder in a.avatars]
+    smoothing = 0.0 if a.smoothing is None else a.smoothing
+    run(a.results, avatars, a.driver, a.sequence, smoothing, a.freeze_gaze, a.output)
 
 
 def report(a: Arguments) -> None:
@@ -532,6 +537,23 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("source", Path, "the wheel, or a folder that holds the networks somewhere", True),
         ("--output", Path, "a folder; models/mediapipe if not given", False),
     ],
+    import_rig: [
+        ("source", Path, "what the other program wrote: a folder, or transforms.json", True),
+        ("--format", str, "colmap, nerfstudio, opencv or renderme", True),
+        ("--metres-per-unit", float, "metres of a unit of its world; 1 if not given", False),
+        output("folder of the capture; receives cameras.json"),
+    ],
+    find_crops: [
+        ("capture", Path, "a capture in the plain layout; receives crops.json", True),
+        ("--landmarks", Path, "folder of detections made elsewhere, <sequence>.npz", False),
+        ("--config", list, "settings as YAML files; config/config.yaml if not given", False),
+    ],
+    view: [
+        RESULTS,
+        CHOSEN,
+        ("--host", str, "address to listen at; of this machine alone, 127.0.0.1, if none", False),
+        ("--port", int, "port to listen at, 8080 if not given", False),
+    ],
     render: [
         RESULTS,
         SEQUENCE,
@@ -547,20 +569,6 @@ PEOPLE: dict[Verb, list[Flag]] = {
             False,
         ),
     ],
-    export_page: [
-        RESULTS,
-        ("--sequence", str, "that the page plays; the first held-out one if not given", False),
-        CHOSEN,
-        ("--components", int, "blendshapes, 20 if not given", False),
-        ("--rate", float, "timesteps per second of the sequence, 24 if not given", False),
-        ("--output", Path, "the page, .html; avatar.html beside the avatar if not given", False),
-    ],
-    view: [
-        RESULTS,
-        CHOSEN,
-        ("--host", str, "address to listen at; of this machine alone, 127.0.0.1, if none", False),
-        ("--port", int, "port to listen at, 8080 if not given", False),
-    ],
     track_video: [
         ("video", Path, "a video of one person", True),
         MODEL,
@@ -569,10 +577,20 @@ PEOPLE: dict[Verb, list[Flag]] = {
         ("--config", list, "settings as YAML files; config/config.yaml if not given", False),
         output("folder for the driver, in place of an earlier one"),
     ],
-    score: [
-        RESULTS,
-        ("--truth", Path, "folder of ground truth; results/<subject>/truth if not given", False),
-        CHOSEN,
+    reenact: [
+        ("--results", Path, "results/<subject> of the avatar", True),
+        ("--avatars", list, "splat/<variant>, one or several side by side; else full", False),
+        ("--driver", Path, "results/<subject> of who moves it, or a folder of track-video", True),
+        ("--sequence", str, "name of the driver's sequence, e.g. EMO-1-shout+laugh", True),
+        (
+            "--smoothing",
+            float,
+            "of the head's pose, below 1, as the setting reenactment.smoothing; 0, which follows "
+            "at once, if not given",
+            False,
+        ),
+        ("--freeze-gaze", bool, "the eyes look straight, not where the driver's do", False),
+        output("a video, .mp4; a contact sheet, .jpg, comes beside it"),
     ],
     export: [
         RESULTS,
@@ -591,27 +609,29 @@ PEOPLE: dict[Verb, list[Flag]] = {
         CHOSEN,
         ("--output", Path, "a file, or a folder for a file of each timestep", True),
     ],
+    export_page: [
+        RESULTS,
+        ("--sequence", str, "that the page plays; the first held-out one if not given", False),
+        CHOSEN,
+        ("--components", int, "blendshapes, 20 if not given", False),
+        ("--rate", float, "timesteps per second of the sequence, 24 if not given", False),
+        ("--output", Path, "the page, .html; avatar.html beside the avatar if not given", False),
+    ],
     export_gha: [
         RESULTS,
         ("--morphable-model", Path, "the model of the fit; GHA needs its vertices.npy", False),
         ("--output", Path, "a new folder; results/<subject>/gha if not given", False),
-    ],
-    import_rig: [
-        ("source", Path, "what the other program wrote: a folder, or transforms.json", True),
-        ("--format", str, "colmap, nerfstudio, opencv or renderme", True),
-        ("--metres-per-unit", float, "metres of a unit of its world; 1 if not given", False),
-        output("folder of the capture; receives cameras.json"),
-    ],
-    find_crops: [
-        ("capture", Path, "a capture in the plain layout; receives crops.json", True),
-        ("--landmarks", Path, "folder of detections made elsewhere, <sequence>.npz", False),
-        ("--config", list, "settings as YAML files; config/config.yaml if not given", False),
     ],
     export_benchmark: [
         ("results", list, "results/<participant> of each participant", True),
         ("--download", Path, "the benchmark's data, the folder that holds nvs/", True),
         CHOSEN,
         ("--output", Path, "a zip; nvs_submission.zip beside the results if not given", False),
+    ],
+    score: [
+        RESULTS,
+        ("--truth", Path, "folder of ground truth; results/<subject>/truth if not given", False),
+        CHOSEN,
     ],
 }
 
@@ -777,15 +797,6 @@ RULES: dict[Verb, list[Flag]] = {
         ("--cameras", Path, "capture/cameras.json", True),
         ("--tracking", Path, "face/tracking", True),
         output("results/figures/<figure>_<subject>.png"),
-    ],
-    reenact: [
-        ("--results", Path, "results/<subject> of the avatar", True),
-        ("--avatars", list, "splat/<variant>, one or several side by side", True),
-        ("--driver", Path, "results/<subject> of who moves it, or a folder of track-video", True),
-        SEQUENCE,
-        ("--smoothing", float, "the setting reenactment.smoothing", True),
-        ("--freeze-gaze", bool, "the setting reenactment.freeze_gaze", False),
-        output("results/reenactments/<avatar>_<driver>_<sequence>.mp4; a .jpg comes beside it"),
     ],
     report: [
         SUBJECT,

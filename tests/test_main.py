@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from eavatar.__main__ import PEOPLE, RULES, build_parser, whole_number
 from eavatar.settings import SEED_LIMIT
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_verbs_for_people_come_first_and_each_shows_an_example() -> None:
     page = build_parser().format_help()
@@ -18,6 +21,12 @@ def test_verbs_for_people_come_first_and_each_shows_an_example() -> None:
     for verbs, part in ((PEOPLE, people), (RULES, rules)):
         listed = re.findall(r"^  ([a-z-]+) +[A-Z]", part, flags=re.MULTILINE)
         assert [verb.__name__.replace("_", "-") for verb in verbs] == listed
+
+
+def test_the_readme_lists_the_verbs_for_people_in_the_order_of_the_help() -> None:
+    tools = (ROOT / "README.md").read_text().split("### All tools")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z-]+)` \|", tools, flags=re.MULTILINE)
+    assert [verb.__name__.replace("_", "-") for verb in PEOPLE] == listed
 
 
 @pytest.mark.parametrize("verb", [function.__name__.replace("_", "-") for function in PEOPLE])

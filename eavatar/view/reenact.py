@@ -8,12 +8,13 @@ faces, seats and cameras differ. Their morphable models may differ, too: see
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
+from tqdm import tqdm
 
 from eavatar.arrays import Bool, Float32, Float64, Image
 from eavatar.avatar.files import load_avatar
@@ -139,7 +140,7 @@ def low_pass(values: Float64, smoothing: float) -> Float64:
 
 def reenact(
     avatar: Path,
-    variants: Mapping[str, Path],
+    variants: Sequence[Path],
     driver: Path,
     sequence: str,
     smoothing: float,
@@ -153,7 +154,7 @@ def reenact(
 
     Args:
         avatar: ``results/<subject>``.
-        variants: folders of its trained avatars by name.
+        variants: folders of its trained avatars; none as of `eavatar.results.Results.avatar`.
         driver: ``results/<subject>`` of the other person.
         sequence: of the driver.
         smoothing: of the pose, see `low_pass`.
@@ -163,25 +164,29 @@ def reenact(
         ``output``.
     Raises:
         UserError: a file is missing or malformed, a person's files are of several trackings, or
-            output or smoothing cannot be.
+            output, smoothing or a folder cannot be.
     """
     if output.suffix != ".mp4" or output.is_dir():
         raise UserError(f"{output} is no name of a video; give a file that ends in .mp4.")
     if not 0 <= smoothing < 1:
         raise UserError(f"--smoothing {smoothing} must be at least 0 and below 1; give another.")
+    _check_folders(avatar, variants, driver)
     people = Results.open(avatar), Results.open(driver)
+    variants = variants or [people[0].avatar()]
+    path = people[1].tracking(sequence)
     own, theirs = (Face.read(results.face) for results in people)
     at_rest, driver_at_rest = Rest.read(people[0], own), Rest.read(people[1], theirs)
-    tracking = read_drive(people[1].tracking(sequence), theirs.basis.shape[2], neutral=False)
+    tracking = read_drive(path, theirs.basis.shape[2], neutral=False)
     if freeze_gaze:
         at_rest = replace(at_rest, gaze_size=0)
     moved = retarget(tracking, driver_at_rest, at_rest, expression_map(theirs, own), smoothing)
-    strips = _draw_strips(people, list(variants.values()), sequence, tracking, moved)
+    strips = _draw_strips(people, variants, sequence, tracking, moved)
     shown = strongest_of_runs(np.linalg.norm(tracking.expression, axis=1), SHEET_COLUMNS)
     kept: dict[int, list[Image]] = {}
 
     def keep() -> Iterator[Image]:
-        for timestep, tiles in enumerate(strips):
+        progress = tqdm(strips, desc="reenact", unit="frame", total=len(tracking))
+        for timestep, tiles in enumerate(progress):
             if timestep in shown:
                 kept[timestep] = tiles
             yield np.concatenate(tiles, axis=1)
@@ -190,7 +195,19 @@ def reenact(
     labels = [f"timestep {timestep}" for timestep in shown]
     rows = list(zip(*(kept[timestep] for timestep in shown), strict=True))
     write_image(output.with_suffix(".jpg"), assemble(labels, rows))
+    print(output)
     return output
+
+
+def _check_folders(avatar: Path, variants: Sequence[Path], driver: Path) -> None:
+    """Raise `UserError` for names in place of folders, and a video in place of a driver."""
+    for folder in variants:
+        if not folder.is_dir():
+            raise UserError(f"there is no avatar {folder}; name {avatar}/splat/<variant>.")
+    if driver.is_file():
+        raise UserError(
+            f"{driver} is a file and no driver; make one of a video with: eavatar track-video."
+        )
 
 
 def _draw_strips(

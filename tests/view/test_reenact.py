@@ -155,6 +155,40 @@ def test_a_video_or_smoothing_that_cannot_be_is_one_sentence(tmp_path, capsys):
         assert not (tmp_path / name).exists()
 
 
+def test_the_avatar_full_follows_at_once_if_nothing_else_is_asked_for(tmp_path, capsys):
+    people = [write_person(tmp_path / name) for name in ("a", "b")]
+    output = tmp_path / "driven.mp4"
+    words = ["--results", people[0], "--driver", people[1], "--sequence", "FREE"]
+    told = {}
+    for more in ([], ["--avatars", people[0] / "splat/full", "--smoothing", 0]):
+        assert main(["reenact", *map(str, [*words, *more, "--output", output])]) == 0
+        assert capsys.readouterr().out == f"{output}\n"
+        told[len(more)] = output.read_bytes()
+    assert len(set(told.values())) == 1
+
+
+@pytest.mark.parametrize(
+    "flag, given, sentence",
+    [
+        ("--avatars", "full", "there is no avatar full; name {results}/splat/<variant>."),
+        ("--driver", "clip.mp4", "clip.mp4 is a file and no driver; make one"),
+        ("--driver", "untracked", "holds no sequence 'FREE'; tracked are: none."),
+    ],
+)
+def test_a_folder_that_is_none_is_one_sentence(
+    tmp_path, monkeypatch, capsys, flag, given, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    person = write_person(tmp_path / "a")
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "untracked/capture").mkdir(parents=True)
+    words = {"--results": person, "--driver": person, "--sequence": "FREE", "--output": "x.mp4"}
+    words[flag] = given
+    assert main(["reenact", *(str(word) for pair in words.items() for word in pair)]) == 2
+    assert sentence.format(results=person) in capsys.readouterr().err
+    assert not Path("x.mp4").exists()
+
+
 def test_a_neutral_driver_leaves_the_avatar_neutral(tmp_path):
     """Through the files, between two models: its Gaussians stay within 0.5 mm of the avatar's."""
     avatar, driver = (Results(write_person(tmp_path / name)) for name in ("a", "b"))

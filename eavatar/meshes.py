@@ -17,6 +17,7 @@ from eavatar.io import Mesh
 NOISY, FLAT = 0.7, 0.9
 MAX_SMOOTHINGS = 15  # on that head 7 are enough
 PLANE = 1e-3  # of a mesh's spread, across its plane; of float32's rounding it is less than 1e-6
+STRAY = 10  # median distances from the middle; those of heads with shoulders are within 5
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> Float64:
@@ -130,9 +131,12 @@ def check_extent(mesh: Mesh, path: Path) -> Mesh:
 
 
 def _lies_in_a_plane(vertices: Float64) -> bool:
-    """Whether vertices (V, 3) lie in a plane."""
-    centred = vertices - vertices.mean(axis=0)
-    least, _, most = np.linalg.eigvalsh(centred.T @ centred)
+    """Whether vertices (V, 3) lie in a plane, but for a few far away: beside those all would."""
+    centred = vertices - np.median(vertices, axis=0)
+    distances = np.linalg.norm(centred, axis=1)
+    near = centred[distances <= STRAY * np.median(distances)]
+    near = near - near.mean(axis=0)
+    least, _, most = np.linalg.eigvalsh(near.T @ near)
     return bool(least <= PLANE**2 * most)
 
 

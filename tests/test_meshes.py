@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import trimesh
 
+from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.meshes import (
     check_extent,
@@ -76,3 +78,17 @@ def test_a_scan_of_many_vertices_is_not_taken_for_a_plane() -> None:
     corners = np.arange(len(points)).reshape(-1, 3)
     scan = Mesh(points.astype(np.float32), corners)
     assert check_extent(scan, Path("scan.ply")) is scan
+
+
+@pytest.mark.parametrize("far", [10, 1e3, 1e6, 1e30])
+def test_a_stray_face_far_away_hides_neither_a_head_nor_a_plane(far: float) -> None:
+    """A ball is as thick as it is wide; with a face at 1000 diameters its spread is a line's."""
+    ball = trimesh.creation.icosphere(2)
+    stray = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]]) + np.array([far, far / 2, far / 3])
+    count = len(ball.vertices)
+    faces = np.concatenate([ball.faces, [[count, count + 1, count + 2]]])
+    whole = Mesh(np.concatenate([ball.vertices, stray]).astype(np.float32), faces)
+    assert check_extent(whole, Path("ball.ply")) is whole
+    flat = Mesh(np.concatenate([ball.vertices * (1, 1, 0), stray]).astype(np.float32), faces)
+    with pytest.raises(UserError, match=r"flat\.ply is no usable mesh: .* not in a plane"):
+        check_extent(flat, Path("flat.ply"))

@@ -1,4 +1,4 @@
-"""Writing videos: H.264 in MP4 files with PyAV."""
+"""Writing videos, and making them smaller: H.264 in MP4 files with PyAV."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
 
 from eavatar.arrays import Image
 from eavatar.io import atomic
 from eavatar.threads import count_threads
 
 BT_601, BT_709 = 6, 1  # numbers of ITU-T H.273
+SMALL_QUALITY = "20"  # x264's constant rate factor of a video that is made smaller
 
 
 def write_video(
@@ -49,3 +53,26 @@ def write_video(
             source = "rgb24" if image.ndim == 3 else "gray"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=source)))
         container.mux(stream.encode())
+
+
+def shrink_video(path: Path, height: int) -> bytes:
+    """The content of a video file; of one whose images are higher, made anew with smaller ones.
+
+    Args:
+        path: a file that `write_video` wrote.
+        height: most, an even number of pixels.
+    """
+    import av
+
+    with av.open(str(path)) as container, TemporaryDirectory() as folder:
+        stream = container.streams.video[0]
+        if stream.height <= height:
+            return path.read_bytes()
+        size = 2 * round(stream.width * height / stream.height / 2), height
+        images = (
+            cv2.resize(frame.to_ndarray(format="rgb24"), size, interpolation=cv2.INTER_AREA)
+            for frame in container.decode(stream)
+        )
+        small, rate = Path(folder) / path.name, float(stream.average_rate or 0)
+        write_video(small, images, rate, "yuv420p", SMALL_QUALITY)
+        return small.read_bytes()

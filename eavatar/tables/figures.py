@@ -182,12 +182,12 @@ def find_window(points: Float64, crop: str, side: int) -> tuple[slice, slice]:
     return slice(start[1], stop[1]), slice(start[0], stop[0])
 
 
-def to_tile(image: Image) -> Image:
-    """The image at the width of a column."""
-    height = round(image.shape[0] * TILE / image.shape[1])
-    shrinks = image.shape[1] > TILE
+def to_tile(image: Image, width: int = TILE) -> Image:
+    """The image at a width, that of a column if not given."""
+    height = round(image.shape[0] * width / image.shape[1])
+    shrinks = image.shape[1] > width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(image, (TILE, height), interpolation=method).astype(np.uint8)
+    return cv2.resize(image, (width, height), interpolation=method).astype(np.uint8)
 
 
 def assemble(labels: Sequence[str], rows: Sequence[Sequence[Image]]) -> Image:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from eavatar.data.video import shrink_video
 from eavatar.rendering.mesh_images import Byte
 
 STYLE = """
@@ -78,9 +79,9 @@ def inline_image(image: Byte, description: str) -> str:
     return f'<img {size} alt="{escape(description)}" src="data:image/jpeg;base64,{text}">'
 
 
-def inline_video(path: Path, description: str) -> str:
-    """An MP4 file as part of the page."""
-    text = base64.b64encode(path.read_bytes()).decode()
+def inline_video(path: Path, description: str, height: int) -> str:
+    """An MP4 file as part of the page, its images at most so high, an even number of pixels."""
+    text = base64.b64encode(shrink_video(path, height)).decode()
     return (
         f'<video controls loop muted playsinline aria-label="{escape(description)}" '
         f'src="data:video/mp4;base64,{text}"></video>'

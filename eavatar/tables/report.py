@@ -73,6 +73,7 @@ SHORTCUTS = (
     ("face", "tables"),
 )
 THUMBNAIL, FACE_HEIGHT, STRIP_HEIGHT, MESH_SIZE = 150, 300, 256, 300
+VIDEO_HEIGHT = 320
 SKIN: Colour = (222, 170, 140)
 CLAY: Colour = (150, 180, 205)
 GREEN: Colour = (0, 210, 90)
@@ -227,7 +228,7 @@ def _reenactments(subject: str, videos: Sequence[Path]) -> str:
         name = f"moved by {path.stem.removeprefix(f'{subject}_')}"
         sheet = read_rgb(require(path.with_suffix(".jpg"), "the contact sheet"), "reenact")
         figures += [
-            figure(inline_video(require(path, "the video"), name), name),
+            figure(inline_video(require(path, "the video"), name, VIDEO_HEIGHT), name),
             figure(inline_image(sheet, name), f"{name}: timesteps of strong expression"),
         ]
     text = (

@@ -32,7 +32,7 @@ from eavatar.io import (
 from eavatar.results import Results
 from eavatar.tables.drawing import write_image
 from eavatar.tables.evaluate import strongest_of_runs
-from eavatar.tables.figures import assemble, to_tile
+from eavatar.tables.figures import GAP, HEADER, assemble, to_tile, write_label
 from eavatar.view.expressions import Face, expression_map
 from eavatar.view.player import QUALITY, RATE, Player, draw_tracking, most_frontal, read_drive
 
@@ -149,8 +149,9 @@ def reenact(
 ) -> Path:
     """Write a video, the driver beside each variant of the avatar, and a contact sheet.
 
-    Both people are seen from their most frontal cameras. The sheet, beside the video with the
-    suffix ``.jpg``, shows timesteps of strong expression, spread over the sequence.
+    Both people are seen from their most frontal cameras, in images of the size that the avatar was
+    trained at. The sheet, beside the video with the suffix ``.jpg``, shows timesteps of strong
+    expression, spread over the sequence; of several variants each row has its name.
 
     Args:
         avatar: ``results/<subject>``.
@@ -188,10 +189,13 @@ def reenact(
         progress = tqdm(strips, desc="reenact", unit="frame", total=len(tracking))
         for timestep, tiles in enumerate(progress):
             if timestep in shown:
-                kept[timestep] = tiles
+                kept[timestep] = [to_tile(tile) for tile in tiles]
             yield np.concatenate(tiles, axis=1)
 
     write_video(output, keep(), RATE, "yuv420p", QUALITY)
+    for tiles in kept.values() if len(variants) > 1 else ():
+        for folder, tile in zip(variants, tiles[1:], strict=True):
+            write_label(tile, folder.name, (GAP, HEADER - 9))
     labels = [f"timestep {timestep}" for timestep in shown]
     rows = list(zip(*(kept[timestep] for timestep in shown), strict=True))
     write_image(output.with_suffix(".jpg"), assemble(labels, rows))
@@ -217,15 +221,19 @@ def _draw_strips(
     tracking: Tracking,
     moved: Tracking,
 ) -> Iterator[list[Image]]:
-    """The tiles of each timestep: the driver's frame, then each variant of the avatar."""
+    """The tiles of each timestep: the driver's frame, then each variant of the avatar.
+
+    They have one size, which videos of half the colours can have: the largest avatar's.
+    """
     avatar, driver = people
     known = read_cameras(avatar.cameras)
     chosen = most_frontal(known, moved)
+    avatars = [load_avatar(folder) for folder in variants]
+    side = max(avatar.settings.image_size for avatar in avatars) // 2 * 2
     players = [
-        draw_tracking(Player(load_avatar(folder)), moved, {chosen: known[chosen]}, [])
-        for folder in variants
+        draw_tracking(Player(avatar), moved, {chosen: known[chosen]}, []) for avatar in avatars
     ]
     frames = driver.capture / sequence / most_frontal(read_cameras(driver.cameras), tracking)
     for timestep, drawn in enumerate(zip(*players, strict=True)):
         recorded = read_rgb(frames / f"{timestep:05d}.jpg")
-        yield [to_tile(image) for image in (recorded, *(frame.image for frame in drawn))]
+        yield [to_tile(image, side) for image in (recorded, *(frame.image for frame in drawn))]

@@ -7,11 +7,12 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
-from eavatar.data.video import write_video
+from eavatar.data.video import shrink_video, write_video
 from eavatar.errors import UserError
 from eavatar.io import Landmarks, read_arrays, write_arrays
 from eavatar.tables.drawing import draw_contour, draw_points
@@ -77,6 +78,19 @@ def test_page_holds_the_videos_of_others_moving_the_avatar(
     embedded = re.findall(r'<video [^>]*src="data:video/mp4;base64,([^"]*)"', part)
     assert [base64.b64decode(text) for text in embedded] == [video.read_bytes()]
     assert part.count("<img ") == 1
+
+
+def test_a_large_video_becomes_small_on_the_page(tmp_path: Path) -> None:
+    """As wide as it was for its height, as long, and with the same colours."""
+    colour, video = (200, 120, 40), tmp_path / "large.mp4"
+    frames = [np.full((600, 1200, 3), colour, np.uint8)] * 3
+    write_video(video, frames, 24, "yuv420p", "14")
+    (tmp_path / "small.mp4").write_bytes(shrink_video(video, 320))
+    with av.open(str(tmp_path / "small.mp4")) as container:
+        assert container.streams.video[0].average_rate == 24
+        small = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in small] == [(320, 640, 3)] * 3
+    assert np.abs(small[1].astype(int) - colour).max() <= 4  # encoded twice, half the colours
 
 
 def test_page_counts_failed_masks(page: str) -> None:

@@ -30,7 +30,7 @@ from eavatar.tables.figures import GAP, HEADER, TILE
 from eavatar.view.expressions import Face, expression_map
 from eavatar.view.reenact import Rest, low_pass, retarget
 from tests.scenes.faces import make_face, write_face
-from tests.scenes.small_avatar import EXPRESSIONS, make_avatar
+from tests.scenes.small_avatar import EXPRESSIONS, SIZE, make_avatar
 from tests.scenes.small_results import TIMESTEPS, make_tracking, write_results
 
 CLOSE = 1e-6  # rounding of float32 around 1
@@ -137,10 +137,13 @@ def test_the_video_shows_the_driver_and_each_variant(tmp_path):
     with av.open(str(output)) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == TIMESTEPS
-    assert frames[0].shape == (TILE, 3 * TILE, 3)
-    assert abs(int(frames[1][TILE // 2, TILE // 2, 0]) - 81) < 4  # the driver's frame, encoded
+    assert frames[0].shape == (SIZE, 3 * SIZE, 3)  # that of the avatars, not of the frames
+    assert abs(int(frames[1][SIZE // 2, SIZE // 2, 0]) - 81) < 4  # the driver's frame, encoded
     sheet = cv2.imread(str(output.with_suffix(".jpg")))
     assert sheet.shape[:2] == (HEADER + 3 * (TILE + GAP), TIMESTEPS * (TILE + GAP) - GAP)
+    names = [HEADER + row * (TILE + GAP) + np.arange(HEADER) for row in range(3)]
+    written = [sheet[rows, :TILE].min() < 60 for rows in names]
+    assert written == [False, True, True]  # the two variants' names, over the avatars' white
 
 
 def test_a_video_or_smoothing_that_cannot_be_is_one_sentence(tmp_path, capsys):

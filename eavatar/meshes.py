@@ -130,13 +130,34 @@ def check_extent(mesh: Mesh, path: Path) -> Mesh:
     return mesh
 
 
+def drop_stray_faces(mesh: Mesh) -> Mesh:
+    """A mesh without the faces that reach far away from its middle; others as given.
+
+    Args:
+        mesh: a head, of which generators and scanners leave crumbs elsewhere.
+    """
+    used = np.unique(mesh.faces)
+    stray = np.zeros(len(mesh.vertices), bool)
+    stray[used] = _are_stray(mesh.vertices[used].astype(np.float64))
+    kept = mesh.faces[~stray[mesh.faces].any(axis=1)]
+    if len(kept) == len(mesh.faces):
+        return mesh
+    used, faces = np.unique(kept, return_inverse=True)
+    colours = None if mesh.colours is None else mesh.colours[used]
+    return Mesh(mesh.vertices[used], faces.reshape(-1, 3), colours)
+
+
+def _are_stray(vertices: Float64) -> NDArray[np.bool_]:
+    """(V,) which vertices (V, 3) are far away from the others."""
+    distances = np.linalg.norm(vertices - np.median(vertices, axis=0), axis=1)
+    return np.asarray(distances > STRAY * np.median(distances))
+
+
 def _lies_in_a_plane(vertices: Float64) -> bool:
-    """Whether vertices (V, 3) lie in a plane, but for a few far away: beside those all would."""
-    centred = vertices - np.median(vertices, axis=0)
-    distances = np.linalg.norm(centred, axis=1)
-    near = centred[distances <= STRAY * np.median(distances)]
-    near = near - near.mean(axis=0)
-    least, _, most = np.linalg.eigvalsh(near.T @ near)
+    """Whether vertices (V, 3) lie in a plane, but for stray ones: beside those all would."""
+    near = vertices[~_are_stray(vertices)]
+    centred = near - near.mean(axis=0)
+    least, _, most = np.linalg.eigvalsh(centred.T @ centred)
     return bool(least <= PLANE**2 * most)
 
 

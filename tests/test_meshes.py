@@ -10,6 +10,7 @@ from eavatar.errors import UserError
 from eavatar.io import Mesh
 from eavatar.meshes import (
     check_extent,
+    drop_stray_faces,
     flatness,
     sample_surface,
     smooth_noise,
@@ -80,15 +81,33 @@ def test_a_scan_of_many_vertices_is_not_taken_for_a_plane() -> None:
     assert check_extent(scan, Path("scan.ply")) is scan
 
 
+def with_stray_face(mesh: Mesh, far: float, joined: bool = False) -> Mesh:
+    """A mesh, and a face that is, or reaches, as far away."""
+    stray = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]]) + np.array([far, far / 2, far / 3])
+    count = len(mesh.vertices)
+    face = [0, 1, count] if joined else [count, count + 1, count + 2]
+    vertices = np.concatenate([mesh.vertices, stray]).astype(np.float32)
+    return Mesh(vertices, np.concatenate([mesh.faces, [face]]))
+
+
+def ball(height: float = 1) -> Mesh:
+    sphere = trimesh.creation.icosphere(2)
+    return Mesh(np.float32(sphere.vertices * (1, 1, height)), np.asarray(sphere.faces))
+
+
 @pytest.mark.parametrize("far", [10, 1e3, 1e6, 1e30])
 def test_a_stray_face_far_away_hides_neither_a_head_nor_a_plane(far: float) -> None:
     """A ball is as thick as it is wide; with a face at 1000 diameters its spread is a line's."""
-    ball = trimesh.creation.icosphere(2)
-    stray = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]]) + np.array([far, far / 2, far / 3])
-    count = len(ball.vertices)
-    faces = np.concatenate([ball.faces, [[count, count + 1, count + 2]]])
-    whole = Mesh(np.concatenate([ball.vertices, stray]).astype(np.float32), faces)
+    whole, flat = (with_stray_face(ball(height), far) for height in (1, 0))
     assert check_extent(whole, Path("ball.ply")) is whole
-    flat = Mesh(np.concatenate([ball.vertices * (1, 1, 0), stray]).astype(np.float32), faces)
     with pytest.raises(UserError, match=r"flat\.ply is no usable mesh: .* not in a plane"):
         check_extent(flat, Path("flat.ply"))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_stray_faces_are_dropped_and_nothing_else_is(joined: bool) -> None:
+    whole = ball()
+    cleaned = drop_stray_faces(with_stray_face(whole, 100, joined))
+    np.testing.assert_array_equal(cleaned.vertices, whole.vertices)
+    np.testing.assert_array_equal(cleaned.faces, whole.faces)
+    assert drop_stray_faces(whole) is whole

@@ -26,7 +26,7 @@ from eavatar.io import (
     write_mesh,
 )
 from eavatar.landmark_indices import CHIN
-from eavatar.meshes import check_extent, face_normals, sample_surface
+from eavatar.meshes import check_extent, drop_stray_faces, face_normals, sample_surface
 from eavatar.prior.confidence import confidence
 from eavatar.prior.drawing import draw_alignment
 from eavatar.prior.registration import Candidate, Target, register
@@ -67,7 +67,11 @@ def align_prior(
     Raises:
         UserError: an input is malformed, or no orientation fits well enough.
     """
-    prior = check_extent(read_mesh(raw), raw)
+    given = check_extent(read_mesh(raw), raw)
+    prior = drop_stray_faces(given)
+    if prior is not given:
+        stray = len(given.faces) - len(prior.faces)
+        logger.warning("%d faces of %s are far away from the others and left out", stray, raw)
     neutral = check_extent(read_mesh(face / "neutral.ply"), face / "neutral.ply")
     landmarks = read_arrays(Identity, face / "identity.npz").landmarks.astype(np.float64)
     outlines = read_silhouettes(capture, face)

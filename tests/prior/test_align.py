@@ -64,6 +64,20 @@ def test_a_known_similarity_is_recovered(
     np.testing.assert_allclose(aligned, alignment.transform.apply(prior.vertices), atol=1e-4)
 
 
+def test_a_stray_face_far_away_changes_nothing(tmp_path: Path) -> None:
+    subject = random_head(3)
+    inputs = write_subject(tmp_path, subject, 0.45)
+    vertices, faces = subject.mesh.vertices, subject.mesh.faces
+    far = vertices[faces[0]] + np.float32(1e6)
+    stray = len(vertices) + np.arange(3)
+    crumb = Mesh(np.concatenate([vertices, far]), np.concatenate([faces, stray[None]]))
+    for name, mesh in (("plain", Mesh(vertices, faces)), ("crumb", crumb)):
+        write_mesh(tmp_path / f"{name}.ply", mesh)
+        align_prior(SETTINGS, 3, tmp_path / f"{name}.ply", *inputs, tmp_path / name)
+    for file in ("alignment.json", "aligned.ply", "alignment.png"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "crumb" / file).read_bytes()
+
+
 def test_the_template_of_a_subject_is_aligned_and_repeatably(tmp_path: Path) -> None:
     subject = random_head(3)
     inputs = write_subject(tmp_path, subject, 0.45)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import tempfile
 import tokenize
@@ -366,7 +367,8 @@ def read_arrays(kind: type[Record], path: Path) -> Record:
         UserError: the file is missing, is not an ``.npz`` of plain arrays, lacks an array or has
             one of the wrong shape.
     """
-    require(path, f"the {kind.__name__.lower()} file")
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+    require(path, f"the {words} file")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -935,7 +935,10 @@ def parse_backbones(text: str) -> dict[Net, bool]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file; `UserError` if it is missing or is no mapping."""
     if not path.is_file():
-        raise UserError(f"the configuration file {path} does not exist.")
+        raise UserError(
+            f"the configuration file {path} does not exist; name one that does, or run this in the "
+            "folder where config/ lies."
+        )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -1022,6 +1025,16 @@ def parse_training(kind: type[Block], text: str, run_text: str | None) -> Block:
 
 
 def read_config(*paths: Path) -> Config:
-    """The validated tree from a base file and overlays, later ones on top."""
+    """The validated tree from a base file and overlays, later ones on top.
+
+    Raises:
+        UserError: a file is missing or faulty, or the base is, so that settings are missing.
+    """
     where = " + ".join(str(path) for path in paths)
-    return validate(Config, merge({}, *(read_yaml(path) for path in paths)), where)
+    content = merge({}, *(read_yaml(path) for path in paths))
+    if missing := [name for name in Config.model_fields if name not in content]:
+        raise UserError(
+            f"{where}: the setting '{missing[0]}' is missing; name config/config.yaml, which holds "
+            "all, before overlays."
+        )
+    return validate(Config, content, where)

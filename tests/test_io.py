@@ -12,6 +12,7 @@ from eavatar.errors import UserError
 from eavatar.io import (
     SHAPES,
     Alignment,
+    ExpressionBasis,
     Identity,
     Landmarks,
     Mesh,
@@ -99,6 +100,8 @@ def test_arrays_of_one_file_agree_on_their_lengths(tmp_path: Path) -> None:
 def test_files_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="identity file is missing"):
         read_arrays(Identity, tmp_path / "none.npz")
+    with pytest.raises(UserError, match="expression basis file is missing"):
+        read_arrays(ExpressionBasis, tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(UserError, match=r"text\.npz is not a readable"):
         read_arrays(Identity, tmp_path / "text.npz")

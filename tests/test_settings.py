@@ -53,6 +53,11 @@ def test_a_missing_setting_is_named():
         parse_block(Config, "{}")
 
 
+def test_an_overlay_without_its_base_is_told_what_goes_before_it():
+    with pytest.raises(UserError, match=r"open\.yaml: .* name config/config.yaml, .* before"):
+        read_config(CONFIG / "open.yaml")
+
+
 def test_block_from_json_and_from_file(tmp_path):
     block = parse_block(GenerateSettings, '{"source": "template"}')
     path = tmp_path / "generate.yaml"

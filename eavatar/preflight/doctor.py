@@ -86,7 +86,11 @@ def doctor(
     found = examine(config, sheet, subjects, use_conda)
     print(found.table(), flush=True)
     if found.faults:
-        raise UserError(f"{len(found.faults)} of the items above are missing or wrong.")
+        count = len(found.faults)
+        raise UserError(
+            f"{count} of the items above {'is' if count == 1 else 'are'} missing or wrong; mend "
+            "what is told there."
+        )
     print("\nEverything that a run needs is there.", file=sys.stderr)
 
 

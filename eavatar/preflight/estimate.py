@@ -385,7 +385,7 @@ def describe(
     lines = [f"subjects: {subjects}; measured: {reference.name}", ""]
     lines.append(f"{'rule':20}{'jobs':>8}{'hours':>12}{'CPU-hours':>12}{'GPU-hours':>12}")
     for name, jobs, *hours in (*rows, ("all", *sums)):
-        lines.append(f"{name:20}{jobs:8}" + "".join(f"{each:12.4g}" for each in hours))
+        lines.append(f"{name:20}{jobs:8}" + "".join(f"{each:12.3f}" for each in hours))
     lines += ["", f"disk: {sum(sizes.values()):.2f} GB ({parts})"]
     if price is not None:
         lines.append(f"cost: {sums[3] * price:.2f} at {price:g} a GPU-hour")

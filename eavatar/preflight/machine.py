@@ -156,7 +156,7 @@ def _examine_gpu(
                 found.add("GPU", "missing", text)
         pixels = max((b.steps * b.views_per_step * b.image_size**2 for b in splats), default=0)
         days = pixels / CPU_PIXELS_PER_SECOND / 86400
-        text = f"no CUDA device; stage II takes about {days:.2g} days on two cores"
+        text = f"no CUDA device; stage II takes about {describe_days(days)} on two cores"
         if days > MAX_CPU_DAYS:
             text += (
                 ": use a machine with a GPU and a CUDA build of torch, or the sizes of "
@@ -171,6 +171,14 @@ def _examine_gpu(
     if has < need:
         text += "; lower splat.views_per_step or splat.image_size."
     found.add("GPU", "ok" if has >= need else "warning", text)
+
+
+def describe_days(days: float) -> str:
+    """A duration in days, hours or minutes, whichever is the largest with two of them or more."""
+    for name, length in (("days", 1), ("hours", 1 / 24)):
+        if days >= 2 * length:
+            return f"{days / length:.2g} {name}"
+    return f"{days * 24 * 60:.2g} minutes"
 
 
 def _examine_memory(found: Examination, kept: int) -> None:

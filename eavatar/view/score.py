@@ -160,7 +160,12 @@ def score(folder: Path, truth: Path | None = None, variant: str | None = None) -
         UserError: a file is missing or malformed, or the truth is of another subject.
     """
     results = Results.open(folder)
-    truth = require(truth or folder / "truth", "the ground truth")
+    truth = truth or folder / "truth"
+    if not truth.is_dir():
+        raise UserError(
+            f"there is no ground truth {truth}; name its folder with --truth: a generated subject "
+            "has one in its results, a recorded one has none."
+        )
     surface = results.model("sdf", variant) / "neutral.ply"
     cameras = read_cameras(results.cameras)
     if not results.full_cameras.exists():

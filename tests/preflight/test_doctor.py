@@ -15,7 +15,7 @@ from eavatar.__main__ import main
 from eavatar.backends import WeightFile
 from eavatar.preflight.doctor import examine
 from eavatar.preflight.findings import Examination, Finding
-from eavatar.preflight.machine import bytes_to_write, examine_disk
+from eavatar.preflight.machine import bytes_to_write, describe_days, examine_disk
 from eavatar.preflight.weights import examine_weights
 from eavatar.settings import merge, read_config
 from tests.scenes import CONFIG
@@ -193,6 +193,14 @@ def test_faulty_settings_or_sheet_do_not_hide_the_machine(place, capsys):
     assert any(finding.item == "memory" for finding in found.findings)
     assert main(["doctor", "--config", str(faulty), "--subjects", str(place / "none.csv")]) == 2
     assert "of the items above are missing or wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "days, text",
+    [(7.8, "7.8 days"), (1.5, "36 hours"), (1 / 24, "60 minutes"), (0.0021, "3 minutes")],
+)
+def test_a_duration_is_told_in_the_unit_that_one_would_choose(days, text):
+    assert describe_days(days) == text
 
 
 def test_a_subject_that_is_not_in_the_sheet_is_named(healthy, place):

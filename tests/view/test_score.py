@@ -84,6 +84,11 @@ def test_a_sequence_that_is_no_longer_chosen_is_not_scored(
     pd.testing.assert_frame_equal(again, metrics)
 
 
+def test_a_recorded_subject_has_no_truth(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no ground truth .*nowhere; name its folder with --truth"):
+        score(subject.results, tmp_path / "nowhere")
+
+
 def test_truth_of_another_subject_is_refused(subject: Subject, tmp_path) -> None:
     with pytest.raises(UserError, match="has no <sequence>"):
         score(subject.results, tmp_path)

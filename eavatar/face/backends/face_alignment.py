@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from eavatar.face.landmarks import LandmarkJob
 
 LICENCE = "BSD-3-Clause, of BlazeFace Apache-2.0"
-INSTEAD = "set face.landmarks.backend to provided and give landmarks in the sample sheet"
+INSTEAD = (
+    "set face.landmarks.backend to mediapipe, as config/open.yaml does, or to provided and give "
+    "landmarks in the sample sheet or with --landmarks"
+)
 
 
 class FaceAlignmentSettings(Settings):

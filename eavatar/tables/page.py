@@ -146,7 +146,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-COLUMN_WIDTH, COLUMN_GAP, BOXES_TOP, BOX_HEIGHT, BOX_GAP = 132, 36, 34, 28, 14
+COLUMN_WIDTH, COLUMN_GAP, BOXES_TOP, BOX_HEIGHT, BOX_GAP = 142, 30, 34, 28, 14
+GRAPH_LETTERS = 12  # size of the font, pixels
 ARROW = 'fill="none" stroke="var(--soft)" marker-end="url(#tip)"'
 
 
@@ -185,8 +186,8 @@ def stage_graph(
         '<path d="M0 0L8 4L0 8z" fill="var(--soft)"/></marker></defs>'
     )
     return (
-        f'<svg viewBox="-2 -2 {width + 4} {height}" width="{width}" font-size="13" role="img" '
-        f'aria-label="the rules of the pipeline">{tip}{"".join(parts)}</svg>'
+        f'<svg viewBox="-2 -2 {width + 4} {height}" width="{width}" font-size="{GRAPH_LETTERS}" '
+        f'role="img" aria-label="the rules of the pipeline">{tip}{"".join(parts)}</svg>'
     )
 
 

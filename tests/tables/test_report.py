@@ -16,7 +16,7 @@ from eavatar.data.video import shrink_video, write_video
 from eavatar.errors import UserError
 from eavatar.io import Landmarks, read_arrays, write_arrays
 from eavatar.tables.drawing import draw_contour, draw_points
-from eavatar.tables.page import curve, stage_graph
+from eavatar.tables.page import COLUMN_WIDTH, GRAPH_LETTERS, curve, stage_graph
 from eavatar.tables.report import STAGES, report
 from tests.scenes import ROOT
 from tests.scenes.ball import Subject
@@ -252,6 +252,12 @@ def test_overlays() -> None:
     dotted = draw_points(image, np.array([[20.5, 5.5]]), (255, 0, 0))
     assert dotted[5, 20, 0] == 255
     assert image.max() == 0
+
+
+def test_the_name_of_each_rule_fits_into_its_box() -> None:
+    """Letters of DejaVu Sans, wider than most, are 0.6 of their size on average."""
+    longest = max(len(rule) for _, rules in STAGES for rule in rules)
+    assert 0.6 * GRAPH_LETTERS * longest < COLUMN_WIDTH - 6
 
 
 def test_curve_of_a_constant_and_graph() -> None:

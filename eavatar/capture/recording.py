@@ -13,6 +13,8 @@ from eavatar.errors import UserError
 from eavatar.lenses import Lens
 
 MAX_LISTED = 3  # files, in a sentence
+RATE_TOLERANCE = 0.02  # 24 and 25 frames per second are 4 % apart, 29.97 and 30 only 0.1 %
+CLOCK = 2e-3  # seconds by which equal videos may differ where times are rounded to milliseconds
 SIZE_TOLERANCE = 3  # pixels; a video of a scaled image is rounded to even sizes
 
 FramesBySequence = Mapping[str, Mapping[str, CameraFrames]]
@@ -78,7 +80,7 @@ def check_videos(
         UserError: a sequence that the capture lacks, a camera without frames or without
             calibration, a truncated video, a missing image, a size that is not that of the full
             image scaled down, cameras of one full size that are stored at several, or cameras of
-            different lengths.
+            different lengths or frame rates.
     """
     headers: dict[str, dict[str, Header]] = {}
     stored: dict[tuple[int, int], Header] = {}
@@ -172,3 +174,19 @@ def _check_synchrony(path: Path, header: Header, first: Header, sequence: str) -
             f"{path} and other cameras of {sequence} do not skip the same frames: their times "
             f"differ at frame {frame}; the videos must be synchronised: copy it again."
         )
+    fault = explain_rate(path, header, first, sequence)
+    if fault:
+        raise UserError(fault)
+
+
+def explain_rate(path: Path, header: Header, other: Header, sequence: str) -> str:
+    """Why a video of as many frames as another is not synchronised with it; empty if it may be."""
+    apart = abs(header.seconds - other.seconds) - CLOCK
+    if not (header.rate and other.rate and apart > RATE_TOLERANCE * other.seconds):
+        return ""
+    return (
+        f"{path} has {header.rate:.4g} frames per second but other cameras of {sequence} have "
+        f"{other.rate:.4g}; the videos of a sequence must be synchronised: leave the camera out "
+        "with capture.ingest.cameras or, if its frames do belong to theirs, encode it at their "
+        "rate."
+    )

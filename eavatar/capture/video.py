@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Header:
         height: likewise.
         frames: number of frames.
         gaps: indices of the frames before which the timestamps skip at least one frame.
+        seconds: from the first frame to the last; 0 if nothing tells. Clocks differ a little.
         hdr: of a video of high dynamic range, see `eavatar.capture.yuv.read_hdr`.
     """
 
@@ -54,6 +55,12 @@ class Header:
     frames: int
     gaps: tuple[int, ...] = ()
     hdr: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def rate(self) -> float:
+        """Frames per second, on average; 0 if nothing tells."""
+        return (self.frames - 1) / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,8 @@ def read_video_header(path: Path) -> Header:
                 packets, times, count = _read_packets(path)
                 whole = not any(packet.is_corrupt for packet in packets)
                 hides |= any(packet.is_discard for packet in packets) or count < declared
-            header = Header(*size, len(times), _gaps(times), read_hdr(stream))
+            seconds = float((times[-1] - times[0]) * (stream.time_base or 0)) if times else 0.0
+            header = Header(*size, len(times), _gaps(times), read_hdr(stream), seconds)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a complete video ({error}); copy it again from its source."

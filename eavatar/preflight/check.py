@@ -26,7 +26,7 @@ from eavatar.capture.ingest import frame_cameras, in_threads, select_cameras
 from eavatar.capture.layouts import check_names, list_sequence_names
 from eavatar.capture.matting import without_plates
 from eavatar.capture.plain import CROPS
-from eavatar.capture.recording import Capture, check_size, check_videos
+from eavatar.capture.recording import Capture, check_size, check_videos, explain_rate
 from eavatar.capture.rig import check_rig
 from eavatar.capture.video import CameraFrames, Header, read_raw_image
 from eavatar.capture.yuv import HDR_DOUBT
@@ -332,17 +332,27 @@ def _check_split(ingest: IngestSettings, names: Sequence[str], sequences: Sequen
 
 
 def _find_usual(headers: Mapping[View, Header], group: Callable[[View], Any]) -> dict[Any, Header]:
-    """What most views of each group have, the groups in the order of their first views."""
-    found: dict[Any, Counter[Header]] = {}
+    """What most views of each group have, and of those the median duration.
+
+    The groups are in the order of their first views.
+    """
+    groups: dict[Any, list[Header]] = {}
     for view, header in headers.items():
-        found.setdefault(group(view), Counter())[header] += 1
-    return {key: counts.most_common(1)[0][0] for key, counts in found.items()}
+        groups.setdefault(group(view), []).append(header)
+    usual = {}
+    for key, all_of_it in groups.items():
+        common = Counter(all_of_it).most_common(1)[0][0]
+        alike = sorted(
+            (header for header in all_of_it if header == common), key=lambda header: header.seconds
+        )
+        usual[key] = alike[(len(alike) - 1) // 2]
+    return usual
 
 
 def _examine_agreement(
     found: Examination, capture: Capture, headers: Mapping[View, Header]
 ) -> None:
-    """Find the videos that differ from most others in size, or in length from their sequence's."""
+    """Find the videos that differ from most in size, or in their frames' times in a sequence."""
     sizes = {view: Header(header.width, header.height, 0) for view, header in headers.items()}
     usual_sizes = _find_usual(sizes, lambda view: capture.full_size(view[1]))
     of_sequences = _find_usual(headers, lambda view: view[0])
@@ -365,6 +375,8 @@ def _examine_agreement(
                 "the videos of a sequence must be synchronised: copy it again or leave the camera "
                 "out with capture.ingest.cameras or the sheet's column cameras.",
             )
+        elif fault := explain_rate(path, header, usual, sequence):
+            found.add(sequence, "wrong", fault)
 
 
 def _warn_of_hdr(found: Examination, capture: Capture, headers: Mapping[View, Header]) -> None:

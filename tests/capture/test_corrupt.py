@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,37 @@ def test_a_frame_that_was_left_out_is_found_by_its_time(tmp_path: Path) -> None:
     write_timed(path, grey_frames(6), (0, 1, 2, 4, 5, 6))
     with pytest.raises(UserError, match="do not skip the same frames"):
         check_videos(open_capture(root), ["FREE"])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "refused"),
+    [
+        (".mp4", Fraction(7299, 100), False),
+        (".mp4", Fraction(73_000, 1001), False),  # as NTSC's 29.97 of 30
+        (".mkv", 73, False),  # whose times are milliseconds: of 13.7 ms steps of 13 and 14
+        (".mp4", 70, True),  # as far off as 24 from 25
+        (".mkv", 70, True),
+        (".mp4", 36, True),
+    ],
+)
+def test_cameras_of_one_length_and_several_frame_rates_are_refused(
+    suffix: str, rate: Fraction | int, refused: bool, tmp_path: Path
+) -> None:
+    frames = [*grey_frames(4)] * 5
+    root = write_capture(tmp_path / "901", frames, ("FREE",))
+    path = root / "sequences" / "FREE" / "images" / f"cam_{SERIALS[1]}.mp4"
+    path.unlink()
+    path = write_video(path.with_suffix(suffix), frames, rate=rate)
+    if not refused:
+        check_videos(open_capture(root), ["FREE"])
+        return
+    with pytest.raises(
+        UserError, match=r" frames per second but other cameras .* have 73;"
+    ) as told:
+        check_videos(open_capture(root), ["FREE"])
+    # Of 19 intervals of some 14 ms, each end rounded to a millisecond: 0.4 %.
+    said = float(str(told.value).removeprefix(f"{path} has ").partition(" ")[0])
+    assert said == pytest.approx(float(rate), rel=0.004)
 
 
 def write_images(folder: Path, shapes: list[tuple[int, int]]) -> CameraFrames:

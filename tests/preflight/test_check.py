@@ -170,6 +170,15 @@ def test_the_videos_that_differ_from_most_are_named(root, capsys):
     assert f"{second} has 5 frames (skipped before: []) but most cameras of EXP-1-head" in printed
 
 
+def test_the_video_whose_frame_rate_differs_from_most_is_named(root, capsys):
+    folder = root / "capture" / "sequences" / "FREE" / "images"
+    first = write_video(folder / f"cam_{SERIALS[0]}.mp4", grey_frames(4), rate=36)
+    assert check(root) == 2
+    printed = message(capsys.readouterr().err)
+    assert "inputs are faulty" not in printed  # it alone
+    assert f"{first} has 36 frames per second but other cameras of FREE have 73" in printed
+
+
 @pytest.mark.parametrize(("factor", "status"), [(256, 0), (16, 2)])
 def test_images_that_use_12_of_16_bits_are_told(root, capsys, factor, status):
     """OpenCV keeps the upper eight, which would be black."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -48,13 +49,16 @@ def world_to_camera(azimuth: float) -> NDArray[np.float64]:
 
 
 def write_video(
-    path: Path, frames: Sequence[NDArray[np.uint8]], header_first: bool = False
+    path: Path,
+    frames: Sequence[NDArray[np.uint8]],
+    header_first: bool = False,
+    rate: Fraction | int = 73,
 ) -> Path:
     """Write RGB frames (H, W, 3) as nearly lossless H.264."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"movflags": "faststart"} if header_first else {}
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=73, options={"crf": "6", "preset": "fast"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "6", "preset": "fast"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

@@ -31,7 +31,7 @@ from eavatar.data.frames import FrameSet
 from eavatar.io import read_cameras, read_sequences
 from eavatar.splat.image_losses import shrink
 from eavatar.tables.regions import PERSON, REGIONS, Head, find_regions, measure_regions
-from eavatar.view.page import COMPONENTS, PageOptions, export_page, pick_distinct
+from eavatar.view.page import PageOptions, export_page, pick_distinct
 from tests.scenes.chromium import open_page
 from tests.scenes.pages import NEUTRAL, PageView, draw_page
 
@@ -117,7 +117,7 @@ def main() -> None:
     """Write the page and measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="results/<subject>")
-    parser.add_argument("--components", type=int, default=COMPONENTS, help="blendshapes")
+    parser.add_argument("--components", type=int, help="blendshapes, 20 if not given")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         page = Path(folder) / "avatar.html"

@@ -440,13 +440,12 @@ def export_page(a: Arguments) -> None:
     eavatar export-page results/074
     eavatar export-page results/074 --sequence EXP-1-head --components 40 --output avatar.html
     """
-    from eavatar.view.page import COMPONENTS, PageOptions
+    from eavatar.view.page import PageOptions
     from eavatar.view.page import export_page as run
     from eavatar.view.player import RATE
 
     rate = RATE if a.rate is None else a.rate
-    components = COMPONENTS if a.components is None else a.components
-    run(a.results, PageOptions(a.variant, a.sequence, components, rate, a.output))
+    run(a.results, PageOptions(a.variant, a.sequence, a.components, rate, a.output))
 
 
 Verb = Callable[[Arguments], None]
@@ -613,7 +612,7 @@ PEOPLE: dict[Verb, list[Flag]] = {
         RESULTS,
         ("--sequence", str, "that the page plays; the first held-out one if not given", False),
         CHOSEN,
-        ("--components", int, "blendshapes, 20 if not given", False),
+        ("--components", int, "blendshapes; if not given 20, of short captures fewer", False),
         ("--rate", float, "timesteps per second of the sequence, 24 if not given", False),
         ("--output", Path, "the page, .html; avatar.html beside the avatar if not given", False),
     ],

@@ -54,14 +54,14 @@ class PageOptions:
     Attributes:
         variant: of the avatar; None as of `eavatar.results.Results.model`.
         sequence: that the page plays; None for the first held-out one.
-        components: K, blendshapes.
+        components: K, blendshapes; None for 20, or as many as there are timesteps.
         rate: of the sequence, timesteps per second.
         output: the page; None for ``avatar.html`` beside the avatar.
     """
 
     variant: str | None = None
     sequence: str | None = None
-    components: int = COMPONENTS
+    components: int | None = None
     rate: float = RATE
     output: Path | None = None
 
@@ -191,12 +191,15 @@ def export_page(folder: Path, options: PageOptions) -> Path:
     side = avatar.settings.image_size // avatar.settings.upsampling * avatar.settings.upsampling
     cameras = [camera.resize(side, side) for camera in read_cameras(results.cameras).values()]
 
-    packed = pack_avatar(distil(avatar, steps, options.components))
+    components = options.components
+    if components is None:
+        components = min(COMPONENTS, len(steps))
+    packed = pack_avatar(distil(avatar, steps, components))
     linear = unpack_avatar(packed, avatar.device)
     packed |= pack_motion(avatar, linear, steps, played)
     header = asdict(Framing.of(linear, avatar, cameras)) | {"rate": options.rate}
     header["low_pass"] = avatar.settings.low_pass
-    count = f"{len(linear.neutral):,} Gaussians, {options.components} blendshapes"
+    count = f"{len(linear.neutral):,} Gaussians, {components} blendshapes"
     write_page(output, f"Avatar of {results.root.resolve().name}", count, header, packed)
     values = measure_psnr(avatar, linear, list(played), CameraBatch.of(cameras, avatar.device))
     print(

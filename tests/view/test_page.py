@@ -114,6 +114,15 @@ def test_the_page_is_one_file_that_names_no_address(path: Path) -> None:
     assert not [word for word in ("://", "src=", "href=", "import") if word in text]
 
 
+def test_a_short_capture_has_as_many_blendshapes_as_timesteps(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "avatar.html"
+    assert main(["export-page", str(results), "--output", str(output)]) == 0
+    assert "Gaussians, 3 blendshapes" in capsys.readouterr().out
+    assert output.is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -12,6 +12,7 @@ from eavatar.cameras import Camera
 from eavatar.errors import UserError
 from eavatar.io import Sequences, write_cameras, write_sequences
 from eavatar.preflight.estimate import (
+    STORED,
     amounts,
     describe,
     list_tasks,
@@ -123,6 +124,8 @@ def test_money_is_of_the_hours_of_jobs_that_ask_for_a_gpu(
     reference = read_reference(write_results(tmp_path / "done", plans["a"]))
     tasks = sum_tasks(list_tasks(plans["a"], measure(plans["a"])))
     lines = describe(tasks, reference, 1, price=36.0)
+    assert "its CPU-hours lack up to the last 30 s of each job" in lines[0]
+    assert not any("lack" in line for line in describe(tasks, STORED, 1, None))
     trained = 4  # full, uncontrolled, half and half@3; same is full's
     assert f"cost: {50 * trained / 100:.2f} at 36 a GPU-hour" in lines
     assert any(line.startswith("not measured") and "train_nerface" in line for line in lines)

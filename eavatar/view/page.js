@@ -352,19 +352,19 @@ function mixPoses(a, b, t) {
 class Controls {
   constructor(arrays, changed) {
     Object.assign(this, { arrays, changed, playing: false, position: 0 });
-    this.button("Play", "play", () => this.toggle());
-    this.button("Neutral", "neutral", () => this.set(this.coefficients.map(() => 0)));
+    this.button("buttons", "Play", "play", () => this.toggle());
+    this.button("buttons", "Neutral", "neutral", () => this.set(this.coefficients.map(() => 0)));
     for (let i = 0; i < arrays.expressions.shape[0]; i++)
-      this.button(`${i + 1}`, "expression", () => this.set(row(arrays.expressions, i)));
+      this.button("expressions", `${i + 1}`, "expression", () => this.set(row(arrays.expressions, i)));
     const [lowest, highest] = [row(arrays.ranges, 0), row(arrays.ranges, 1)];
     this.sliders = lowest.map((low, k) => this.slider(k, low, highest[k]));
     this.set(lowest.map(() => 0));
   }
 
-  button(text, name, action) {
+  button(place, text, name, action) {
     const button = Object.assign(document.createElement("button"), { textContent: text, className: name });
     button.addEventListener("click", action);
-    document.getElementById("buttons").append(button);
+    document.getElementById(place).append(button);
   }
 
   slider(k, low, high) {

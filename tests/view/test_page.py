@@ -175,9 +175,12 @@ def test_a_slider_moves_what_is_seen_and_neutral_brings_it_back(page: Page) -> N
 
 
 def test_each_button_of_an_expression_shows_another_one(page: Page) -> None:
+    assert (
+        page.run("return document.getElementById('expressions-name').innerText;") == "Expressions"
+    )
     images = [page.screenshot("canvas")]
     for number in range(1, TIMESTEPS + 1):
-        page.click(f".expression:nth-of-type({number + 2})")
+        page.click(f".expression:nth-of-type({number})")
         images.append(page.screenshot("canvas"))
     page.click("button.neutral")
     assert all(differ(first, second) for first, second in pairwise(images))

@@ -14,13 +14,17 @@ from tests.scenes import ROOT
 from tests.scenes.workflow import run
 
 
+@pytest.mark.parametrize("source", ["template", "trellis"])
 @pytest.mark.parametrize("executor", ["slurm", "kubernetes"])
-def test_a_profile_gives_each_job_its_resources(executor: str, tmp_path: Path) -> None:
+def test_a_profile_gives_each_job_its_resources(executor: str, source: str, tmp_path: Path) -> None:
     if find_spec(f"snakemake_executor_plugin_{executor}") is None:
         pytest.skip(f"pip install -c constraints.txt '.[{executor}]'")
     for name in ("config", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
-    row = f"demo,generated,,,,,{ROOT / 'tests/tiny.yaml'}"
+    settings = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    settings["prior"] = {"generate": {"source": source}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    row = "demo,generated,,,,,tiny.yaml"
     (tmp_path / "subjects.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
     status, printed = run(tmp_path, "--profile", f"profiles/{executor}", "-n")
     assert status == 0, printed
@@ -31,6 +35,8 @@ def test_a_profile_gives_each_job_its_resources(executor: str, tmp_path: Path) -
         )
     }
     assert resources["train_splat"]["gpu"] == "1" and "gpu" not in resources["fit_face"]
+    assert "gpu" not in resources["generate_prior"]  # a generator has run before it
+    assert ("run_generator" in resources) == (source == "trellis")
     assert {"mem_mb", "disk_mb", "runtime"} <= set(resources["ingest"])
 
 

@@ -85,7 +85,6 @@ rule generate_prior:
     resources:
         mem_mb=growing(4000),
         runtime=growing(30),
-        gpu=gpus("prior.generate"),
     params:
         settings=block("prior.generate"),
         mesh=flag("mesh"),

@@ -273,7 +273,7 @@ def plot(options: argparse.Namespace) -> None:
     ]
     options.output.write_text(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 470" font-family="sans-serif" '
-        f'font-size="11">{"".join(parts)}</svg>\n'
+        f'font-size="11">{"".join(parts)}{legend(table["profile"].unique())}</svg>\n'
     )
 
 
@@ -286,7 +286,7 @@ def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -
     unit, digits = {"psnr_db": ("PSNR, dB", 1), "ssim": ("SSIM", 3)}[column]
     parts = [
         f'<rect x="{left}" y="{top}" width="270" height="160" fill="none" stroke="#999"/>',
-        f'<text x="{left}" y="{top - 8}">{title}: {unit}</text>',
+        f'<text x="{left}" y="{top - 8}">{title}: {unit}, over minutes</text>',
     ]
     for quarter in range(5):
         x, y = left + 67.5 * quarter, top + 160 - 40 * quarter
@@ -294,19 +294,26 @@ def panel(rows: pd.DataFrame, column: str, held_out: str, left: int, top: int) -
         parts.append(
             f'<path d="M{left} {y}h270M{x} {top}v160" stroke="#ddd"/>'
             f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.{digits}f}</text>'
-            f'<text x="{x}" y="{top + 175}" text-anchor="middle">{minutes:.1f} min</text>'
+            f'<text x="{x}" y="{top + 175}" text-anchor="middle">{minutes:.1f}</text>'
         )
-    for index, (profile, own) in enumerate(rows.groupby("profile", sort=False)):
+    for index, (_, own) in enumerate(rows.groupby("profile", sort=False)):
         x = left + 270 * own["seconds"] / last
         y = top + 160 * (1 - ((own[column] - low) / (high - low)).clip(0, 1))
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         colour = COLOURS[index % len(COLOURS)]
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            f'<text x="{left + 264}" y="{top + 90 + 14 * index}" text-anchor="end" '
-            f'fill="{colour}">{profile}</text>'
         )
     return "".join(parts)
+
+
+def legend(names: Sequence[str]) -> str:
+    """The names of the curves in their colours, in one line below the panels."""
+    return "".join(
+        f'<text x="{60 + 120 * index}" y="458" font-size="13" '
+        f'fill="{COLOURS[index % len(COLOURS)]}">{name}</text>'
+        for index, name in enumerate(names)
+    )
 
 
 def main() -> None:

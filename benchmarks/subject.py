@@ -1,12 +1,13 @@
 """Time and memory of a whole subject by rule, from a run on a part of it: ``python -m
-benchmarks.subject results/<subject> --timesteps 2500``, in seconds.
+benchmarks.subject results/<subject> --timesteps 2500 --held-out 200``, in seconds.
 
 Snakemake's benchmark files say what each job of the run took. A rule's time is scaled by what it
 depends on, which `SCALED_BY` has: the timesteps, or the images (timesteps × cameras), of all
-sequences; the trainings and the rules on one mesh take what they take. Start-up and compilation are
-scaled with the rest, so a part should be long enough for them not to count. A rule's elapsed time
-takes into account that as many of its jobs run side by side as the cores allow; that jobs of
-different rules may, too, is left out, so that the sum is an upper bound.
+sequences, or the images of the test sequences; the trainings and the rules on one mesh take what
+they take. Start-up and compilation are scaled with the rest, so a part should be long enough for
+them not to count. A rule's elapsed time takes into account that as many of its jobs run side by
+side as the cores allow; that jobs of different rules may, too, is left out, so that the sum is an
+upper bound.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from eavatar.io import read_sequences
 from eavatar.threads import count_threads
 
 RULES = Path(__file__).parents[1] / "workflow" / "rules"
-TIMESTEPS, IMAGES, NOTHING = "timesteps", "images", "—"
+TIMESTEPS, IMAGES, TEST_IMAGES, NOTHING = "timesteps", "images", "test images", "—"
 SCALED_BY = {
     "ingest": IMAGES,
     "matte": IMAGES,
@@ -32,8 +33,8 @@ SCALED_BY = {
     "refine_face": IMAGES,
     "measure_gaze": IMAGES,
     "measure_appearance": IMAGES,
-    "floors": IMAGES,
-    "evaluate": IMAGES,
+    "floors": TEST_IMAGES,  # and its mean image with those of training, a tenth here
+    "evaluate": TEST_IMAGES,
 }
 """What the time of a rule grows with; of the others with nothing."""
 MEBIBYTE_PER_GIGABYTE = 1e9 / 2**20
@@ -46,17 +47,24 @@ class Size:
     Attributes:
         timesteps: of all its sequences.
         images: of these in all cameras.
+        test_images: of the test sequences.
     """
 
     timesteps: int
     images: int
+    test_images: int
 
     @classmethod
     def of(cls, capture: Path) -> Size:
         """What was ingested into ``results/<subject>/capture``."""
         split = read_sequences(capture / "sequences.json")
-        tables = [pd.read_csv(capture / f"{name}.csv") for name in (*split.train, *split.test)]
-        return cls(sum(table["timestep"].nunique() for table in tables), sum(map(len, tables)))
+        train, test = (
+            [pd.read_csv(capture / f"{name}.csv") for name in names]
+            for names in (split.train, split.test)
+        )
+        images, test_images = sum(map(len, train)), sum(map(len, test))
+        timesteps = sum(table["timestep"].nunique() for table in (*train, *test))
+        return cls(timesteps, images + test_images, test_images)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class Rule:
         return {
             TIMESTEPS: whole.timesteps / part.timesteps,
             IMAGES: whole.images / part.images,
+            TEST_IMAGES: whole.test_images / max(part.test_images, 1),
             NOTHING: 1.0,
         }[self.scaled_by]
 
@@ -157,10 +166,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("results", type=Path, help="results/<subject> of the run on a part")
     parser.add_argument("--timesteps", type=int, required=True, help="of the whole subject")
+    parser.add_argument(
+        "--held-out", type=int, help="of these; as many as in the part if not given"
+    )
     parser.add_argument("--cores", type=int, default=count_threads(), help="of the run")
     a = parser.parse_args()
     part = Size.of(a.results / "capture")
-    whole = Size(a.timesteps, round(a.timesteps * part.images / part.timesteps))
+    cameras = part.images / part.timesteps
+    held_out = a.timesteps * part.test_images / part.images if a.held_out is None else a.held_out
+    whole = Size(a.timesteps, round(a.timesteps * cameras), round(held_out * cameras))
     print("\n".join(describe(read_rules(a.results, a.cores), part, whole)))
 
 

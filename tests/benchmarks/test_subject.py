@@ -10,8 +10,9 @@ from benchmarks.subject import Size, describe, read_rules, threads_of
 from eavatar.io import Sequences, write_sequences
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
-PART = Size(timesteps=5, images=10)
-WHOLE = Size(timesteps=50, images=200)  # ten times the timesteps in twice the cameras
+PART = Size(timesteps=5, images=10, test_images=4)
+# ten times the timesteps in twice the cameras, and three times the test images
+WHOLE = Size(timesteps=50, images=200, test_images=12)
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def results(tmp_path: Path) -> Path:
         "detect_landmarks/FREE": (2.0, 900.0),
         "fit_face": (7.0, 100.0),
         "train_sdf/full": (100.0, 2000.0),
+        "evaluate/full": (30.0, 2000.0),
     }
     for job, (seconds, mebibytes) in jobs.items():
         path = tmp_path / "benchmarks" / f"{job}.tsv"
@@ -45,6 +47,7 @@ def test_each_rule_grows_with_its_own_count(results: Path) -> None:
     assert rules["detect_landmarks"].elapsed(PART, WHOLE) == 5 * 20  # images
     assert rules["fit_face"].elapsed(PART, WHOLE) == 7 * 10  # timesteps
     assert rules["train_sdf"].elapsed(PART, WHOLE) == 100  # steps of its settings
+    assert rules["evaluate"].elapsed(PART, WHOLE) == 30 * 3  # images of test sequences
     assert rules["detect_landmarks"].memory_gb == pytest.approx(900 * 2**20 / 1e9)
 
 
@@ -57,4 +60,4 @@ def test_jobs_of_a_rule_share_the_cores(results: Path) -> None:
 
 def test_the_table_adds_up(results: Path) -> None:
     *_, last = describe(read_rules(results, cores=1), PART, WHOLE)
-    assert last == "| all | | 112 s | 224 s | | | | 270 s | |"
+    assert last == "| all | | 142 s | 284 s | | | | 360 s | |"

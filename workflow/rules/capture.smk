@@ -69,6 +69,7 @@ rule check:
     retries: 0  # what is wrong with an input stays wrong
     conda:
         "../../envs/capture.yaml"
+    threads: 4
     resources:
         mem_mb=growing(4000),
         runtime=growing(30),

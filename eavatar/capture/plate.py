@@ -184,20 +184,14 @@ def _draw_soft_edge(image: Image, levels: Image, plate: Image, subject: Image, m
     step = max(1, radius // LOCAL_RADIUS)
     side = 2 * radius + 1
     box = _box_around(subject, side, step)
-    image, hard, mask = image[box], subject[box], mask[box]
+    image, hard = image[box], subject[box]
     inside = _distance_within(hard) > radius
-    band = np.nonzero(~inside & (_distance_within(1 - hard) <= radius))
-    counts = cv2.boxFilter(hard, cv2.CV_32S, (side, side), normalize=False)
-    small = cv2.LUT(image[::step, ::step], levels)
-    local = _local_colours(small, inside[::step, ::step], 2 * radius // step)
-    alpha = _fit_alpha(
-        levels[0, image[band], np.arange(3)],
-        plate[box][band],
-        local[:, band[0] // step, band[1] // step],
-        counts[band] / np.float32(side**2),
+    near = _distance_within(1 - hard) <= radius
+    blurred = _sums(hard, radius), side**2
+    local = _local_colours(
+        image[::step, ::step], levels, inside[::step, ::step], 2 * radius // step
     )
-    mask[inside] = 255
-    mask[band] = (alpha * 255).round()
+    _blend(image, levels[0], plate[box], inside, near, *blurred, local, step, mask[box])
 
 
 def _box_around(subject: Image, margin: int, step: int) -> tuple[slice, slice]:
@@ -207,56 +201,96 @@ def _box_around(subject: Image, margin: int, step: int) -> tuple[slice, slice]:
     return slice(top, y + height + margin), slice(left, x + width + margin)
 
 
-def _local_colours(colour: Image, inside: Bool, radius: int) -> Image:
-    """(2, H, W, 4) sums of the colours of the darker and of the brighter inside around each pixel.
-
-    Divided by the fourth value, the share of such pixels, they are means. Of large squares it is
-    enough to look at every few pixels.
+def _local_colours(image: Image, levels: Image, inside: Bool, radius: int) -> Image:
+    """(2, H, W, 4) of the darker and of the brighter inside around each pixel: sums of the frame's
+    levels and the number of pixels, exact. Of large squares it is enough to look at every few.
 
     Args:
-        colour: (H, W, 3).
+        image: (H, W, 3) frame.
+        levels: (1, 256, 3) what its levels stand for.
         inside: (H, W) what counts.
         radius: of the square around, pixels.
     """
-    side = (2 * radius + 1, 2 * radius + 1)
-    lightness = colour.mean(axis=-1, keepdims=True)
-    ones = np.ones_like(lightness)
-    inside = inside[..., None]
-    total, share = cv2.split(cv2.blur(np.dstack([lightness, ones]) * inside, side))
-    bright = lightness * share[..., None] > total[..., None]
-    counted = np.dstack([colour, ones])
-    return np.stack([cv2.blur(counted * (inside & part), side) for part in (~bright, bright)])
+    lightness = cv2.transform(cv2.LUT(image, levels), np.ones((1, 3)))
+    total = _sums(lightness * inside, radius)
+    bright = lightness * _sums(inside.view(np.uint8), radius) > total
+    counted = np.dstack([image, np.ones_like(image[..., :1])])
+    parts = (inside & ~bright, inside & bright)
+    return np.stack([_sums(cv2.copyTo(counted, part.view(np.uint8)), radius) for part in parts])
+
+
+def _sums(values: Image, radius: int) -> Image:
+    """Of values (H, W) or (H, W, D), over the square around each pixel; of 8 bits in 32 bits."""
+    depth = cv2.CV_32F if values.dtype == np.float32 else cv2.CV_32S
+    return cv2.boxFilter(values, depth, (2 * radius + 1, 2 * radius + 1), normalize=False)
 
 
 @njit(cache=True, nogil=True)
-def _fit_alpha(colour: Image, behind: Image, local: Image, blurred: Image) -> Image:
-    """(N,) alpha of pixels on the edge, see `_draw_soft_edge`.
+def _blend(
+    image: Image,
+    levels: Image,
+    plate: Image,
+    inside: Bool,
+    near: Bool,
+    counts: Image,
+    area: int,
+    local: Image,
+    step: int,
+    mask: Image,
+) -> None:
+    """Write a mask (H, W): 255 inside, and alpha on the edge, see `_draw_soft_edge`.
 
     Args:
-        colour: (N, 3) of the frame.
-        behind: (N, 3) of the plate.
-        local: (2, N, 4) colours of the inside around, see `_local_colours`.
-        blurred: (N,) the blurred hard mask.
+        image: (H, W, 3) frame.
+        levels: (256, 3) what its levels stand for, in proportion to them.
+        plate: (H, W, 3) in [0, 1].
+        inside: (H, W) within the subject, beyond the edge.
+        near: (H, W) the subject and what is near it.
+        counts: (H, W) pixels of the hard mask in the square around.
+        area: pixels of that square.
+        local: (2, H / step, W / step, 4) of `_local_colours`.
+        step: pixels.
+        mask: (H, W) 0, written to.
     """
-    alpha = np.empty_like(blurred)
-    for i in range(len(alpha)):
-        alpha[i], least = blurred[i], np.inf
-        for part in range(2):
-            share = local[part, i, 3]
-            if share <= 1e-3:
-                continue
-            projected, squared_contrast, squared_difference = 0.0, 0.0, 0.0
-            for channel in range(3):
-                contrast = local[part, i, channel] / share - behind[i, channel]
-                difference = colour[i, channel] - behind[i, channel]
-                projected += difference * contrast
-                squared_contrast += contrast**2
-                squared_difference += difference**2
-            fitted = projected + CONTRAST**2 * blurred[i]
-            fitted = min(max(fitted / (squared_contrast + CONTRAST**2), 0.0), 1.0)
-            residual = squared_difference - 2 * fitted * projected + fitted**2 * squared_contrast
-            if residual < least:
-                alpha[i], least = fitted, residual
+    for y in range(len(mask)):
+        for x in range(mask.shape[1]):
+            if inside[y, x]:
+                mask[y, x] = 255
+            elif near[y, x]:
+                around = local[:, y // step, x // step]
+                blurred = counts[y, x] / area
+                alpha = _fit_alpha(image[y, x], levels, plate[y, x], around, blurred)
+                mask[y, x] = round(255 * alpha)
+
+
+@njit(cache=True, nogil=True)
+def _fit_alpha(pixel: Image, levels: Image, behind: Image, local: Image, blurred: float) -> float:
+    """Alpha of a pixel on the edge, see `_draw_soft_edge`.
+
+    Args:
+        pixel: (3,) of the frame.
+        levels: (256, 3) what its levels stand for, in proportion to them.
+        behind: (3,) of the plate.
+        local: (2, 4) of `_local_colours`.
+        blurred: the blurred hard mask.
+    """
+    alpha, least = blurred, np.inf
+    for part in range(2):
+        if local[part, 3] == 0:
+            continue
+        projected, squared_contrast, squared_difference = 0.0, 0.0, 0.0
+        for channel in range(3):
+            mean = local[part, channel] / local[part, 3] * levels[255, channel] / 255
+            contrast = mean - behind[channel]
+            difference = levels[pixel[channel], channel] - behind[channel]
+            projected += difference * contrast
+            squared_contrast += contrast**2
+            squared_difference += difference**2
+        fitted = projected + CONTRAST**2 * blurred
+        fitted = min(max(fitted / (squared_contrast + CONTRAST**2), 0.0), 1.0)
+        residual = squared_difference - 2 * fitted * projected + fitted**2 * squared_contrast
+        if residual < least:
+            alpha, least = fitted, residual
     return alpha
 
 

@@ -157,14 +157,16 @@ class View:
 
     def screenshot(self) -> bytes:
         """The present image in full size, as PNG."""
-        image = self._draw(self.state)
+        image = self._draw(self.state, self.client.camera.aspect)
         return encode_image(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def video(self) -> bytes:
         """The present sequence seen as now, in full size, as MP4."""
-        state = self.state
+        state, aspect = self.state, self.client.camera.aspect
         timesteps = range(len(self.viewer.tracks[state.sequence]))
-        images = (even(self._draw(replace(state, timestep=timestep))) for timestep in timesteps)
+        images = (
+            even(self._draw(replace(state, timestep=timestep), aspect)) for timestep in timesteps
+        )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "video.mp4"
             write_video(path, images, RATE, "yuv420p", QUALITY)
@@ -215,25 +217,25 @@ class View:
 
     def _send(self, side: int) -> float:
         """Draw the state and send it; returns the seconds that this took."""
-        start = time.perf_counter()
+        start, aspect = time.perf_counter(), self.client.camera.aspect
         try:
-            image = self._draw(self.state, side)
+            image = self._draw(self.state, aspect, side)
         except UserError as error:
             self.tell(error)
             self._panel.show_less()
             return 0.0
         if self._closed.is_set():
             return 0.0
-        image = pad_to_aspect(image, self.client.camera.aspect)
-        self.client.scene.set_background_image(image, "jpeg", jpeg_quality=JPEG_QUALITY)
+        padded = pad_to_aspect(image, aspect)
+        self.client.scene.set_background_image(padded, "jpeg", jpeg_quality=JPEG_QUALITY)
         self.client.flush()  # else viser waits for 1/60 s after each
         seconds = time.perf_counter() - start
-        self._panel.report(side, seconds)
+        self._panel.report(image, seconds)
         return seconds
 
-    def _draw(self, state: ViewState, side: int | None = None) -> Image:
+    def _draw(self, state: ViewState, aspect: float, side: int | None = None) -> Image:
         with self._drawing:
-            return self.viewer.draw(state, side)
+            return self.viewer.draw(state, side, aspect)
 
 
 class Panel:
@@ -299,13 +301,14 @@ class Panel:
             _assign(box, box.label in start.variants)
         self._view.change(compare=False, variants=start.variants)
 
-    def report(self, side: int, seconds: float) -> None:
-        """Tell how an image was drawn, a few times a second."""
+    def report(self, image: Image, seconds: float) -> None:
+        """Tell how an image (H, W, 3) was drawn, a few times a second."""
         if time.monotonic() < self._reported + REST:
             return
         self._reported = time.monotonic()
         count = self._view.viewer.count_gaussians(self._view.state)
-        self._facts.content = f"{1 / seconds:.1f} frames per second · {side}² · {count:,} Gaussians"
+        size = f"{image.shape[1]}×{image.shape[0]}"
+        self._facts.content = f"{1 / seconds:.1f} frames per second · {size} · {count:,} Gaussians"
 
     def _connect(self) -> None:
         view, start = self._view, self._view.viewer.start

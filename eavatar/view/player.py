@@ -36,17 +36,20 @@ from eavatar.view.modes import Mode, draw_mode
 logger = logging.getLogger(__name__)
 
 HEADROOM = 1.25  # pairs of Gaussians and tiles of frames to come / of the present frame
+GRAPHS = 4  # that are kept, the latest: each holds memory for its size of image
 WARM_UP = 5  # first frames, which the times leave out
 QUALITY = "14"  # x264's constant rate factor: no loss that one sees
 RATE = 24.0  # frames per second: NeRSemble's 73 with every third frame
 RATES = 1e-3, 1e3  # the least and the most: containers count in fractions
+
+FrameGraph = GrowingGraph[PairCapacity, tuple[Tensor, Tensor]]
 
 
 class Player:
     """Draws an avatar frame by frame, on CUDA as one graph.
 
     The first frames are drawn without the graph. Where a frame needs larger buffers than the graph
-    has, it is drawn again by one with larger ones.
+    has, it is drawn again by one with larger ones. Each mode and size of image has its own graph.
 
     Args:
         avatar: on the device that is to draw; it must not change any more. It is its own networks
@@ -62,7 +65,7 @@ class Player:
             logger.info("compiling the networks; that takes a minute or two")
             avatar.generator.compile(dynamic=False)
             avatar.upsampler.compile(dynamic=False)
-        self._graphs: dict[tuple[Mode, int], GrowingGraph[PairCapacity, tuple[Tensor, Tensor]]] = {}
+        self._graphs: dict[tuple[Mode, tuple[int, int]], FrameGraph] = {}
 
     def __call__(
         self,
@@ -71,9 +74,9 @@ class Player:
         intrinsics: Tensor,
         world_to_camera: Tensor,
         mode: Mode = Mode.FINE,
-        side: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """The image (H, H, 3) uint8, on white, on the avatar's device; the next call overwrites it.
+        """The image (H, W, 3) uint8, on white, on the avatar's device; the next call overwrites it.
 
         It is finished when the call returns.
 
@@ -83,10 +86,10 @@ class Player:
             intrinsics: (1, 3, 3) of the final image, pixels.
             world_to_camera: (1, 4, 4).
             mode: what is drawn.
-            side: H of the image, pixels; what the avatar was trained at if not given.
+            size: H and W of the image, pixels; the square that the avatar was trained at if not
+                given.
         """
-        side = side or self.avatar.settings.image_size
-        graph = self._graph(mode, side)
+        graph = self._graph(mode, size or _trained_size(self.avatar))
         given = (expression, pose, intrinsics, world_to_camera)
         inputs = [tensor.to(self.avatar.device) for tensor in given]
         with torch.no_grad():  # before the graph, whose inputs keep their shapes
@@ -101,13 +104,15 @@ class Player:
             if whole:
                 return image
 
-    def _graph(self, mode: Mode, side: int) -> GrowingGraph[PairCapacity, tuple[Tensor, Tensor]]:
-        if (mode, side) not in self._graphs:
-            draw = partial(draw_frame, self.avatar, mode=mode, side=side)
-            self._graphs[mode, side] = GrowingGraph(
-                draw, captures=self.avatar.device.type == "cuda"
-            )
-        return self._graphs[mode, side]
+    def _graph(self, mode: Mode, size: tuple[int, int]) -> FrameGraph:
+        graph = self._graphs.pop((mode, size), None)
+        if graph is None:
+            draw = partial(draw_frame, self.avatar, mode=mode, size=size)
+            graph = GrowingGraph(draw, captures=self.avatar.device.type == "cuda")
+            if len(self._graphs) == GRAPHS:
+                self._graphs.pop(next(iter(self._graphs))).restart()  # gives its memory back
+        self._graphs[mode, size] = graph  # the latest is last
+        return graph
 
 
 @torch.no_grad()
@@ -119,7 +124,7 @@ def draw_frame(
     intrinsics: Tensor,
     world_to_camera: Tensor,
     mode: Mode = Mode.FINE,
-    side: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One frame without a graph: the image as of `Player`, and () the pairs that it needed.
 
@@ -131,13 +136,16 @@ def draw_frame(
         intrinsics: likewise.
         world_to_camera: likewise.
         mode: as of `Player`.
-        side: as of `Player`.
+        size: as of `Player`.
     """
-    side = side or avatar.settings.image_size
-    camera = CameraBatch(intrinsics, world_to_camera, side, side)
+    camera = CameraBatch(intrinsics, world_to_camera, *(size or _trained_size(avatar)))
     limit = capacity.pairs if capacity else None
     image, pairs = draw_mode(avatar, mode, expression, pose, camera, limit)
     return (255 * image.clamp(0, 1) + 0.5).to(torch.uint8), pairs
+
+
+def _trained_size(avatar: Avatar) -> tuple[int, int]:
+    return (avatar.settings.image_size,) * 2
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Nothing here knows of a browser; `eavatar.view.browser` does. Letters: E express
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,10 @@ from eavatar.view.player import Player, most_frontal, read_drive
 from eavatar.view.telling import Component, Telling, find_telling, strongest_components
 
 SLIDERS = 10  # components that get one
-LETTERS = 1 / 400  # size of OpenCV's letters / side of the image
+LETTERS = 1 / 400  # size of OpenCV's letters / shorter side of the image
 SLOW, FAST = 0.15, 0.03  # seconds of an image in motion; of twice the side it takes up to 4 times
+NARROW, WIDE = 0.5, 2.5  # width / height of the narrowest and the widest render
+STEP = 32  # pixels: what is drawn beyond the square comes in multiples of it
 MIN_SIDE = 256  # in motion, pixels: smaller images save little, the networks take the time
 
 
@@ -175,21 +178,27 @@ class Viewer:
             self._players[variant] = Player(avatar)
         return self._players[variant]
 
-    def draw(self, state: ViewState, side: int | None = None) -> Image:
-        """The image of a state, (side, side · n, 3) RGB uint8: n tiles side by side.
+    def draw(self, state: ViewState, side: int | None = None, aspect: float = 1.0) -> Image:
+        """The image of a state, RGB uint8: tiles side by side.
 
-        They are each variant's render; or the frame, then each variant's render and error.
+        They are each variant's render, which fill an image of the aspect; or squares with the
+        frame, then each variant's render and error. A render that is no square shows more to both
+        sides of the state's camera, at the same scale.
 
         Args:
             state: what to show.
-            side: of a tile, pixels; what the first variant was trained at if not given.
+            side: the shorter one of a tile, pixels; what the first variant was trained at if not
+                given.
+            aspect: width / height of all renders together; each has `NARROW` to `WIDE`.
 
         Raises:
             UserError: an avatar or a frame cannot be read.
         """
         side = side or self.avatar.settings.image_size
-        renders = {name: self._render(name, state, side) for name in state.variants}
-        if not state.compare or state.serial is None:
+        compares = state.compare and state.serial is not None
+        tile = 1.0 if compares else min(max(aspect / len(state.variants), NARROW), WIDE)
+        renders = {name: self._render(name, state, side, tile) for name in state.variants}
+        if not compares:
             return _join(renders)
         frame, visible = read_frame(self.results.capture, state, side)
         tiles = {"frame": frame}
@@ -221,14 +230,20 @@ class Viewer:
         """Of all avatars that a state shows."""
         return sum(len(self.player(name).avatar.neutral) for name in state.variants)
 
-    def _render(self, variant: str, state: ViewState, side: int) -> Image:
+    def _render(self, variant: str, state: ViewState, side: int, aspect: float) -> Image:
         player = self.player(variant)
-        camera = CameraBatch.of([state.camera.resize(side, side)], player.avatar.device)
+        height, width = round(max(side, side / aspect)), round(max(side, side * aspect))
+        rows, columns = (size_to_draw(side, length) for length in (height, width))
+        square = state.camera.resize(side, side)
+        view = square.crop((side - columns) // 2, (side - rows) // 2, columns, rows)
+        camera = CameraBatch.of([view], player.avatar.device)
         moved = state.move(self.tracks[state.sequence][state.timestep])
         expression = torch.from_numpy(moved.driving)
         pose = torch.from_numpy(np.concatenate([moved.rotation, moved.translation]))
         views = (camera.intrinsics, camera.world_to_camera)
-        image: Image = player(expression, pose, *views, state.mode, side).cpu().numpy()
+        drawn = player(expression, pose, *views, state.mode, (rows, columns))
+        top, left = (rows - height) // 2, (columns - width) // 2
+        image: Image = drawn[top : top + height, left : left + width].cpu().numpy()
         return image
 
 
@@ -262,6 +277,17 @@ def place_camera(like: Camera, rotation: Float64, position: Float64) -> Camera:
     return replace(like, world_to_camera=world_to_camera)
 
 
+def size_to_draw(side: int, length: int) -> int:
+    """Pixels to draw for a length of at least the square's side, which stays in the middle.
+
+    They are few numbers, as each costs a CUDA graph: steps are about an eighth of the side. A step
+    adds `STEP` pixels, or a multiple, to both ends, so that the square is sampled where it would be
+    without them.
+    """
+    step = 2 * max(side // 16 // STEP, 1) * STEP
+    return side + step * math.ceil((length - side) / step)
+
+
 def pad_to_aspect(image: Image, aspect: float) -> Image:
     """The image (H, W, 3) in the middle of a white one that has an aspect, width / height."""
     height, width = image.shape[:2]
@@ -279,7 +305,7 @@ def _join(tiles: Mapping[str, Image]) -> Image:
 
 
 def _name(image: Image, text: str) -> Image:
-    size = LETTERS * len(image)
+    size = LETTERS * min(image.shape[:2])
     corner = (round(10 * size), round(30 * size))
     return cv2.putText(
         np.ascontiguousarray(image), text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, (90, 90, 90), 1,

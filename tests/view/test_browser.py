@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.viewer import opened
+from benchmarks.viewer import WINDOW, opened
 from eavatar.__main__ import main
 from eavatar.errors import UserError
 from eavatar.landmark_indices import MOUTH
@@ -120,7 +120,8 @@ def test_images_reach_a_client_without_a_browser_while_a_slider_is_pulled(port: 
             assert time.monotonic() < end
             pulled = client.pull(0.5)
             images += pulled.images
-    assert re.search(rf"frames per second · {SIZE}² · [\d,]+ Gaussians", pulled.facts)
+    size = f"{round(SIZE * WINDOW[0] / WINDOW[1])}×{SIZE}"
+    assert re.search(rf"frames per second · {size} · [\d,]+ Gaussians", pulled.facts)
 
 
 def test_a_slider_opens_the_mouth_and_nothing_else(viewer: Viewer, page: Page) -> None:
@@ -179,6 +180,20 @@ def test_frames_stand_beside_the_render_where_they_are_asked_for(page: Page) -> 
     assert page.faults == []
 
 
+def test_the_image_follows_the_shape_of_the_window(viewer: Viewer, page: Page) -> None:
+    click(page, "button", "At rest")
+    panel = WIDTH - settle(page).shape[1]
+    for width, height in ((panel + 800, 400), (panel + 400, 600), (WIDTH, HEIGHT)):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
+        canvas = settle(page)
+        assert canvas.shape == (height, width - panel, 3)
+        drawn = viewer.draw(viewer.start, aspect=(width - panel) / height) / 255
+        # Below the message in a corner. The JPEG makes 0.007, a square that is padded 0.039.
+        assert np.abs(cv2.resize(drawn, canvas.shape[1::-1]) - canvas)[220:].mean() < 0.015
+    assert page.faults == []
+
+
 def test_playing_goes_through_the_sequence(page: Page) -> None:
     click(page, "label", "Play")
     seen: set[float] = set()
@@ -193,7 +208,7 @@ def test_playing_goes_through_the_sequence(page: Page) -> None:
 
 def test_what_is_seen_can_be_taken_away(viewer: Viewer, page: Page, tmp_path: Path) -> None:
     click(page, "button", "At rest")
-    settle(page)
+    canvas = settle(page)
     page.call("Page.setDownloadBehavior", behavior="deny")
     page.run(
         "window.files = {}; const make = URL.createObjectURL;"
@@ -201,7 +216,8 @@ def test_what_is_seen_can_be_taken_away(viewer: Viewer, page: Page, tmp_path: Pa
     )
     click(page, "button", "Image")
     image = cv2.imdecode(np.frombuffer(receive(page, "image/png"), np.uint8), cv2.IMREAD_COLOR)
-    assert np.array_equal(image[..., ::-1], viewer.draw(viewer.start))
+    aspect = canvas.shape[1] / canvas.shape[0]
+    assert np.array_equal(image[..., ::-1], viewer.draw(viewer.start, aspect=aspect))
     click(page, "button", "Video")
     (tmp_path / "video.mp4").write_bytes(receive(page, "video/mp4"))
     with av.open(str(tmp_path / "video.mp4")) as container:

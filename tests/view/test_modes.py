@@ -16,7 +16,7 @@ def draw(avatar: Avatar, mode: Mode, expression: float = 1.0, side: int | None =
     camera = CameraBatch.of([make_camera(10).resize(size, size)], avatar.device)
     driving = torch.full((EXPRESSIONS,), expression)
     views = camera.intrinsics, camera.world_to_camera
-    return draw_frame(avatar, None, driving, torch.zeros(6), *views, mode, side)[0].numpy()
+    return draw_frame(avatar, None, driving, torch.zeros(6), *views, mode, (size, size))[0].numpy()
 
 
 def test_the_coarse_image_is_what_the_upsampler_is_given() -> None:

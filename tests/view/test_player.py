@@ -15,7 +15,7 @@ from eavatar.avatar.files import read_avatar
 from eavatar.avatar.model import CameraBatch
 from eavatar.io import read_cameras
 from eavatar.training.graphs import MIN_SPARE, PLAIN_CALLS
-from eavatar.view.player import Player, draw_frame, most_frontal
+from eavatar.view.player import GRAPHS, Player, draw_frame, most_frontal
 from tests.scenes.small_avatar import EXPRESSIONS, SIZE, make_avatar
 from tests.scenes.small_results import TIMESTEPS, make_camera, make_tracking, write_results
 
@@ -170,6 +170,20 @@ def test_what_is_captured_has_one_shape_with_and_without_a_measured_appearance(
             draw_frame(avatar, None, driving, pose, views.intrinsics, views.world_to_camera)[0],
         )
     assert given == [(EXPRESSIONS + 2,)] * 2
+
+
+def test_an_image_has_the_size_that_is_asked_for_and_few_sizes_are_kept() -> None:
+    avatar = make_avatar()
+    views = CameraBatch.of([make_camera(-5).resize(SIZE, SIZE)], avatar.device)
+    player = Player(avatar)
+    given = (torch.zeros(EXPRESSIONS), torch.zeros(6), views.intrinsics, views.world_to_camera)
+    square = player(*given)
+    assert square.shape == (SIZE, SIZE, 3)
+    for more in range(2 * GRAPHS):
+        size = (SIZE, SIZE + 64 * more)
+        assert player(*given, size=size).shape == (*size, 3)
+        assert torch.equal(player(*given), square)
+    assert len(player._graphs) == GRAPHS
 
 
 @pytest.mark.gpu

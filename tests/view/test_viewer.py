@@ -16,16 +16,20 @@ from eavatar.view.modes import HEAT, Mode
 from eavatar.view.viewer import (
     FAST,
     MIN_SIDE,
+    NARROW,
     SLOW,
+    WIDE,
     Pace,
     Viewer,
     pad_to_aspect,
     place_camera,
+    size_to_draw,
 )
 from tests.scenes.small_results import write_results
 from tests.scenes.talking_head import SIZE, write_talking_head
 
 ROUNDING = 0.501  # half a level of 8 bits
+EDGE = 4  # pixels near the end of an image that the upsampler's convolutions see it from
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,39 @@ def test_a_camera_moved_around_the_head_sees_what_the_capture_camera_there_does(
     assert np.array_equal(*map(viewer.draw, states))
 
 
+@pytest.mark.parametrize(("x", "y", "aspect"), [(0.5, 0, 2.0), (0, 0.5, 0.5)])
+def test_what_is_beyond_the_square_is_drawn_at_the_same_scale(
+    viewer: Viewer, x: float, y: float, aspect: float
+) -> None:
+    camera = viewer.start.camera
+    side = camera.width
+    cut = camera.crop(x * side, y * side, side, side)  # ends in the middle of the face
+    larger = viewer.draw(replace(viewer.start, camera=cut), aspect=aspect)
+    assert larger.shape == (SIZE + 2 * int(y * SIZE), SIZE + 2 * int(x * SIZE), 3)
+    inner = slice(EDGE, SIZE - EDGE)
+    difference = larger[inner, inner].astype(int) - viewer.draw(viewer.start)[inner, inner]
+    assert np.abs(difference).max() <= 1  # another order of sums
+
+
+def test_an_image_fills_its_aspect_up_to_limits(viewer: Viewer) -> None:
+    assert viewer.draw(viewer.start, aspect=1.37).shape == (SIZE, round(1.37 * SIZE), 3)
+    assert viewer.draw(viewer.start, aspect=0.73).shape == (round(SIZE / 0.73), SIZE, 3)
+    assert viewer.draw(viewer.start, aspect=9.0).shape == (SIZE, round(WIDE * SIZE), 3)
+    assert viewer.draw(viewer.start, aspect=0.1).shape == (round(SIZE / NARROW), SIZE, 3)
+    compare = replace(viewer.start, compare=True)
+    assert np.array_equal(viewer.draw(compare, aspect=9.0), viewer.draw(compare))
+
+
+@pytest.mark.parametrize("side", [64, 256, 550, 1024, 1100, 2048])
+def test_windows_of_all_shapes_need_few_sizes(side: int) -> None:
+    drawn = {length: size_to_draw(side, length) for length in range(side, round(WIDE * side) + 1)}
+    assert drawn[side] == side
+    assert len(set(drawn.values())) <= 16
+    assert all(length <= size for length, size in drawn.items())
+    assert all((size - side) % 64 == 0 for size in drawn.values())
+    assert max(size - length for length, size in drawn.items()) < max(side / 8, 64)
+
+
 def test_variants_stand_side_by_side(results: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(results, tmp_path / "results"))
     shutil.copytree(folder / "splat" / "full", folder / "splat" / "bold")
@@ -135,6 +172,8 @@ def test_variants_stand_side_by_side(results: Path, tmp_path: Path) -> None:
     assert np.array_equal(left[SIZE // 4 :], right[SIZE // 4 :])
     assert viewer.count_gaussians(both) == 2 * viewer.count_gaussians(viewer.start)
     assert viewer.draw(replace(both, compare=True)).shape == (SIZE, 5 * SIZE, 3)
+    assert viewer.draw(both, aspect=3.0).shape == (SIZE, 3 * SIZE, 3)
+    assert viewer.draw(both, aspect=1.0).shape == (2 * SIZE, 2 * SIZE, 3)
 
 
 def test_a_variant_of_another_tracking_is_told_when_it_is_chosen(

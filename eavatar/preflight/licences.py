@@ -13,12 +13,13 @@ from pathlib import Path
 from eavatar.backends import PriorBackend
 from eavatar.errors import UserError
 from eavatar.face.morphable import describe_morphable_model, forbids_commercial_use
-from eavatar.preflight.findings import Examination
+from eavatar.preflight.findings import Examination, Status
 from eavatar.preflight.machine import Blocks
 from eavatar.settings import BackendSettings, required_backbones
 from eavatar.weights import backbone
 
 OWN = "this project's, Apache-2.0"
+UNKNOWN = "its licence is not known"
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,14 @@ def examine_licences(
     parts = list(dict.fromkeys(parts))
     for part in parts:
         text = f"{part.licence}; {part.restriction}" if part.restriction else part.licence
-        found.add(f"licence {part.name}", "ok", text)
-    reasons = [f"{part.name} ({part.restriction})" for part in parts if part.restriction]
-    answer = f"no: {', '.join(reasons)}" if reasons else "yes, as far as these parts are concerned"
-    found.add("commercial use", "ok", f"{answer}; the capture has terms of its own.")
+        found.add(f"licence {part.name}", "warning" if part.restriction == UNKNOWN else "ok", text)
+    restrictions = {part.restriction for part in parts if part.restriction}
+    reasons = ", ".join(f"{part.name} ({part.restriction})" for part in parts if part.restriction)
+    answer = "yes, as far as these parts are concerned"
+    if restrictions:
+        answer = f"not known: {reasons}" if restrictions == {UNKNOWN} else f"no: {reasons}"
+    status: Status = "warning" if UNKNOWN in restrictions else "ok"
+    found.add("commercial use", status, f"{answer}; the capture has terms of its own.")
 
 
 def _model_part(path: Path | None) -> Part:
@@ -68,7 +73,7 @@ def _model_part(path: Path | None) -> Part:
     try:
         licence, restricted = describe_morphable_model(path), forbids_commercial_use(path)
     except UserError:
-        return Part(name, f"{path} cannot be read", "its licence is not known")
+        return Part(name, f"{path} cannot be read", UNKNOWN)
     return Part(name, licence, "its licence allows none" if restricted else "")
 
 
@@ -82,7 +87,7 @@ def _backend_parts(step: str, choice: BackendSettings) -> Iterator[Part]:
     try:
         weights = backend.weights(choice.own)
     except UserError:
-        yield Part(name, "its weights are not known", "its licence is not known")
+        yield Part(name, "its weights are not known", UNKNOWN)
         return
     if not weights:
         yield Part(name, "made by others, by your own choice" if backend.column else OWN)

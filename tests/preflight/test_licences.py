@@ -25,11 +25,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def told(place: Path, settings: str) -> dict[str, list[str]]:
     """What is said of each licence, and the answer, for the subject with these settings."""
+    return said(found_of(place, settings))
+
+
+def found_of(place: Path, settings: str) -> list[Finding]:
     (place / "overlay.yaml").write_text(settings)
     sheet = place / "sheet.csv"
     sheet.write_text("subject,capture,settings\na,a/capture,overlay.yaml\n")
-    found = examine(str(CONFIG / "config.yaml"), sheet, ())
-    return said(found.findings)
+    return examine(str(CONFIG / "config.yaml"), sheet, ()).findings
 
 
 def said(findings: Sequence[Finding]) -> dict[str, list[str]]:
@@ -69,8 +72,12 @@ def test_the_default_parts_may_not_and_each_reason_is_told(place: Path) -> None:
 
 
 def test_a_model_that_is_not_there_leaves_the_question_open(place: Path) -> None:
-    lines = told(place, (CONFIG / "open.yaml").read_text())
-    assert lines["commercial use"][0].startswith("no: morphable model (its licence is not known)")
+    found = found_of(place, (CONFIG / "open.yaml").read_text())
+    answer = said(found)["commercial use"][0]
+    assert answer.startswith("not known: morphable model (its licence is not known)")
+    status = {finding.item: finding.status for finding in found}
+    assert status["licence morphable model"] == status["commercial use"] == "warning"
+    assert status["licence masks selfie"] == "ok"
 
 
 def test_a_loss_whose_weights_are_neither_there_nor_needed_is_no_part(place: Path) -> None:

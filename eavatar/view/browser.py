@@ -186,7 +186,7 @@ class View:
         elif time.monotonic() > self._sent_at + SETTLING:
             moved = place_camera(self.state.camera, axes, camera.position)
             self.change(camera=moved, serial=None)
-        _assign(self._panel.camera, self.state.serial or FREE)
+        self._panel.follow(self.state.serial)
 
     def _keep_drawing(self) -> None:
         full = self.viewer.avatar.settings.image_size
@@ -288,6 +288,11 @@ class Panel:
         _assign(self._sequence, sequence)
         self._timestep.max = len(self._view.viewer.tracks[sequence]) - 1
         _assign(self._timestep, timestep)
+
+    def follow(self, serial: str | None) -> None:
+        """Have the panel show that a capture camera is looked through, or none."""
+        _assign(self.camera, serial or FREE)
+        self._compare.disabled = serial is None
 
     def step(self, timestep: int) -> None:
         """Have the timeline show another timestep of its sequence."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from eavatar.capture.own_video import CAMERA, ingest_video
@@ -56,11 +57,18 @@ def track_video(
     backend = config.face.landmarks
     if landmarks is not None:
         backend = LandmarkSettings(backend="provided")
-    with replace_folder(places[0]) as capture, replace_folder(places[1]) as face:
-        ingest = ingest_video(video, RATE, config.capture.ingest.image_size, focal, capture)
-        found = face / "landmarks" / f"{video.stem}.npz"
-        detect_landmarks(backend, ingest, capture, video.stem, landmarks, found)
-        fit_video(config.face.fit, model, capture, found, focal is None, face)
+    is_new = not output.exists()
+    try:
+        with replace_folder(places[0]) as capture, replace_folder(places[1]) as face:
+            ingest = ingest_video(video, RATE, config.capture.ingest.image_size, focal, capture)
+            found = face / "landmarks" / f"{video.stem}.npz"
+            detect_landmarks(backend, ingest, capture, video.stem, landmarks, found)
+            fit_video(config.face.fit, model, capture, found, focal is None, face)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it was never made, or holds something
+                output.rmdir()
+        raise
     words = shlex.join(["--driver", str(output), "--sequence", video.stem])
     logger.info("%s is ready; it moves an avatar with: eavatar reenact … %s", output, words)
     return output

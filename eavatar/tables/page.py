@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -100,7 +101,8 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
 
 def table(rows: pd.DataFrame) -> str:
     """A table of text cells; the first column to the left."""
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in rows.columns)
+    names = (re.sub(" ([↑↓])", "\N{NO-BREAK SPACE}\\1", str(name)) for name in rows.columns)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>"
         for row in rows.itertuples(index=False)

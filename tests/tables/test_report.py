@@ -10,13 +10,14 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from eavatar.data.video import shrink_video, write_video
 from eavatar.errors import UserError
 from eavatar.io import Landmarks, read_arrays, write_arrays
 from eavatar.tables.drawing import draw_contour, draw_points
-from eavatar.tables.page import COLUMN_WIDTH, GRAPH_LETTERS, curve, stage_graph
+from eavatar.tables.page import COLUMN_WIDTH, GRAPH_LETTERS, curve, stage_graph, table
 from eavatar.tables.report import STAGES, report
 from tests.scenes import ROOT
 from tests.scenes.ball import Subject
@@ -266,3 +267,9 @@ def test_curve_of_a_constant_and_graph() -> None:
     assert "nan" not in curve("rgb", np.zeros(1), np.ones(1))
     graph = stage_graph([("a", ["x", "y"]), ("b", ["z"]), ("c", [])], [("a", "c")])
     assert graph.count("marker-end") == 1 + 2 + 1
+
+
+def test_the_arrow_of_a_column_head_stays_on_the_line_of_its_word() -> None:
+    rows = pd.DataFrame({"variant": ["full"], "LPIPS of all ↓": ["0.1"], "PSNR ↑": ["30"]})
+    heads = re.findall("<th>(.*?)</th>", table(rows))
+    assert heads == ["variant", "LPIPS of all\N{NO-BREAK SPACE}↓", "PSNR\N{NO-BREAK SPACE}↑"]

@@ -263,3 +263,11 @@ def test_every_module_has_its_test_file_or_a_reason():
 def test_the_places_of_tests_elsewhere_exist():
     gone = [path for path in TESTED_ELSEWHERE.values() if not (ROOT / "tests" / path).is_file()]
     assert gone == []
+
+
+def test_sums_in_free_order_are_of_inlined_kernels_alone():
+    """Others have other last digits in the process that compiles than in those that load them."""
+    files = (ROOT / "eavatar").rglob("*.py")
+    free = [line for path in files for line in path.read_text().splitlines() if "fastmath=" in line]
+    assert free  # the splatting's
+    assert [line for line in free if "forceinline=True" not in line] == []

@@ -68,7 +68,7 @@ class Geometry:
     normals: Float32
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def smooth_normals(vertices: Float32, faces: Int32) -> Float32:
     """(V, 3) unit vertex normals, weighted by area.
 
@@ -98,7 +98,7 @@ def smooth_normals(vertices: Float32, faces: Int32) -> Float32:
     return normals
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def cast(
     points: Float32, faces: Int32, optics: Optics, width: int, height: int
 ) -> tuple[Int32, Float32]:
@@ -145,7 +145,7 @@ def cast(
     return ids, depths
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _look_up_volume(volume: Float32, x: float, y: float, z: float) -> float:
     """Trilinear, periodic."""
     i, j, k = math.floor(x), math.floor(y), math.floor(z)
@@ -159,7 +159,7 @@ def _look_up_volume(volume: Float32, x: float, y: float, z: float) -> float:
     return total
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _look_up_strands(strands: Float32, along: float, across: float) -> float:
     """Bilinear, periodic."""
     i, j = math.floor(along), math.floor(across)
@@ -170,7 +170,7 @@ def _look_up_strands(strands: Float32, along: float, across: float) -> float:
     return value
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _shade(
     look: Float32,
     normal: Float32,
@@ -220,7 +220,7 @@ def _shade(
         colour[channel] += gloss * shine
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True, inline="always")
+@numba.njit(cache=True, nogil=True, inline="always")
 def _ray_volume(dx: float, dy: float, points: Float32, b: int, c: int) -> float:
     """Triple product of the ray (dx, dy, 1) with two vertices in camera space."""
     volume: float = (
@@ -231,7 +231,7 @@ def _ray_volume(dx: float, dy: float, points: Float32, b: int, c: int) -> float:
     return volume
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _interpolate(
     dx: float,
     dy: float,
@@ -269,7 +269,7 @@ def _interpolate(
         view[i] /= v_length
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _gather(
     ids: Int32, depths: Float32, y: int, x: int, taken: Bool
 ) -> tuple[int, int, float, float]:
@@ -301,7 +301,7 @@ def _gather(
     return face, count, column / max(count, 1), row / max(count, 1)
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _resolve(
     ids: Int32,
     depths: Float32,
@@ -347,7 +347,7 @@ def _resolve(
     return image, coverage
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def apply_sensor(
     image: Float32,
     coverage: Float32,

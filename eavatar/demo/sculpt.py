@@ -40,7 +40,7 @@ class SculptSurface:
     faces: Int32
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _ellipsoid(
     x: float, y: float, z: float, cx: float, cy: float, cz: float, rx: float, ry: float, rz: float
 ) -> float:
@@ -51,7 +51,7 @@ def _ellipsoid(
     return k0 * (k0 - 1.0) / max(k1, 1e-6)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _capsule(
     x: float,
     y: float,
@@ -73,27 +73,27 @@ def _capsule(
     return math.sqrt(dx * dx + dy * dy + dz * dz) - (ra + t * (rb - ra))
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _join(a: float, b: float, k: float) -> float:
     """Smooth minimum: union with a fillet of width k."""
     h = max(k - abs(a - b), 0.0) / k
     return min(a, b) - h * h * k * 0.25
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _carve(a: float, b: float, k: float) -> float:
     """Smooth difference: a without b."""
     return -_join(-a, b, k)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _smooth_step(low: float, high: float, x: float) -> float:
     """Smooth step from 0 at low to 1 at high."""
     t = min(max((x - low) / (high - low), 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _eye_opening(x: float) -> tuple[float, float]:
     """Upper and lower edge of the eye's opening relative to the eye centre, at |x|."""
     u = (x - EYE[0]) / EYE_WIDTH
@@ -102,7 +102,7 @@ def _eye_opening(x: float) -> tuple[float, float]:
     return tilt + 0.063 * arch**0.75, tilt - 0.048 * arch**0.9
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _skull_distance(x: float, y: float, z: float) -> float:
     """Cranium, face block, jaw and neck, without features; x is |x|."""
     d = _ellipsoid(x, y, z, 0.0, 0.60, -0.05, 0.765, 0.86, 0.97)
@@ -118,7 +118,7 @@ def _skull_distance(x: float, y: float, z: float) -> float:
     return _join(d, _join(neck, muscle, 0.15), 0.20)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _nose_distance(x: float, y: float, z: float, d: float) -> float:
     """The face ``d`` with nose, wings and nostrils."""
     d = _join(d, _capsule(x, y, z, 0.0, 0.40, 0.875, 0.0, 0.03, 1.085, 0.068, 0.088), 0.13)
@@ -129,7 +129,7 @@ def _nose_distance(x: float, y: float, z: float, d: float) -> float:
     return _carve(d, nostril, 0.03)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _eye_distance(x: float, y: float, z: float, d: float) -> float:
     """The face ``d`` with brow ridge, socket, lids and their opening."""
     d = _join(d, _capsule(x, y, z, 0.10, 0.475, 0.865, 0.46, 0.525, 0.70, 0.075, 0.085), 0.15)
@@ -143,7 +143,7 @@ def _eye_distance(x: float, y: float, z: float, d: float) -> float:
     return min(_carve(d, opening, 0.012), radius - 0.117)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _mouth_distance(x: float, y: float, z: float, d: float) -> float:
     """The face ``d`` with muzzle, lips a little apart, and the mouth's cavity."""
     d = _join(d, _ellipsoid(x, y, z, 0.0, -0.33, 0.66, 0.36, 0.27, 0.355), 0.14)
@@ -170,7 +170,7 @@ def _mouth_distance(x: float, y: float, z: float, d: float) -> float:
     return _carve(d, slit, 0.016)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _ear_distance(x: float, y: float, z: float, d: float) -> float:
     """The head ``d`` with an ear: a dish with a rim, a bowl and a lobe."""
     x, y, z = x - 0.765, y - 0.17, z + 0.10
@@ -191,7 +191,7 @@ def _ear_distance(x: float, y: float, z: float, d: float) -> float:
     return _join(d, ear, 0.05)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _skin_distance(x: float, y: float, z: float) -> float:
     """Head and neck."""
     x = abs(x)
@@ -203,7 +203,7 @@ def _skin_distance(x: float, y: float, z: float) -> float:
     return d
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _hairline(angle: float) -> float:
     """Height of the hair's edge at an angle from the front, radians in [0, π]."""
     forehead = 1.03 - 0.09 * _smooth_step(0.25, 0.55, angle) + 0.05 * _smooth_step(0.0, 0.25, angle)
@@ -213,7 +213,7 @@ def _hairline(angle: float) -> float:
     return ear - 0.92 * _smooth_step(1.95, 2.6, angle)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _hair_flow(x: float, y: float, z: float) -> tuple[float, float]:
     """Angles around and away from the crown, radians: hair falls from the crown on all sides."""
     y, z = y - 0.55, z + 0.05
@@ -222,7 +222,7 @@ def _hair_flow(x: float, y: float, z: float) -> tuple[float, float]:
     return math.atan2(x, forward) + 0.30 * away, away
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _hair_distance(x: float, y: float, z: float) -> float:
     """The cap of hair: the skull thickened above the hairline, with locks."""
     angle = abs(math.atan2(x, z))
@@ -242,7 +242,7 @@ def _hair_distance(x: float, y: float, z: float) -> float:
     return max(_skull_distance(abs(x), y, z) - thickness, -0.12 - above)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _shirt_distance(x: float, y: float, z: float) -> float:
     """Shoulders and chest under a shirt with a round collar."""
     x = abs(x)
@@ -261,7 +261,7 @@ def _shirt_distance(x: float, y: float, z: float) -> float:
 SKIN, HAIR, SHIRT = 0, 1, 2
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _distance(part: int, x: float, y: float, z: float) -> float:
     """Distance to one of the sculpted parts: SKIN, HAIR or SHIRT."""
     if part == SKIN:

@@ -33,7 +33,7 @@ SCALED_BY = {
     "refine_face": IMAGES,
     "measure_gaze": IMAGES,
     "measure_appearance": IMAGES,
-    "floors": TEST_IMAGES,  # and its mean image with those of training, a tenth here
+    "floors": TEST_IMAGES,  # but for its mean image, which is a tenth of its time
     "evaluate": TEST_IMAGES,
 }
 """What the time of a rule grows with; of the others with nothing."""

@@ -108,8 +108,9 @@ def alone_ms(part: Callable[..., object], inputs: list[Tensor], frames: int) -> 
 
 
 @torch.no_grad()
-def measure_parts(avatar: Avatar, view: View) -> list[float]:
-    """Milliseconds of generating, rasterising and upsampling alone."""
+def measure_parts(player: Player, view: View) -> list[float]:
+    """Milliseconds of generating, rasterising, and upsampling to 8 bits alone."""
+    avatar = player.avatar
     settings = avatar.settings
     expression, pose, intrinsics, camera = view.inputs
     cameras = CameraBatch(intrinsics, camera, settings.image_size, settings.image_size)
@@ -127,10 +128,13 @@ def measure_parts(avatar: Avatar, view: View) -> list[float]:
         gaussians = coarse.generated.gaussians
         return splat(gaussians, camera, shrunk, side, side, white, capacity)
 
+    def finish(features: Tensor) -> object:
+        return player.finish(avatar, features, settings.image_size, settings.image_size)
+
     return [
         alone_ms(generate, [expression, pose], view.frames),
         alone_ms(rasterise, [camera, shrunk], view.frames),
-        alone_ms(avatar.upsample, [coarse.features], view.frames),
+        alone_ms(finish, [coarse.features], view.frames),
     ]
 
 
@@ -141,7 +145,7 @@ def measure(avatar: Avatar, frames: int) -> None:
     player = Player(avatar, compile_networks=True)
     graph = median_ms(lambda: player(*view.inputs), frames)
     pairs = int(draw_frame(avatar, None, *view.inputs)[1])
-    generate, rasterise, upsample = measure_parts(avatar, view)
+    generate, rasterise, upsample = measure_parts(player, view)
     settings = avatar.settings
     print(
         f"{len(avatar.neutral):9,}  {settings.upsampler:9} {settings.image_size:5}² {pairs:10,}  "

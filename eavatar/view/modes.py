@@ -50,15 +50,12 @@ def draw_mode(
 
     Args:
         avatar: what is drawn.
-        mode: what of it.
+        mode: what of it; not `Mode.FINE`, which is more than what is splatted.
         expression: as of `Avatar.draw`, as are the next three.
         pose: likewise.
         camera: likewise, a single one.
         capacity: likewise.
     """
-    if mode is Mode.FINE:
-        drawn = avatar(expression, pose, camera, capacity)
-        return drawn.fine[0], drawn.pairs
     generated = avatar.generate(expression, pose)
     if not mode.is_image:
         if mode is Mode.CONTROLS:

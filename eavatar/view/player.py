@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,15 +56,19 @@ class Player:
             that are compiled.
         compile_networks: on CUDA, before the first frame. It takes a minute, which a film of less
             than thousands of frames does not win back.
+
+    Attributes:
+        finish: from splatted features to the image, see `finish`; compiled if the networks are.
     """
 
     def __init__(self, avatar: Avatar, compile_networks: bool = False):
         self.avatar = avatar
+        self.finish: Finish = finish
         on_cuda = avatar.device.type == "cuda"
         if compile_networks and on_cuda:
             logger.info("compiling the networks; that takes a minute or two")
             avatar.generator.compile(dynamic=False)
-            avatar.upsampler.compile(dynamic=False)
+            self.finish = torch.compile(finish, dynamic=False)
         self._graphs: dict[tuple[Mode, tuple[int, int]], FrameGraph] = {}
 
     def __call__(
@@ -107,12 +111,26 @@ class Player:
     def _graph(self, mode: Mode, size: tuple[int, int]) -> FrameGraph:
         graph = self._graphs.pop((mode, size), None)
         if graph is None:
-            draw = partial(draw_frame, self.avatar, mode=mode, size=size)
+            draw = partial(draw_frame, self.avatar, mode=mode, size=size, finish=self.finish)
             graph = GrowingGraph(draw, captures=self.avatar.device.type == "cuda")
             if len(self._graphs) == GRAPHS:
                 self._graphs.pop(next(iter(self._graphs))).restart()  # gives its memory back
         self._graphs[mode, size] = graph  # the latest is last
         return graph
+
+
+def finish(avatar: Avatar, features: Tensor, height: int, width: int) -> Tensor:
+    """Splatted features (1, h, w, K) to the image (H, W, 3) uint8, in a function of its own so that
+    a compiler writes no image of floats between."""
+    return quantise(avatar.upsample(features)[0, :height, :width])
+
+
+def quantise(image: Tensor) -> Tensor:
+    """The nearest 8-bit levels of colours, any shape, from 0 to 1 or beyond."""
+    return (255 * image.clamp(0, 1) + 0.5).to(torch.uint8)
+
+
+Finish = Callable[[Avatar, Tensor, int, int], Tensor]
 
 
 @torch.no_grad()
@@ -125,6 +143,7 @@ def draw_frame(
     world_to_camera: Tensor,
     mode: Mode = Mode.FINE,
     size: tuple[int, int] | None = None,
+    finish: Finish = finish,
 ) -> tuple[Tensor, Tensor]:
     """One frame without a graph: the image as of `Player`, and () the pairs that it needed.
 
@@ -137,11 +156,15 @@ def draw_frame(
         world_to_camera: likewise.
         mode: as of `Player`.
         size: as of `Player`.
+        finish: `finish`, or a compiled one.
     """
     camera = CameraBatch(intrinsics, world_to_camera, *(size or _trained_size(avatar)))
     limit = capacity.pairs if capacity else None
+    if mode is Mode.FINE:
+        drawn = avatar.draw(expression, pose, camera, limit)
+        return finish(avatar, drawn.features, camera.height, camera.width), drawn.pairs
     image, pairs = draw_mode(avatar, mode, expression, pose, camera, limit)
-    return (255 * image.clamp(0, 1) + 0.5).to(torch.uint8), pairs
+    return quantise(image), pairs
 
 
 def _trained_size(avatar: Avatar) -> tuple[int, int]:

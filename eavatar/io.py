@@ -130,10 +130,18 @@ def encode_image(suffix: str, image: Image, parameters: Sequence[int] = ()) -> b
 
 
 def require(path: Path, what: str) -> Path:
-    """``path`` if it exists, else a `UserError` that says what is missing."""
+    """``path`` if it exists, else a `UserError` that says what is missing, and what to do."""
     if not path.exists():
-        raise UserError(f"{what} is missing: {path} does not exist.")
+        raise UserError(f"{what} is missing: {path} does not exist; {_advice(path)}.")
     return path
+
+
+def _advice(path: Path) -> str:
+    """What to do about a file that is not there."""
+    if "results" not in path.parts[:-2]:
+        return "check the path"
+    subject = path.parts[path.parts.index("results") + 1]
+    return f"`snakemake --cores all results/{subject}/metrics.csv` makes what a subject lacks"
 
 
 def read_table(path: Path, what: str, names: Sequence[str]) -> pd.DataFrame:

@@ -81,6 +81,22 @@ def test_a_lacking_array_is_named(record: Record, tmp_path: Path) -> None:
         read_arrays(type(record), path)
 
 
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("results/074/face/identity.npz", "`snakemake --cores all results/074/metrics.csv` makes"),
+        ("/home/me/results/074/splat/full/log.csv", "results/074/metrics.csv` makes"),
+        ("results/failed.csv", "check the path"),
+        ("heads/mine.ply", "check the path"),
+    ],
+)
+def test_a_missing_file_is_told_with_what_to_do(path: str, advice: str) -> None:
+    with pytest.raises(UserError, match="the thing is missing") as raised:
+        require(Path(path), "the thing")
+    assert path in str(raised.value)
+    assert advice in str(raised.value)
+
+
 def test_a_wrong_shape_is_refused_on_reading_and_writing(tmp_path: Path) -> None:
     wrong = replace(LANDMARKS, points=values(TIMESTEPS, CAMERAS, 66, 2))
     with pytest.raises(UserError, match=r"'points' has shape \(3, 2, 66, 2\)"):

@@ -57,6 +57,7 @@ def track_video(
     backend = config.face.landmarks
     if landmarks is not None:
         backend = LandmarkSettings(backend="provided")
+    backend.chosen.load(backend.own)  # missing weights are told before the work, too
     is_new = not output.exists()
     try:
         with replace_folder(places[0]) as capture, replace_folder(places[1]) as face:

@@ -13,6 +13,7 @@ import pytest
 from eavatar.__main__ import main
 from eavatar.backends import LANDMARKS, LandmarkBackend
 from eavatar.data.video import write_video
+from eavatar.errors import UserError
 from eavatar.face.landmarks import FaceNetwork, detect_in_views
 from eavatar.io import read_tracking
 from eavatar.settings import read_config
@@ -133,6 +134,18 @@ def test_a_fault_of_the_model_is_told_before_the_video_is_read(
     assert track(clip) == 2
     assert "model.h5 does not exist" in capsys.readouterr().err
     assert not (tmp_path / "driver").exists()
+
+
+def test_missing_weights_are_told_before_the_video_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    write_model(tmp_path / "model.h5")
+    video = tmp_path / "broken.mp4"
+    video.write_bytes(b"no video")
+    config = read_config(CONFIG / "config.yaml")
+    with pytest.raises(UserError, match="face-alignment's weights are missing"):
+        track_video(config, video, tmp_path / "model.h5", None, None, tmp_path / "driver")
 
 
 def test_another_video_replaces_the_driver_and_nothing_else(

@@ -8,6 +8,7 @@ Letters: N points, E expression coefficients, F feature and K colour channels. A
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -47,6 +48,34 @@ class ConditionedMLP(MLP):
             else:
                 hidden = layer(hidden)
         return hidden.view(*condition.shape[:-1], len(inputs), hidden.shape[1])
+
+    def split(self, inputs: int) -> list[SplitLayer]:
+        """The layers by what their weights multiply, detached, for points of so many inputs A."""
+        layers = cast("list[nn.Linear]", list(self.layers))
+        result: list[SplitLayer] = []
+        for index, layer in enumerate(layers):
+            entering = layers[0].in_features if index in (0, self.skip) else 0
+            sizes = [layer.in_features - entering, min(inputs, entering), max(entering - inputs, 0)]
+            own, of_points, of_condition = layer.weight.detach().split(sizes, dim=1)
+            result.append(SplitLayer(own, of_points, of_condition, layer.bias.detach()))
+        return result
+
+
+@dataclass(frozen=True)
+class SplitLayer:
+    """A layer of a `ConditionedMLP` with O outputs; a weight without columns is absent.
+
+    Attributes:
+        of_hidden: (O, H) of the outputs of the layer before.
+        of_points: (O, A).
+        of_condition: (O, E).
+        bias: (O,).
+    """
+
+    of_hidden: Tensor
+    of_points: Tensor
+    of_condition: Tensor
+    bias: Tensor
 
 
 def _enter(weight: Tensor, bias: Tensor, inputs: Tensor, condition: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ coefficients, F feature and K colour channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -243,6 +244,27 @@ class CanonicalGaussians:
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """What the networks give for one timestep: columns of colour, displacement through tanh, and
+    attributes, in full precision.
+
+    Attributes:
+        by_expression: (near, K + 3 + 8) of the Gaussians that the expression has a weight in.
+        by_pose: (N - far, K + 3 + 8) of those that the pose has one in.
+        resting: (near, 3) the expression's displacement where it is neutral; no gradient. None if
+            it is not asked for.
+    """
+
+    by_expression: Tensor
+    by_pose: Tensor
+    resting: Tensor | None
+
+
+Prepared = Callable[[Tensor, Tensor], Outputs]
+"""What takes the place of `Generator.evaluate`, of an expression and an encoded pose."""
+
+
+@dataclass(frozen=True)
 class Driven:
     """What the networks add for one timestep, blended.
 
@@ -315,13 +337,14 @@ class Generator(nn.Module):
         expression: Tensor,
         pose: Tensor,
         scale: float,
+        prepared: Prepared | None = None,
     ) -> Generated:
         """The Gaussians of a timestep in world space; arguments as of `deform`.
 
         Args:
             scale: canonical units to metres.
         """
-        deformed = self.deform(neutral, arrangement, control, expression, pose)
+        deformed = self.deform(neutral, arrangement, control, expression, pose, prepared)
         weights = self.torso.head_weight(neutral.anchors)
         means, quaternions = self.torso.to_world(
             deformed.points, deformed.quaternions, weights, pose, scale
@@ -360,6 +383,7 @@ class Generator(nn.Module):
         control: ControlSettings,
         expression: Tensor,
         pose: Tensor,
+        prepared: Prepared | None = None,
     ) -> CanonicalGaussians:
         """The Gaussians of a timestep in canonical space.
 
@@ -369,11 +393,15 @@ class Generator(nn.Module):
             control: which displacements are propagated, and how far.
             expression: (E,).
             pose: (6,) axis-angle and translation.
+            prepared: of the same set, arrangement and networks, which it takes the place of.
         """
         base = self._base(arrangement, expression)
-        driven = self._drive(
-            neutral, arrangement, control.from_neutral, self.seen(expression), pose, base
-        )
+        seen, encoded = self.seen(expression), encode_position(pose)
+        if prepared is None:
+            outputs = self.evaluate(neutral, arrangement, control.from_neutral, seen, encoded)
+        else:
+            outputs = prepared(seen, encoded)
+        driven = self._blend(outputs, arrangement, base)
         controls = driven.displacements > control.threshold
         shifts = driven.shifts
         if control.enabled:
@@ -406,16 +434,23 @@ class Generator(nn.Module):
             return None
         return arrangement.attachment.carry(self.base(expression))
 
-    def _drive(
+    def evaluate(
         self,
         neutral: NeutralGaussians,
         arrangement: Arrangement,
         from_neutral: bool,
         expression: Tensor,
         pose: Tensor,
-        base: Tensor | None,
-    ) -> Driven:
-        """Run each driver on the Gaussians where it has a weight, all its networks in one blend."""
+    ) -> Outputs:
+        """Run each driver on the Gaussians where it has a weight.
+
+        Args:
+            neutral: the set.
+            arrangement: of the set.
+            from_neutral: find the displacement where the expression is neutral, too.
+            expression: (E,).
+            pose: (54,) encoded.
+        """
         features = torch.tanh(neutral.features)
         points = encode_position(neutral.positions)
         if self.mixed_precision:  # once rather than in every network
@@ -424,40 +459,45 @@ class Generator(nn.Module):
         # One slice each, as the gradient of a slice is as large as the whole.
         expressed, expressed_points = features[:near], points[:near]
         posed, posed_points = features[far:], points[far:]
-        nets, encoded = self.drivers, encode_position(pose)
+        nets, resting = self.drivers, None
 
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed_precision):
-            deformation = nets.expression_deformation(expressed_points, expression)
             by_expression = [
                 nets.expression_colour(expressed, expression),
-                deformation,
+                nets.expression_deformation(expressed_points, expression),
                 self.expression_attributes(expressed, expression),
             ]
             by_pose = [
-                nets.pose_colour(posed, encoded),
-                nets.pose_deformation(posed_points, encoded),
-                self.pose_attributes(posed, encoded),
+                nets.pose_colour(posed, pose),
+                nets.pose_deformation(posed_points, pose),
+                self.pose_attributes(posed, pose),
             ]
-            with torch.no_grad():
-                moved = torch.tanh(deformation.float())
-                if from_neutral:
+            if from_neutral:
+                with torch.no_grad():
                     rest = nets.expression_deformation(expressed_points, 0 * expression)
-                    moved = moved - torch.tanh(rest.float())
-                if base is not None:
-                    moved = moved + base[:near] / self.deform_scale
-        norms = moved.norm(dim=1)
-        norms = norms * (arrangement.weights[:near] > 0)
-        first = arrangement.weights[:near, None] * _join(*by_expression)
-        second = (1 - arrangement.weights[far:, None]) * _join(*by_pose)
+                    resting = torch.tanh(rest.float())
+        return Outputs(join_outputs(*by_expression), join_outputs(*by_pose), resting)
+
+    def _blend(self, outputs: Outputs, arrangement: Arrangement, base: Tensor | None) -> Driven:
+        """Both drivers' outputs by their weights, all networks in one blend."""
+        near, far, weights = arrangement.near, arrangement.far, arrangement.weights
+        sizes = [outputs.by_pose.shape[1] - 3 - RESIDUALS, 3, RESIDUALS]
+        with torch.no_grad():
+            moved = outputs.by_expression.split(sizes, dim=1)[1]
+            if outputs.resting is not None:
+                moved = moved - outputs.resting
+            if base is not None:
+                moved = moved + base[:near] / self.deform_scale
+            norms = moved.norm(dim=1) * (weights[:near] > 0)
+        first = weights[:near, None] * outputs.by_expression
+        second = (1 - weights[far:, None]) * outputs.by_pose
         both = first[far:] + second[: near - far]
         blended = torch.cat([first[:far], both, second[near - far :]])
-        colours, shifts, residuals = blended.split(
-            [blended.shape[1] - 3 - RESIDUALS, 3, RESIDUALS], dim=1
-        )
-        displacements = nn.functional.pad(norms, (0, len(neutral) - near))
+        colours, shifts, residuals = blended.split(sizes, dim=1)
+        displacements = nn.functional.pad(norms, (0, len(weights) - near))
         return Driven(colours, self.deform_scale * shifts, residuals, displacements)
 
 
-def _join(colours: Tensor, deformation: Tensor, residuals: Tensor) -> Tensor:
+def join_outputs(colours: Tensor, deformation: Tensor, residuals: Tensor) -> Tensor:
     """What one driver's networks give, (M, K + 3 + 8), in full precision."""
     return torch.cat([colours.float(), torch.tanh(deformation.float()), residuals.float()], dim=1)

@@ -27,6 +27,7 @@ from eavatar.avatar.gaussians import (
     NeutralGaussians,
 )
 from eavatar.avatar.prediction import predict
+from eavatar.avatar.prepared import PreparedNetworks
 from eavatar.avatar.torso import Torso
 from eavatar.avatar.upsample import make_upsampler
 from eavatar.cameras import Camera
@@ -233,6 +234,7 @@ class Avatar(nn.Module):
         )
         self._mixed_precision = mixed_precision
         self._arrangement: Arrangement | None = None
+        self._prepared: PreparedNetworks | None = None
 
     @classmethod
     def blank(
@@ -255,6 +257,8 @@ class Avatar(nn.Module):
 
     @mixed_precision.setter
     def mixed_precision(self, value: bool) -> None:
+        if value != self._mixed_precision:
+            self._prepared = None
         self._mixed_precision = value
 
     @property
@@ -273,9 +277,33 @@ class Avatar(nn.Module):
             )
         return self._arrangement
 
+    def prepare(self) -> Self:
+        """Have what only depends on the Gaussians computed once, for frames without gradients.
+
+        To be called where the avatar is only drawn: until it is moved to a device, sorted, resized
+        or gets another precision, changes of its tensors are not seen. With gradients, all is
+        computed as ever. It takes memory for each Gaussian, see `eavatar.avatar.prepared`.
+
+        Returns:
+            The avatar.
+        """
+        if self._prepared is None and not self.mixed_precision:
+            from_neutral = self.settings.control.from_neutral
+            self._prepared = PreparedNetworks.of(
+                self.generator, self.neutral, self.arrangement, from_neutral
+            )
+        return self
+
+    def _prepared_now(self) -> PreparedNetworks | None:
+        return None if torch.is_grad_enabled() else self._prepared
+
+    def _forget(self) -> None:
+        """Forget what was made for the Gaussians as they have been."""
+        self._arrangement, self._prepared = None, None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `cuda`, … do: the arrangement is made again, where the avatar now is."""
-        self._arrangement = None
+        self._forget()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -292,7 +320,7 @@ class Avatar(nn.Module):
         weights = expression_weights(self.neutral.anchors, self.landmarks, head.near, head.far)
         order = weights.argsort(descending=True, stable=True)
         self.neutral.reorder(order)
-        self._arrangement = None
+        self._forget()
         return order
 
     def draw(
@@ -344,6 +372,7 @@ class Avatar(nn.Module):
             self.complete(expression),
             pose,
             self.settings.scale,
+            self._prepared_now(),
         )
         return generated
 
@@ -360,6 +389,7 @@ class Avatar(nn.Module):
             self.settings.control,
             self.complete(expression),
             pose,
+            self._prepared_now(),
         )
 
     def complete(self, driving: Tensor) -> Tensor:
@@ -455,4 +485,4 @@ class Avatar(nn.Module):
         """Change the number of Gaussians, whose values are loaded next."""
         for tensor in (*self.neutral.parameters(), self.neutral.anchors):
             tensor.data = tensor.data.new_zeros(count, tensor.shape[1])
-        self._arrangement = None
+        self._forget()

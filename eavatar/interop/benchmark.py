@@ -177,7 +177,7 @@ def _number(root: Path) -> int:
 
 
 def _add_videos(participant: Participant, archive: zipfile.ZipFile) -> None:
-    avatar = load_avatar(participant.avatar)
+    avatar = load_avatar(participant.avatar).prepare()
     magnification = participant.magnification * avatar.settings.image_size / participant.ingested
     folder = f"{participant.number:03d}/{PARTICIPANTS[participant.number].sequence}"
 

@@ -142,7 +142,7 @@ def _write_meshes(results: Results, options: ExportOptions) -> None:
 
 
 def _write_gaussians(results: Results, options: ExportOptions, suffix: str) -> None:
-    avatar = load_avatar(results.avatar(options.variant))
+    avatar = load_avatar(results.avatar(options.variant)).prepare()
     size, torso = avatar.settings.head.expression_size, avatar.generator.torso
     timesteps = _list_timesteps(results, options, size, torso)
     widening = 0.0

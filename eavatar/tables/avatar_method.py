@@ -23,7 +23,7 @@ class AvatarMethod:
     @classmethod
     def open(cls, folder: Path, device: torch.device) -> AvatarMethod:
         """The avatar of ``splat/<variant>``."""
-        return cls(read_avatar(folder).to(device))
+        return cls(read_avatar(folder).to(device).prepare())
 
     @property
     def image_size(self) -> int:

@@ -183,7 +183,7 @@ def export_page(folder: Path, options: PageOptions) -> Path:
     _check(output, options.rate)
     sequences = read_sequences(results.capture / "sequences.json")
     sequence = options.sequence or sequences.test[0]
-    avatar = load_avatar(place)
+    avatar = load_avatar(place).prepare()
     played = _read(results, avatar, sequence)
     names = dict.fromkeys((*sequences.train, sequence))
     steps = [step for name in names for step in _read(results, avatar, name)]

@@ -52,8 +52,8 @@ class Player:
     has, it is drawn again by one with larger ones. Each mode and size of image has its own graph.
 
     Args:
-        avatar: on the device that is to draw; it must not change any more. It is its own networks
-            that are compiled.
+        avatar: on the device that is to draw; it must not change any more, as `Avatar.prepare` is
+            called. It is its own networks that are compiled.
         compile_networks: on CUDA, before the first frame. It takes a minute, which a film of less
             than thousands of frames does not win back.
 
@@ -62,7 +62,7 @@ class Player:
     """
 
     def __init__(self, avatar: Avatar, compile_networks: bool = False):
-        self.avatar = avatar
+        self.avatar = avatar.prepare()
         self.finish: Finish = finish
         on_cuda = avatar.device.type == "cuda"
         if compile_networks and on_cuda:

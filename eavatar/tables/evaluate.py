@@ -8,7 +8,8 @@ expression adds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -167,13 +168,27 @@ def evaluate(
     if drawing.drivable:
         drawings[NEUTRAL] = Drawing(drawing, expression=0.0)
     rows = []
-    for index in tqdm(range(len(frames)), desc="evaluate", unit="timestep"):
-        truth = Truth.read(frames, index)
+    for index, truth in enumerate(read_truths(frames, "evaluate")):
         images = draw(drawings, frames, index, truth)
         rows.append(measure_timestep(images, frames, index, truth, lpips))
         _write_pictures(folder, frames, index, shown.get(index, []), truth, images[RECORDED])
     write_images(output / "images.csv", rows)
     return output
+
+
+def read_truths(frames: FrameSet, description: str) -> Iterator[Truth]:
+    """What was recorded at all timesteps, in order, with a progress bar.
+
+    While one is worked on, a thread reads the next: files, decoding and regions want the cores,
+    most of the rest the GPU.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(Truth.read, frames, 0)
+        for index in tqdm(range(len(frames)), desc=description, unit="timestep"):
+            truth = coming.result()
+            if index + 1 < len(frames):
+                coming = reader.submit(Truth.read, frames, index + 1)
+            yield truth
 
 
 def draw(

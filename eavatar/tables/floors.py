@@ -18,7 +18,14 @@ from eavatar.data.frames import FrameSet
 from eavatar.data.methods import ViewRequest
 from eavatar.device import choose_device
 from eavatar.settings import EvaluateSettings
-from eavatar.tables.evaluate import Drawing, Lpips, Truth, draw, measure_timestep, write_images
+from eavatar.tables.evaluate import (
+    Drawing,
+    Lpips,
+    draw,
+    measure_timestep,
+    read_truths,
+    write_images,
+)
 from eavatar.transforms import axis_angle_to_matrix
 
 TINY = 1e-12  # in place of no variance
@@ -168,8 +175,7 @@ def floors(
         "nearest_training_frame": Drawing(NearestFrame.of(training)),
     }
     rows = []
-    for index in tqdm(range(len(frames)), desc="floors", unit="timestep"):
-        truth = Truth.read(frames, index)
+    for index, truth in enumerate(read_truths(frames, "floors")):
         images = draw(drawings, frames, index, truth)
         rows.append(measure_timestep(images, frames, index, truth, lpips))
     write_images(output, rows)

@@ -1,10 +1,10 @@
 """Gaussian splatting: the one renderer of both stages.
 
-On CUDA tensors it is gsplat, on CPU tensors our numba kernel, with one set of conventions, those of
-gsplat 1.5.3: OpenCV cameras, quaternions wxyz of any length, pixel centres at +0.5, the local
-affine projection of Zwicker et al. 2001 (EWA splatting) with a low pass, nothing
-nearer than 0.01 m, alpha at most 0.999 and ignored below 1/255, and a pixel is finished before the
-Gaussian that would bring its transmittance to 1e-4 or less.
+On CUDA tensors it is gsplat, or Triton kernels of ours where no gradient is wanted, on CPU tensors
+our numba kernel, with one set of conventions, those of gsplat 1.5.3: OpenCV cameras, quaternions
+wxyz of any length, pixel centres at +0.5, the local affine projection of Zwicker et al. 2001 (EWA
+splatting) with a low pass, nothing nearer than 0.01 m, alpha at most 0.999 and ignored below 1/255,
+and a pixel is finished before the Gaussian that would bring its transmittance to 1e-4 or less.
 
 With a capacity, drawing on CUDA never synchronises the host, and a CUDA graph can hold it, forward
 and backward.
@@ -125,7 +125,10 @@ def splat(
         )
     cameras = (world_to_camera.detach(), intrinsics.detach())
     if gaussians.means.is_cuda:
-        return _splat_cuda(gaussians, *cameras, width, height, background, low_pass, capacity)
+        inputs = [*_tensors(gaussians), *([] if background is None else [background])]
+        trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        splat_cuda = _splat_gsplat if trains else _splat_triton
+        return splat_cuda(gaussians, *cameras, width, height, background, low_pass, capacity)
     return _splat_cpu(gaussians, *cameras, width, height, background, low_pass)
 
 
@@ -153,7 +156,7 @@ def _splat_cpu(
     return Rendering(image, alpha)
 
 
-def _splat_cuda(
+def _splat_gsplat(
     gaussians: Gaussians,
     world_to_camera: Tensor,
     intrinsics: Tensor,
@@ -193,12 +196,37 @@ def _splat_cuda(
     return Rendering(image, alphas[0][..., 0], tiles.pairs)
 
 
+@torch.no_grad()
+def _splat_triton(
+    gaussians: Gaussians,
+    world_to_camera: Tensor,
+    intrinsics: Tensor,
+    width: int,
+    height: int,
+    background: Tensor | None,
+    low_pass: float,
+    capacity: int | None,
+) -> Rendering:
+    from eavatar.rendering import inference
+
+    means, quaternions, scales, opacities, features = _tensors(_enough(gaussians))
+    images = world_to_camera.shape[:-2]
+    with torch.cuda.device(means.device):  # Triton's kernels run on the current one
+        splats = inference.project(
+            means, quaternions, scales, opacities, world_to_camera, intrinsics,
+            width, height, low_pass,
+        )  # fmt: skip
+        lists = inference.list_tiles(splats, images.numel(), width, height, capacity)
+        image, alpha = inference.composite(lists, features, background, images[-1], width, height)
+    return Rendering(image.unflatten(0, images), alpha.unflatten(0, images), lists.pairs)
+
+
 def _tensors(gaussians: Gaussians) -> list[Tensor]:
     return [getattr(gaussians, field.name) for field in fields(Gaussians)]
 
 
 def _enough(gaussians: Gaussians) -> Gaussians:
-    """The same with invisible Gaussians behind the last, if there are too few for gsplat."""
+    """The same with invisible Gaussians behind the last, if there are too few for the kernels."""
     missing = MIN_GAUSSIANS - gaussians.opacities.shape[-1]
     if missing <= 0:
         return gaussians

@@ -26,8 +26,8 @@ def longest_kernels(steps: Callable[[], object], count: int, number: int) -> lis
     kernels.sort(key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in kernels) / 1e3 / count
     launches = sum(event.count for event in kernels) / count
-    return [f"{total:7.2f} ms {launches:7.1f} ×  all of the GPU's work in a step"] + [
-        f"{event.self_device_time_total / 1e3 / count:7.2f} ms {event.count / count:7.1f} ×  "
+    return [f"{total:7.3f} ms {launches:7.1f} ×  all of the GPU's work in a step"] + [
+        f"{event.self_device_time_total / 1e3 / count:7.3f} ms {event.count / count:7.1f} ×  "
         f"{event.key[:90]}"
         for event in kernels[:number]
     ]

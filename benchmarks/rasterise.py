@@ -1,9 +1,11 @@
 """Time of the rasteriser on CUDA: ``python -m benchmarks.rasterise``, a minute or two on one GPU.
 
 gsplat's own `rasterization` beside ours, eager and replayed from a CUDA graph, and the tile lists
-alone beside gsplat's. 512² pixels, 32 channels, the scene of `benchmarks.splat`. Median
-milliseconds between CUDA events around single calls, the host's part included, after a warm-up; the
-best possible time of an eager call is therefore that of its launches.
+alone beside gsplat's. Our forward pass alone is `eavatar.rendering.inference`; of it, each step and
+its sorts follow as graphs of their own, and compositing in other sizes of programs. 512² pixels, 32
+channels, the scene of `benchmarks.splat`. Median milliseconds between CUDA events around single
+calls, the host's part included, after a warm-up; the best possible time of an eager call is
+therefore that of its launches.
 """
 
 from __future__ import annotations
@@ -13,18 +15,25 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from benchmarks.device import longest_kernels
 from benchmarks.splat import make_scene
-from eavatar.rendering.splatting import Gaussians, splat
+from eavatar.rendering import inference
+from eavatar.rendering.splatting import LOW_PASS, Gaussians, splat
 from eavatar.rendering.tiles import TILE, bin_splats
 from eavatar.training.graphs import Captured
 
+COUNTS = (50_000, 100_000, 200_000)
 SIZE, CHANNELS = 512, 32
 WARM_UP, REPETITIONS = 10, 50
 SPARE = 1.25  # room for pairs, relative to what is needed
+# Pixels and warps of a compositing program, and Gaussians at a time.
+PROGRAMS = [(128, 2, 16), (256, 4, 16), (128, 4, 16), (256, 8, 16), (64, 2, 16), (256, 4, 32)]
+PROGRAMS += [(128, 4, 32), (128, 2, 32)]
 
 Draw = Callable[[Tensor, Tensor], Tensor]  # (C, 4, 4), (C, 3, 3) to (C, H, W, D)
 
@@ -103,6 +112,14 @@ def milliseconds(function: Callable[..., object], *arguments: Tensor) -> float:
     return statistics.median(map(torch.cuda.Event.elapsed_time, starts, ends))
 
 
+def graph_milliseconds(function: Callable[..., object], *arguments: Tensor) -> float:
+    """Median over replays of its graph."""
+    graph = Captured(function, *arguments)
+    time = milliseconds(graph, *arguments)
+    graph.release()
+    return time
+
+
 def measure_drawing(inputs: Inputs) -> None:
     """Print the times of gsplat's own path and of ours, eager and as a graph."""
     weight = torch.randn(len(inputs.cameras[0]), SIZE, SIZE, CHANNELS, device="cuda")
@@ -110,16 +127,10 @@ def measure_drawing(inputs: Inputs) -> None:
     def steps(draw: Draw) -> list[Callable[..., object]]:
         return [partial(forward, draw), partial(both, draw, inputs, weight)]
 
-    def captured(step: Callable[..., object]) -> float:
-        graph = Captured(step, *inputs.cameras)
-        time = milliseconds(graph, *inputs.cameras)
-        graph.release()
-        return time
-
     theirs, ours = partial(draw_with_gsplat, inputs), partial(draw_ours, inputs)
     report("gsplat", *(milliseconds(step, *inputs.cameras) for step in steps(theirs)))
     report("ours, eager", *(milliseconds(step, *inputs.cameras) for step in steps(ours)))
-    report("ours, graph", *map(captured, steps(ours)))
+    report("ours, graph", *(graph_milliseconds(step, *inputs.cameras) for step in steps(ours)))
 
 
 def measure_binning(inputs: Inputs) -> None:
@@ -143,9 +154,52 @@ def measure_binning(inputs: Inputs) -> None:
     splats = centres, radii, depths
     report("tile lists, gsplat", milliseconds(theirs, *splats))
     report("tile lists, eager", milliseconds(ours, *splats))
-    captured = Captured(ours, *splats)
-    report("tile lists, graph", milliseconds(captured, *splats))
-    captured.release()
+    report("tile lists, graph", graph_milliseconds(ours, *splats))
+
+
+@torch.no_grad()
+def measure_steps(inputs: Inputs) -> None:
+    """Print the times of the steps of our forward pass alone."""
+    *shape, features = inputs.leaves
+    views = len(inputs.cameras[0])
+
+    def project(*cameras: Tensor) -> inference.Splats:
+        return inference.project(*shape, *cameras, SIZE, SIZE, LOW_PASS)
+
+    splats = project(*inputs.cameras)
+
+    def list_tiles(_: Tensor) -> inference.Lists:
+        return inference.list_tiles(splats, views, SIZE, SIZE, inputs.capacity)
+
+    report("project", graph_milliseconds(project, *inputs.cameras))
+    report("list tiles", graph_milliseconds(list_tiles, features))
+    sort = partial(torch.sort, stable=True)
+    report("  sort depths", graph_milliseconds(sort, splats.depths))
+    tile = torch.randint(views * (SIZE // TILE) ** 2, (inputs.capacity,), device="cuda")
+    for kind in (torch.int16, torch.int32):
+        bits = torch.iinfo(kind).bits
+        report(f"  sort tiles, {bits} bits", graph_milliseconds(sort, tile.to(kind)))
+    for pixels, warps, chunk in PROGRAMS:
+        with mock.patch.multiple(inference, PIXELS=pixels, WARPS=warps, CHUNK=chunk):
+            lists = list_tiles(features)
+            composite = partial(
+                lambda lists, *given: inference.composite(lists, *given, views, SIZE, SIZE), lists
+            )
+            time = graph_milliseconds(composite, features, inputs.background)
+        report(f"composite {pixels} {warps} {chunk}", time)
+
+
+def print_kernels(inputs: Inputs, number: int) -> None:
+    """Print so many of the longest kernels of our forward pass, in a graph."""
+    graph = Captured(partial(forward, partial(draw_ours, inputs)), *inputs.cameras)
+
+    def steps() -> None:
+        for _ in range(REPETITIONS):
+            graph(*inputs.cameras)
+
+    for line in longest_kernels(steps, REPETITIONS, number):
+        print(f"  {line}")
+    graph.release()
 
 
 def report(name: str, *times: float) -> None:
@@ -154,18 +208,23 @@ def report(name: str, *times: float) -> None:
 
 def main() -> None:
     """Print both rasterisers' times for some numbers of views and Gaussians."""
-    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--kernels", type=int, default=0, help="print so many of the longest")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of Gaussians")
+    options = parser.parse_args()
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}, {SIZE}², {CHANNELS} channels")
     print(f"{'':22}   forward  with backward, ms")
     for views in (1, 4):
-        for count in (50_000, 100_000, 200_000):
+        for count in options.counts:
             inputs = make_inputs(count, views)
             print(f"{count} Gaussians, {views} views, room for {inputs.capacity} pairs")
-            for measure in (measure_drawing, measure_binning):
+            kernels = partial(print_kernels, number=options.kernels)
+            measures = [measure_drawing, measure_binning, measure_steps]
+            for measure in measures + ([kernels] if options.kernels else []):
                 try:
                     measure(inputs)
                 except RuntimeError as error:  # of CUDA; the other cases may still run
-                    print(f"  {measure.__name__} failed: {error}")
+                    print(f"  failed: {error}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from eavatar.avatar.gaussians import (
     NeutralGaussians,
 )
 from eavatar.avatar.prediction import predict
-from eavatar.avatar.prepared import PreparedNetworks
+from eavatar.avatar.prepared import PreparedNetworks, prepare_networks
 from eavatar.avatar.torso import Torso
 from eavatar.avatar.upsample import make_upsampler
 from eavatar.cameras import Camera
@@ -287,9 +287,10 @@ class Avatar(nn.Module):
         Returns:
             The avatar.
         """
-        if self._prepared is None and not self.mixed_precision:
+        if self._prepared is None:
+            self.generator.mixed_precision = self.mixed_precision
             from_neutral = self.settings.control.from_neutral
-            self._prepared = PreparedNetworks.of(
+            self._prepared = prepare_networks(
                 self.generator, self.neutral, self.arrangement, from_neutral
             )
         return self

@@ -7,14 +7,16 @@ Letters: N points, H inputs of a layer, O outputs, E numbers that drive it, K co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
 from eavatar.avatar.drivers import ConditionedMLP
 from eavatar.avatar.gaussians import (
+    RESIDUALS,
     Arrangement,
     Generator,
     NeutralGaussians,
@@ -22,6 +24,11 @@ from eavatar.avatar.gaussians import (
     join_outputs,
 )
 from eavatar.avatar.networks import LEAKY_SLOPE, encode_position
+
+Driver = Callable[[Tensor], Tensor]
+"""(N, K + 3 + 8) of a condition (E,): a driver's part of `Outputs`."""
+Networks = Sequence[tuple[ConditionedMLP, Tensor]]
+"""A driver's, of colours, deformation and attributes, each with its inputs (N, A)."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,13 @@ class PreparedMLP:
 
 @dataclass(frozen=True)
 class PreparedDriver:
-    """The three networks of a driver."""
+    """The three networks of a driver: of colours, deformation and attributes, in this order."""
 
-    colours: PreparedMLP
-    deformation: PreparedMLP
-    attributes: PreparedMLP
+    networks: Sequence[PreparedMLP]
 
     def __call__(self, condition: Tensor) -> Tensor:
-        """(N, K + 3 + 8), a driver's part of `Outputs`, under a condition (E,)."""
-        return join_outputs(
-            self.colours(condition), self.deformation(condition), self.attributes(condition)
-        )
+        """As of `Driver`."""
+        return join_outputs(*(network(condition) for network in self.networks))
 
 
 @dataclass(frozen=True)
@@ -107,38 +110,63 @@ class PreparedNetworks:
         resting: as of `Outputs`.
     """
 
-    by_expression: PreparedDriver
-    by_pose: PreparedDriver
+    by_expression: Driver
+    by_pose: Driver
     resting: Tensor | None
-
-    @classmethod
-    @torch.no_grad()
-    def of(
-        cls,
-        generator: Generator,
-        neutral: NeutralGaussians,
-        arrangement: Arrangement,
-        from_neutral: bool,
-    ) -> PreparedNetworks:
-        """Arguments as of `Generator.evaluate`."""
-        features, points = torch.tanh(neutral.features), encode_position(neutral.positions)
-        near, far, nets = arrangement.near, arrangement.far, generator.drivers
-        by_expression = PreparedDriver(
-            PreparedMLP.of(nets.expression_colour, features[:near]),
-            PreparedMLP.of(nets.expression_deformation, points[:near]),
-            PreparedMLP.of(generator.expression_attributes, features[:near]),
-        )
-        by_pose = PreparedDriver(
-            PreparedMLP.of(nets.pose_colour, features[far:]),
-            PreparedMLP.of(nets.pose_deformation, points[far:]),
-            PreparedMLP.of(generator.pose_attributes, features[far:]),
-        )
-        resting = None
-        if from_neutral:
-            still = features.new_zeros(len(generator.seen.centre))
-            resting = torch.tanh(by_expression.deformation(still))
-        return cls(by_expression, by_pose, resting)
 
     def __call__(self, expression: Tensor, pose: Tensor) -> Outputs:
         """At an expression (E,) and an encoded pose (54,)."""
         return Outputs(self.by_expression(expression), self.by_pose(pose), self.resting)
+
+
+@torch.no_grad()
+def prepare_networks(
+    generator: Generator, neutral: NeutralGaussians, arrangement: Arrangement, from_neutral: bool
+) -> PreparedNetworks | None:
+    """What takes the place of `Generator.evaluate`, whose arguments these are.
+
+    Returns:
+        None in mixed precision where there is no fused kernel: float32 would be slower than the
+        layers in bfloat16.
+    """
+    features, points = torch.tanh(neutral.features), encode_position(neutral.positions)
+    nets = generator.drivers
+    by_expression = [
+        (nets.expression_colour, features[: arrangement.near]),
+        (nets.expression_deformation, points[: arrangement.near]),
+        (generator.expression_attributes, features[: arrangement.near]),
+    ]
+    by_pose = [
+        (nets.pose_colour, features[arrangement.far :]),
+        (nets.pose_deformation, points[arrangement.far :]),
+        (generator.pose_attributes, features[arrangement.far :]),
+    ]
+    make = _make_fused if generator.mixed_precision else _make_float32
+    expressed, posed = make(by_expression), make(by_pose)
+    if expressed is None or posed is None:
+        return None
+    resting = None
+    if from_neutral:
+        still = expressed(features.new_zeros(len(generator.seen.centre)))
+        resting = still[:, -3 - RESIDUALS : -RESIDUALS].contiguous()
+    return PreparedNetworks(expressed, posed, resting)
+
+
+def _make_float32(networks: Networks) -> Driver:
+    return PreparedDriver([PreparedMLP.of(*each) for each in networks])
+
+
+def _make_fused(networks: Networks) -> Driver | None:
+    if not _fuses(networks[0][1].device):
+        return None
+    from eavatar.avatar.fused import FusedDriver, FusedMLP, can_fuse  # needs Triton
+
+    if not all(can_fuse(network, inputs.shape[1]) for network, inputs in networks):
+        return None
+    return FusedDriver.of([FusedMLP.of(*each) for each in networks])
+
+
+def _fuses(device: torch.device) -> bool:
+    """Whether the fused kernel is for a device: on others than Hopper its registers would spill."""
+    on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return on_hopper and find_spec("triton") is not None

@@ -16,6 +16,7 @@ from eavatar.avatar.base_motion import Attachment, BaseMotion
 from eavatar.avatar.control import Neighbours
 from eavatar.avatar.gaussians import Arrangement
 from eavatar.avatar.model import Avatar, AvatarSettings, HeadSettings
+from eavatar.avatar.prepared import prepare_networks
 from eavatar.rendering.tiles import bin_splats
 from eavatar.settings import SplatSettings, read_config
 from eavatar.splat.image_losses import ImageLosses
@@ -46,19 +47,28 @@ def make_avatar(settings: SplatSettings) -> Avatar:
     return Avatar.blank(AvatarSettings.of(settings, head, scale=0.1), COUNT, base)
 
 
-def test_generating_gaussians(fake_cuda):
+@pytest.mark.parametrize("fused", [False, True])
+def test_generating_gaussians(fake_cuda, monkeypatch, fused):
     avatar = make_avatar(splat_settings())
     neighbours = Neighbours(torch.zeros(COUNT, 32, dtype=torch.long), torch.ones(COUNT, 32))
     attachment = Attachment(torch.zeros(COUNT, 3, dtype=torch.long), torch.rand(COUNT, 3))
     normals = torch.rand(COUNT, 3)
     arrangement = Arrangement(torch.rand(COUNT), NEAR, FAR, neighbours, attachment, normals)
+    prepared = None
+    if fused:
+        pytest.importorskip("triton")
+        monkeypatch.setattr("eavatar.avatar.prepared._fuses", lambda device: True)
+        avatar.generator.mixed_precision = True
+        prepared = prepare_networks(avatar.generator, avatar.neutral, arrangement, True)
+        assert prepared.resting.shape == (NEAR, 3)
     generated = avatar.generator(
         avatar.neutral,
         arrangement,
         avatar.settings.control,
         torch.zeros(64),
-        torch.zeros(6, requires_grad=True),
+        torch.zeros(6, requires_grad=not fused),
         0.1,
+        prepared,
     )
     assert generated.gaussians.means.shape == (COUNT, 3) and generated.gaussians.means.is_cuda
 

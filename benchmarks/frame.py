@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.device import synchronise
+from benchmarks.device import longest_kernels, synchronise
 from benchmarks.profiles import read_profile
 from eavatar.avatar.files import read_avatar
 from eavatar.avatar.gaussians import NeutralGaussians
@@ -120,10 +120,6 @@ def measure_parts(player: Player, view: View) -> list[float]:
     side = settings.image_size // settings.upsampling
     white = intrinsics.new_ones(settings.head.colour_size)
 
-    def generate(expression: Tensor, pose: Tensor) -> object:
-        arranged = (avatar.neutral, avatar.arrangement, settings.control)
-        return avatar.generator(*arranged, expression, pose, settings.scale)
-
     def rasterise(camera: Tensor, shrunk: Tensor) -> object:
         gaussians = coarse.generated.gaussians
         return splat(gaussians, camera, shrunk, side, side, white, capacity)
@@ -132,14 +128,34 @@ def measure_parts(player: Player, view: View) -> list[float]:
         return player.finish(avatar, features, settings.image_size, settings.image_size)
 
     return [
-        alone_ms(generate, [expression, pose], view.frames),
+        alone_ms(avatar.generate, [expression, pose], view.frames),
         alone_ms(rasterise, [camera, shrunk], view.frames),
         alone_ms(finish, [coarse.features], view.frames),
     ]
 
 
-def measure(avatar: Avatar, frames: int) -> None:
-    """Print a row on an avatar."""
+def print_kernels(player: Player, view: View, number: int) -> None:
+    """Print so many of the longest kernels of a frame, and what each fused network takes alone."""
+    from eavatar.avatar.fused import FusedDriver  # needs Triton
+
+    def draw() -> None:
+        for _ in range(view.frames):
+            player(*view.inputs)
+
+    for line in longest_kernels(draw, view.frames, number):
+        print(f"  {line}")
+    prepared = player.avatar._prepared
+    for driver in (prepared.by_expression, prepared.by_pose) if prepared else ():
+        if isinstance(driver, FusedDriver):
+            for network in driver.networks:
+                time = alone_ms(network, [network.biases], view.frames)
+                shape = tuple(network.inputs.shape)
+                depth = f"{network.layers + 2} layers to {network.channels} channels"
+                print(f"  {time:7.3f} ms  a network of {shape} inputs, {depth}")
+
+
+def measure(avatar: Avatar, frames: int, kernels: int) -> None:
+    """Print a row on an avatar, and so many of a frame's longest kernels."""
     view = make_view(avatar, frames)
     eager = median_ms(lambda: draw_frame(avatar, None, *view.inputs), frames)
     player = Player(avatar, compile_networks=True)
@@ -153,6 +169,8 @@ def measure(avatar: Avatar, frames: int) -> None:
         f"{generate:9.2f} {rasterise:9.2f} {upsample:9.2f}",
         flush=True,
     )
+    if kernels and avatar.device.type == "cuda":
+        print_kernels(player, view, kernels)
 
 
 def main() -> None:
@@ -160,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--avatar", type=Path, help="a trained avatar instead of random ones")
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of Gaussians")
+    parser.add_argument("--kernels", type=int, default=0, help="print so many, on CUDA")
     options = parser.parse_args()
     folder = options.avatar
     cuda = torch.cuda.is_available()
@@ -173,11 +192,11 @@ def main() -> None:
         "generate rasterise  upsample"
     )
     if folder:
-        measure(read_avatar(folder).to(device), frames)
+        measure(read_avatar(folder).to(device), frames, options.kernels)
         return
     for count in counts:
         for profile in PROFILES:
-            measure(random_avatar(profile, count, size).to(device), frames)
+            measure(random_avatar(profile, count, size).to(device), frames, options.kernels)
 
 
 if __name__ == "__main__":

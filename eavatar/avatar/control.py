@@ -119,31 +119,39 @@ def propagate(
         mode: a key of `MODES`.
     """
     if displacements.is_cuda:  # no shape may depend on values, see `training.graphs`
-        rows = torch.arange(len(controls), device=controls.device)
-    else:
-        active = controls[neighbours.indices] & neighbours.squared.isfinite()
-        rows = (active.any(dim=1) & ~controls).nonzero()[:, 0]
-    return propagate_to(displacements, controls, neighbours, rows, radius, sigma, mode)
+        return propagate_to_all(displacements, controls, neighbours, radius, sigma, mode)
+    active = controls[neighbours.indices] & neighbours.squared.isfinite()
+    rows = (active.any(dim=1) & ~controls).nonzero()[:, 0]
+    some = Neighbours(neighbours.indices[rows], neighbours.squared[rows])
+    mean, nearest = _mean_of_controls(displacements, controls, some, sigma)
+    result = MODES[mode](displacements.index_select(0, rows), mean, nearest, radius)
+    return displacements.index_copy(0, rows, result)
 
 
-def propagate_to(
+def propagate_to_all(
     displacements: Tensor,
     controls: Tensor,
     neighbours: Neighbours,
-    rows: Tensor,
     radius: float,
     sigma: float,
     mode: str,
 ) -> Tensor:
-    """`propagate` to some points (M,) alone: at least all that have controls around them."""
-    indices = neighbours.indices[rows]
-    squared = torch.where(controls[indices], neighbours.squared[rows], torch.inf)
+    """`propagate` with the same work for every point, whether it has controls around it or not."""
+    mean, nearest = _mean_of_controls(displacements, controls, neighbours, sigma)
+    result = MODES[mode](displacements, mean, nearest, radius)
+    follows = nearest.isfinite() & ~controls
+    return torch.where(follows[:, None], result, displacements)
+
+
+def _mean_of_controls(
+    displacements: Tensor, controls: Tensor, neighbours: Neighbours, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """The weighted mean displacement (M, 3) of the controls around M points, and the squared
+    distance (M,) to the nearest of them, infinite where there is none."""
+    indices = neighbours.indices
+    squared = torch.where(controls[indices], neighbours.squared, torch.inf)
     nearest = nn.functional.pad(squared, (0, 1), value=torch.inf).amin(dim=1)
     weights = control_weights(squared, nearest, sigma)
     # Not displacements[indices], whose gradient is sorted by index first.
     theirs = displacements.index_select(0, indices.flatten()).view(*indices.shape, 3)
-    mean = (weights[..., None] * theirs).sum(dim=1)
-    own = displacements.index_select(0, rows)
-    result = MODES[mode](own, mean, nearest, radius)
-    follows = nearest.isfinite() & ~controls[rows]
-    return displacements.index_copy(0, rows, torch.where(follows[:, None], result, own))
+    return (weights[..., None] * theirs).sum(dim=1), nearest

@@ -14,7 +14,7 @@ from eavatar.avatar.control import (
     control_weights,
     find_neighbours,
     propagate,
-    propagate_to,
+    propagate_to_all,
 )
 
 RADIUS, SIGMA = 0.3, 0.15
@@ -123,8 +123,7 @@ def test_all_points_at_once_gives_the_same(mode):
     positions, displacements, controls = random_case(120, seed=3, share=0.02)
     neighbours = find_neighbours(positions, RADIUS, ALL)
     few = propagate(displacements, controls, neighbours, RADIUS, SIGMA, mode)
-    rows = torch.arange(120)
-    whole = propagate_to(displacements, controls, neighbours, rows, RADIUS, SIGMA, mode)
+    whole = propagate_to_all(displacements, controls, neighbours, RADIUS, SIGMA, mode)
     assert not torch.equal(few, displacements) and torch.equal(few, whole)
 
 

@@ -144,7 +144,9 @@ def evaluate_network(
     """
     outputs = inputs.new_empty(len(inputs), channels, dtype=torch.float32)
     columns = _padded(channels)
-    if len(inputs):
+    if len(inputs) == 0:
+        return outputs
+    with torch.cuda.device_of(inputs):  # Triton's kernels run on the current device
         _evaluate_block[(triton.cdiv(len(inputs), BLOCK),)](
             inputs, weights, biases, outputs, len(inputs),
             entering=entering, layers=layers, size=inputs.shape[1],

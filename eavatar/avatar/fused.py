@@ -26,7 +26,9 @@ from eavatar.avatar.networks import LEAKY_SLOPE
 
 BLOCK, WARPS = 128, 8  # points of a block: with fewer, weights are read more often
 MAX_INPUTS, MAX_WIDTH = 128, 256  # beyond them registers do not suffice
-MIN_TILE = 16  # rows and columns of a tile that tensor cores take
+# Rows and columns of a tile: its rows then fill the 128 bytes of shared memory whose banks are
+# swizzled together. For narrower swizzles ptxas 12.8 (of Triton 3.6) makes wrong descriptors.
+MIN_TILE = 64
 
 
 @triton.jit

@@ -31,9 +31,10 @@ COUNTS = (50_000, 100_000, 200_000)
 SIZE, CHANNELS = 512, 32
 WARM_UP, REPETITIONS = 10, 50
 SPARE = 1.25  # room for pairs, relative to what is needed
-# Pixels and warps of a compositing program, and Gaussians at a time.
-PROGRAMS = [(128, 2, 16), (256, 4, 16), (128, 4, 16), (256, 8, 16), (64, 2, 16), (256, 4, 32)]
-PROGRAMS += [(128, 4, 32), (128, 2, 32)]
+# Pixels and warps of a compositing program, Gaussians at a time, and how often these go on before
+# the program looks whether it is finished.
+PROGRAMS = [(128, 4, 16, 4), (128, 4, 16, 1), (128, 4, 16, 8), (128, 2, 16, 4), (256, 4, 16, 4)]
+PROGRAMS += [(64, 2, 16, 4), (64, 1, 16, 4), (128, 4, 32, 4)]
 
 Draw = Callable[[Tensor, Tensor], Tensor]  # (C, 4, 4), (C, 3, 3) to (C, H, W, D)
 
@@ -179,14 +180,15 @@ def measure_steps(inputs: Inputs) -> None:
     for kind in (torch.int16, torch.int32):
         bits = torch.iinfo(kind).bits
         report(f"  sort tiles, {bits} bits", graph_milliseconds(sort, tile.to(kind)))
-    for pixels, warps, chunk in PROGRAMS:
-        with mock.patch.multiple(inference, PIXELS=pixels, WARPS=warps, CHUNK=chunk):
-            lists = list_tiles(features)
-            composite = partial(
-                lambda lists, *given: inference.composite(lists, *given, views, SIZE, SIZE), lists
-            )
+    lists = list_tiles(features)
+
+    def composite(features: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+        return inference.composite(splats, lists, features, background, views, SIZE, SIZE)
+
+    for pixels, warps, chunk, run in PROGRAMS:
+        with mock.patch.multiple(inference, PIXELS=pixels, WARPS=warps, CHUNK=chunk, RUN=run):
             time = graph_milliseconds(composite, features, inputs.background)
-        report(f"composite {pixels} {warps} {chunk}", time)
+        report(f"composite {pixels} {warps} {chunk} {run}", time)
 
 
 def print_kernels(inputs: Inputs, number: int) -> None:

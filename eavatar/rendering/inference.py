@@ -36,22 +36,23 @@ LOG_MIN_ALPHA = tl.constexpr(-math.log2(255))  # all logarithms are to base 2
 LOG_E = tl.constexpr(math.log2(math.e))
 # In the exponent of 2 of alpha: no tile is missed because its edge pixel is at the threshold.
 ROUNDING = tl.constexpr(1e-3)
-# Of the weighted sums: errors of 2⁻¹² of a feature are far below a level of an 8-bit image.
-PRECISION = tl.constexpr("tf32")
+# Of the weighted sums' factors: 11 bits as of TF32, but half as much to move, and a rounding that
+# is one instruction. Errors of 2⁻¹² of a feature are far below a level of an 8-bit image.
+FACTOR = tl.constexpr(tl.float16)
 SIDE = tl.constexpr(TILE)
 # Columns of the splat table. The exponent of 2 of a splat's alpha at (x, y) is LOG_OPACITY
 # - XX dx² - XY dx dy - YY dy², with dx = X - x and dy = Y - y in pixels.
 X, Y, XX, XY, YY, LOG_OPACITY = (tl.constexpr(column) for column in range(6))
-USED = 6
 COLUMNS = tl.constexpr(8)  # 32 bytes, what the memory delivers at a time
 
 BLOCK = 256  # splats, or pairs, of one program that does not composite
 # Of a compositing program. A thread has one or two pixels and all splats of a chunk, so that the
 # products along the chunk are its own; more would be more registers than leave several programs
-# to a multiprocessor. Few warps wait less for each other.
+# to a multiprocessor.
 PIXELS = 128  # a tile, or part of it
 CHUNK = 16  # splats at a time; the matrix products have 16 at least
-WARPS = 2
+RUN = 4  # chunks between two looks at whether all pixels are finished, for which all threads wait
+WARPS = 4
 MAX_CHANNELS = 32  # further ones are another program's
 
 
@@ -82,14 +83,12 @@ class Lists:
     Attributes:
         bounds: (2, tiles of all images) int32, where a tile's splats begin and end in `splats`.
         splats: (M,) int32, tile by tile, near to far; then undefined ones.
-        rows: (6, ≥ M) float32, their rows of the table, transposed, in whole chunks.
         pairs: () int64, pairs of a tile and a splat whose rectangle touches it. Beyond M the
             farthest are left out.
     """
 
     bounds: Tensor
     splats: Tensor
-    rows: Tensor
     pairs: Tensor
 
 
@@ -147,18 +146,23 @@ def list_tiles(splats: Splats, images: int, width: int, height: int, capacity: i
     )  # fmt: skip
     tile, order = tile.sort(stable=True)
     bounds = splats.first.new_zeros(2, number)  # empty lists stay at zero
-    table = splats.table.new_empty(USED, triton.cdiv(slots, CHUNK) * CHUNK)
-    _sort_pairs[programs](
-        splats.table, tile, order, unsorted, listed, table, *bounds, slots, table.shape[1], number,
-        BLOCK,
-    )  # fmt: skip
-    return Lists(bounds, listed, table, pairs)
+    _sort_pairs[programs](tile, order, unsorted, listed, *bounds, slots, number, BLOCK)
+    return Lists(bounds, listed, pairs)
 
 
 def composite(
-    lists: Lists, features: Tensor, background: Tensor | None, views: int, width: int, height: int
+    splats: Splats,
+    lists: Lists,
+    features: Tensor,
+    background: Tensor | None,
+    views: int,
+    width: int,
+    height: int,
 ) -> tuple[Tensor, Tensor]:
-    """Images (I, H, W, D) and alpha (I, H, W) of features (…, N, D), seen in so many views each."""
+    """Images (I, H, W, D) and alpha (I, H, W) of features (…, N, D), seen in so many views each.
+
+    Features are at most 65504 in size, the greatest finite half-precision number.
+    """
     count, channels = features.shape[-2:]
     images = features.shape[:-2].numel() * views
     image = features.new_empty(images, height, width, channels)
@@ -167,10 +171,9 @@ def composite(
     together = min(max(triton.next_power_of_2(channels), 16), MAX_CHANNELS)
     parts = lists.bounds.shape[1] * (TILE * TILE // PIXELS)
     _composite[parts, triton.cdiv(channels, together)](
-        lists.rows, *lists.bounds, lists.splats, features.contiguous(), background, image, alpha,
-        lists.rows.shape[1], count, views, channels,
-        width, height, -(-width // TILE), -(-height // TILE),
-        background is not None, together, PIXELS, CHUNK, num_warps=WARPS,
+        splats.table, *lists.bounds, lists.splats, features.contiguous(), background, image, alpha,
+        count, views, channels, width, height, -(-width // TILE), -(-height // TILE),
+        background is not None, together, PIXELS, CHUNK, RUN, num_warps=WARPS,
     )  # fmt: skip
     return image, alpha
 
@@ -350,8 +353,7 @@ def _list_pairs(
 
 @triton.jit(do_not_specialize=["slots"])
 def _sort_pairs(
-    table, tiles, order, unsorted, splats, rows, begins, ends,
-    slots, stride, nowhere, BLOCK: tl.constexpr,
+    tiles, order, unsorted, splats, begins, ends, slots, nowhere, BLOCK: tl.constexpr
 ):  # fmt: skip
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = slot < slots
@@ -360,9 +362,6 @@ def _sort_pairs(
     drawn = exists & (tile != nowhere)
     splat = tl.load(unsorted + tl.load(order + slot, drawn, 0), drawn, 0)
     tl.store(splats + slot, splat, drawn)
-    for column in tl.static_range(6):
-        value = tl.load(table + COLUMNS * splat + column, drawn)
-        tl.store(rows + column * stride + slot, value, drawn)
     border = exists & (tile != before)
     tl.store(begins + tile, slot, border & drawn)
     tl.store(ends + before, slot, border & (before != nowhere))
@@ -377,18 +376,48 @@ def _blend(transmittance, weight, next_transmittance, next_weight):
 
 
 @triton.jit
-def _round_to_tf32(value):
-    """The nearest of 11 significant bits; tensor cores would cut the others off, a bias."""
-    bits = value.to(tl.int32, bitcast=True)
-    return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+def _load_numbers(splats, listed, end):
+    """The splats' numbers, repeated along the columns of the table (CHUNK, COLUMNS).
+
+    As part of such a tensor, a number is where its row will be asked for. A vector of them would
+    be distributed otherwise, and every chunk redistribute it through shared memory.
+    """
+    number = tl.load(splats + listed, listed < end, 0)
+    return tl.broadcast_to(number[:, None], [listed.shape[0], COLUMNS])
+
+
+@triton.jit
+def _load_chunk(table, features, number, exists, channel, channels):
+    """Rows of the table (CHUNK, COLUMNS) and features; what does not exist is transparent."""
+    column = tl.arange(0, COLUMNS)[None, :]
+    transparent = tl.where(column == LOG_OPACITY, float("-inf"), 0.0)
+    rows = tl.load(table + COLUMNS * number + column, exists[:, None], transparent)
+    # Of equal columns any is wanted; the maximum is three exchanges within a warp.
+    place = tl.max(number, 1)[:, None] * channels + channel[None, :]
+    used = exists[:, None] & (channel < channels)[None, :]
+    return rows, tl.load(features + place, used, 0.0)
+
+
+@triton.jit
+def _split_columns(rows):
+    """The columns X … LOG_OPACITY of rows of the table."""
+    # The bits of a column's number, the lowest last.
+    even, odd = tl.split(tl.reshape(rows, [rows.shape[0], 2, 2, 2]))
+    columns_04, columns_26 = tl.split(even)
+    columns_15, columns_37 = tl.split(odd)
+    x, yy = tl.split(columns_04)
+    y, log_opacity = tl.split(columns_15)
+    xx, _ = tl.split(columns_26)
+    xy, _ = tl.split(columns_37)
+    return x, y, xx, xy, yy, log_opacity
 
 
 @triton.jit
 def _composite(
-    rows, begins, ends, splats, features, background, image, alphas,
-    stride, count, views, channels, width, height, tile_columns, tile_rows,
+    table, begins, ends, splats, features, background, image, alphas,
+    count, views, channels, width, height, tile_columns, tile_rows,
     HAS_BACKGROUND: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     parts: tl.constexpr = SIDE * SIDE // PIXELS
     tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
@@ -406,44 +435,38 @@ def _composite(
     transmittance = tl.where(inside, 1.0, 0.0)
     alpha = tl.zeros([PIXELS], tl.float32)
     colours = tl.zeros([PIXELS, CHANNELS], tl.float32)
-    begin, end = tl.load(begins + tile), tl.load(ends + tile)
+    slot, end = tl.load(begins + tile), tl.load(ends + tile)
     layer = tl.arange(0, CHUNK)
-    # Chunks begin at multiples of their length, so that loads are of several values at once.
-    slot = begin // CHUNK * CHUNK
-    unfinished = begin < end
+    # A program is one long chain of chunks, and few of them are at work at a time: a chunk's rows
+    # and features are asked for while the chunk before it is drawn, and its numbers even earlier.
+    number = _load_numbers(splats, slot + layer, end)
+    rows, feature = _load_chunk(table, features, number, slot + layer < end, channel, channels)
+    number = _load_numbers(splats, slot + CHUNK + layer, end)
+    unfinished = slot < end
     while unfinished:
-        slot = tl.multiple_of(slot, CHUNK)
-        listed = slot + layer
-        exists = (listed - begin).to(tl.uint32) < (end - begin).to(tl.uint32)
-        splat = tl.load(splats + listed, exists, 0)
-        feature = tl.load(
-            features + splat[:, None] * channels + channel[None, :],
-            exists[:, None] & (channel < channels)[None, :],
-            0.0,
-        )
-        at = rows + listed
-        dx = tl.load(at + X * stride)[:, None] - x
-        dy = tl.load(at + Y * stride)[:, None] - y
-        xx = tl.load(at + XX * stride)[:, None]
-        xy = tl.load(at + XY * stride)[:, None]
-        yy = tl.load(at + YY * stride)[:, None]
-        log_opacity = tl.load(at + LOG_OPACITY * stride)
-        log_opacity = tl.where(exists, log_opacity, float("-inf"))[:, None]
-        covered = tl.exp2(log_opacity - (xx * dx + xy * dy) * dx - yy * dy * dy)
-        covered = tl.where(covered >= MIN_ALPHA, tl.minimum(covered, MAX_ALPHA), 0.0)
-        before = tl.where(layer[:, None] == 0, transmittance[None, :], 1.0)
-        after, weight = tl.associative_scan(((1 - covered) * before, covered * before), 0, _blend)
-        # The splat that would finish a pixel is not drawn, nor any behind it.
-        weight = tl.where(after > MIN_TRANSMITTANCE, weight, 0.0)
-        alpha += tl.sum(weight, 0)
-        transmittance = tl.max(tl.where(layer[:, None] == CHUNK - 1, after, 0.0), 0)
-        colours = tl.dot(
-            tl.trans(_round_to_tf32(weight)),
-            _round_to_tf32(feature),
-            colours,
-            input_precision=PRECISION,
-        )
-        slot += CHUNK
+        for _ in range(0, tl.minimum(tl.cdiv(end - slot, CHUNK), RUN)):
+            slot += CHUNK
+            exists = slot + layer < end
+            next_rows, next_feature = _load_chunk(
+                table, features, number, exists, channel, channels
+            )
+            number = _load_numbers(splats, slot + CHUNK + layer, end)
+
+            centre_x, centre_y, xx, xy, yy, log_opacity = _split_columns(rows)
+            dx, dy = centre_x[:, None] - x, centre_y[:, None] - y
+            power = log_opacity[:, None] - (xx[:, None] * dx + xy[:, None] * dy) * dx
+            covered = tl.exp2(power - yy[:, None] * dy * dy)
+            covered = tl.where(covered >= MIN_ALPHA, tl.minimum(covered, MAX_ALPHA), 0.0)
+            before = tl.where(layer[:, None] == 0, transmittance[None, :], 1.0)
+            after, weight = tl.associative_scan(
+                ((1 - covered) * before, covered * before), 0, _blend
+            )
+            # The splat that would finish a pixel is not drawn, nor any behind it.
+            weight = tl.where(after > MIN_TRANSMITTANCE, weight, 0.0)
+            alpha += tl.sum(weight, 0)
+            transmittance = tl.max(tl.where(layer[:, None] == CHUNK - 1, after, 0.0), 0)
+            colours = tl.dot(tl.trans(weight.to(FACTOR)), feature.to(FACTOR), colours)
+            rows, feature = next_rows, next_feature
         unfinished = (slot < end) & (tl.max(transmittance, 0) > MIN_TRANSMITTANCE)
 
     if HAS_BACKGROUND:

@@ -217,7 +217,9 @@ def _splat_triton(
             width, height, low_pass,
         )  # fmt: skip
         lists = inference.list_tiles(splats, images.numel(), width, height, capacity)
-        image, alpha = inference.composite(lists, features, background, images[-1], width, height)
+        image, alpha = inference.composite(
+            splats, lists, features, background, images[-1], width, height
+        )
     return Rendering(image.unflatten(0, images), alpha.unflatten(0, images), lists.pairs)
 
 

@@ -34,7 +34,7 @@ SHORT = 40  # pairs, of more than twice as many
 
 def crowded(seed: int) -> Scene:
     """In a small image, so opaque that pixels are finished, and some chunks long."""
-    scene = make_scene(count=40, channels=3, views=1, width=18, height=7, seed=seed)
+    scene = make_scene(count=120, channels=3, views=1, width=18, height=7, seed=seed)
     opaque = replace(
         scene.gaussians,
         scales=3 * scene.gaussians.scales,
@@ -63,7 +63,7 @@ def run_steps(scene: Scene, capacity: int | None, device: str, draws: bool) -> S
     if draws:
         background = scene.background.to(device)
         found["image"], found["alpha"] = inference.composite(
-            lists, gaussians.features, background, views, width, height
+            splats, lists, gaussians.features, background, views, width, height
         )
     return {name: found[name].cpu() for name in PARTS if name in found}
 

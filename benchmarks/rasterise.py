@@ -31,10 +31,16 @@ COUNTS = (50_000, 100_000, 200_000)
 SIZE, CHANNELS = 512, 32
 WARM_UP, REPETITIONS = 10, 50
 SPARE = 1.25  # room for pairs, relative to what is needed
-# Pixels and warps of a compositing program, Gaussians at a time, and how often these go on before
-# the program looks whether it is finished.
-PROGRAMS = [(128, 4, 16, 4), (128, 4, 16, 1), (128, 4, 16, 8), (128, 2, 16, 4), (256, 4, 16, 4)]
-PROGRAMS += [(64, 2, 16, 4), (64, 1, 16, 4), (128, 4, 32, 4)]
+# Of a compositing program: constants of `eavatar.rendering.inference`.
+PROGRAMS = [
+    {"REGISTERS": 96},
+    {"REGISTERS": 80},
+    {"RUN": 1},
+    {"PIXELS": 256},
+    {"WARPS": 2},
+    {"PIXELS": 64, "WARPS": 2},
+    {"PIXELS": 64, "WARPS": 1},
+]
 
 Draw = Callable[[Tensor, Tensor], Tensor]  # (C, 4, 4), (C, 3, 3) to (C, H, W, D)
 
@@ -185,10 +191,11 @@ def measure_steps(inputs: Inputs) -> None:
     def composite(features: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
         return inference.composite(splats, lists, features, background, views, SIZE, SIZE)
 
-    for pixels, warps, chunk, run in PROGRAMS:
-        with mock.patch.multiple(inference, PIXELS=pixels, WARPS=warps, CHUNK=chunk, RUN=run):
+    report("composite", graph_milliseconds(composite, features, inputs.background))
+    for program in PROGRAMS:
+        with mock.patch.multiple(inference, **program):
             time = graph_milliseconds(composite, features, inputs.background)
-        report(f"composite {pixels} {warps} {chunk} {run}", time)
+        report("  " + ", ".join(f"{name} {value}" for name, value in program.items()), time)
 
 
 def print_kernels(inputs: Inputs, number: int) -> None:
@@ -205,7 +212,7 @@ def print_kernels(inputs: Inputs, number: int) -> None:
 
 
 def report(name: str, *times: float) -> None:
-    print(f"  {name:20}" + "".join(f"{time:10.3f}" for time in times), flush=True)
+    print(f"  {name:24}" + "".join(f"{time:10.3f}" for time in times), flush=True)
 
 
 def main() -> None:
@@ -215,7 +222,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of Gaussians")
     options = parser.parse_args()
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}, {SIZE}², {CHANNELS} channels")
-    print(f"{'':22}   forward  with backward, ms")
+    print(f"{'':26}   forward  with backward, ms")
     for views in (1, 4):
         for count in options.counts:
             inputs = make_inputs(count, views)

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from eavatar.avatar.networks import LEAKY_SLOPE, MLP, encoded_size
+from eavatar.avatar.networks import LEAKY_SLOPE, MLP, align_columns, encoded_size, widen
 
 POSE_SIZE = 6
 
@@ -31,11 +31,12 @@ class ConditionedMLP(MLP):
         """Points under one condition or several, with A + E = sizes[0] and O = sizes[-1].
 
         Args:
-            inputs: (N, A).
+            inputs: (N, A); further columns, as of `align_columns`, must be zero.
             condition: (E,) or (B, E).
         Returns:
             (N, O) or (B, N, O).
         """
+        inputs = align_columns(inputs)
         first, *others = cast("list[nn.Linear]", list(self.layers))
         hidden = _enter(first.weight, first.bias, inputs, condition)
         for index, layer in enumerate(others, start=1):
@@ -81,8 +82,9 @@ class SplitLayer:
 def _enter(weight: Tensor, bias: Tensor, inputs: Tensor, condition: Tensor) -> Tensor:
     """What a layer's weight (O, A + E) and bias (O,) make of inputs (N, A) and B conditions:
     (B · N, O)."""
-    sizes = [inputs.shape[-1], condition.shape[-1]]
+    sizes = [weight.shape[1] - condition.shape[-1], condition.shape[-1]]
     of_points, of_condition = _split_inputs(weight, sizes)
+    of_points = widen(of_points, inputs.shape[-1])
     with torch.autocast(inputs.device.type, enabled=False):  # few numbers that move all points
         bias = nn.functional.linear(condition, of_condition, bias)
     if condition.ndim == 1:

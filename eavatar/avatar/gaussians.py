@@ -24,7 +24,7 @@ from eavatar.avatar.drivers import (
     DrivingRange,
     expression_weights,
 )
-from eavatar.avatar.networks import encode_position, encoded_size
+from eavatar.avatar.networks import align_columns, encode_position, encoded_size
 from eavatar.avatar.shading import Shading, estimate_normals, inside_head
 from eavatar.avatar.torso import Torso
 from eavatar.rendering.splatting import Gaussians
@@ -452,7 +452,7 @@ class Generator(nn.Module):
             pose: (54,) encoded.
         """
         features = torch.tanh(neutral.features)
-        points = encode_position(neutral.positions)
+        points = align_columns(encode_position(neutral.positions))  # for all networks at once
         if self.mixed_precision:  # once rather than in every network
             features, points = features.bfloat16(), points.bfloat16()
         near, far = arrangement.near, arrangement.far

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 FREQUENCIES = 4
 LEAKY_SLOPE = 0.01
+ALIGNED = 8  # numbers: 16 bytes of bfloat16, which fast matrix products load at once
 
 
 def encode_position(points: Tensor) -> Tensor:
@@ -22,6 +24,19 @@ def encode_position(points: Tensor) -> Tensor:
 def encoded_size(dimensions: int) -> int:
     """Channels that `encode_position` makes of so many dimensions."""
     return dimensions * (1 + 2 * FREQUENCIES)
+
+
+def align_columns(values: Tensor) -> Tensor:
+    """Values (..., D) with zero columns up to a multiple of `ALIGNED` on CUDA, elsewhere as they
+    are: products of matrices whose rows begin anywhere take slow kernels there."""
+    missing = -values.shape[-1] % ALIGNED
+    return nn.functional.pad(values, (0, missing)) if values.is_cuda and missing else values
+
+
+def widen(weight: Tensor, columns: int) -> Tensor:
+    """A weight (O, D) with zeros for further columns of the inputs."""
+    missing = columns - weight.shape[1]
+    return nn.functional.pad(weight, (0, missing)) if missing else weight
 
 
 class MLP(nn.Module):
@@ -42,11 +57,13 @@ class MLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., sizes[0]) to (..., sizes[-1])."""
+        inputs = align_columns(inputs)
         hidden = inputs
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast("list[nn.Linear]", list(self.layers))):
             if index == self.skip:
                 hidden = torch.cat([hidden, inputs], dim=-1)
-            hidden = layer(hidden)
+            weight = widen(layer.weight, hidden.shape[-1])
+            hidden = nn.functional.linear(hidden, weight, layer.bias)
             if index < len(self.layers) - 1:
                 hidden = nn.functional.leaky_relu(hidden, LEAKY_SLOPE)
         return hidden

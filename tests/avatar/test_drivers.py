@@ -15,6 +15,8 @@ def test_condition_as_bias_equals_concatenated_copies() -> None:
         network = ConditionedMLP(sizes)
         expected = MLP.forward(network, torch.cat([inputs, condition.expand(7, 3)], dim=1))
         torch.testing.assert_close(network(inputs, condition), expected)
+        wider = torch.nn.functional.pad(inputs, (0, 3))
+        torch.testing.assert_close(network(wider, condition), expected)
 
 
 def test_weights_by_squared_distance() -> None:

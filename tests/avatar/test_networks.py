@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
-from eavatar.avatar.networks import MLP, encode_position, encoded_size
+from eavatar.avatar.networks import MLP, align_columns, encode_position, encoded_size
 
 
 def test_encoding_of_a_known_point() -> None:
@@ -35,3 +36,22 @@ def test_forward_by_hand() -> None:
         network.layers[1].bias.fill_(0.5)
     # x = 1: hidden leaky(2 - 4) = -0.02, then -0.02 + 10 · 1 + 0.5
     torch.testing.assert_close(network(torch.tensor([[1.0]])), torch.tensor([[10.48]]))
+
+
+def test_columns_of_zeros_change_nothing() -> None:
+    """As `align_columns` adds them on CUDA."""
+    torch.manual_seed(0)
+    for sizes in ([5, 6], [5, 6, 6, 2], [27, 16, 16, 16, 3]):
+        network, inputs = MLP(sizes), torch.randn(7, sizes[0])
+        wider = torch.nn.functional.pad(inputs, (0, 3))
+        torch.testing.assert_close(network(wider), network(inputs))
+
+
+@pytest.mark.gpu
+def test_columns_are_aligned_on_cuda() -> None:
+    torch.manual_seed(0)
+    network, inputs = MLP([27, 256, 256, 3]).double(), torch.randn(50, 27).double()
+    expected = network(inputs)
+    found = network.cuda()(inputs.cuda())
+    assert align_columns(inputs.cuda()).shape == (50, 32)
+    torch.testing.assert_close(found.cpu(), expected)

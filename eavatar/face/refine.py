@@ -238,12 +238,12 @@ class FilteredViews:
 
 @dataclass(frozen=True)
 class TimestepEquations:
-    """Normal equations of one timestep.
+    """Normal equations of one timestep, for its own unknowns and those shared, or its own alone.
 
     Attributes:
         cost: at the linearisation point.
-        matrix: (U + S, U + S) Gauss-Newton matrix.
-        gradient: (U + S,).
+        matrix: (U + S, U + S) or (U, U) Gauss-Newton matrix.
+        gradient: (U + S,) or (U,).
         colours: (P, 3) mean colours of the vertices over the views.
         weights: (P,) of these colours.
     """
@@ -530,9 +530,16 @@ def filter_views(
 
 
 def linearise_timestep(
-    problem: RefinementProblem, pose: FacePose, views: FilteredViews
+    problem: RefinementProblem, pose: FacePose, views: FilteredViews, shared: bool
 ) -> TimestepEquations:
-    """Photometric, landmark and expression terms of one timestep, linearised."""
+    """Photometric, landmark and expression terms of one timestep, linearised.
+
+    Args:
+        problem: with what all timesteps share.
+        pose: at which to linearise.
+        views: of the timestep.
+        shared: also by what all timesteps share, which takes five times as long.
+    """
     settings, surface = problem.settings, problem.surface
     points = _canonical_vertices(problem, pose)[surface.chosen]
     cost, matrices, forces, colours, weights = linearise_colours(
@@ -549,24 +556,33 @@ def linearise_timestep(
     world_by_canonical = problem.face.scale * pose.rotation
     information = world_by_canonical.T @ matrices @ world_by_canonical / settings.colour_noise**2
     force = forces @ world_by_canonical / settings.colour_noise**2
-    jacobian = _point_jacobian(points, surface.basis).astype(np.float32)
+    jacobian = _point_jacobian(points, pose, surface.basis, shared).astype(np.float32)
     flat = jacobian.reshape(-1, jacobian.shape[2])
     weighted = (information.astype(np.float32) @ jacobian).reshape(flat.shape)
     matrix = (flat.T @ weighted).astype(np.float64)
     gradient = (flat.T @ force.ravel().astype(np.float32)).astype(np.float64)
     cost /= settings.colour_noise**2
     photometric = TimestepEquations(cost, matrix, gradient, colours, weights)
-    return _add_landmarks(problem, pose, views.crops.landmarks, photometric)
+    return _add_landmarks(problem, pose, views.crops.landmarks, photometric, shared)
 
 
-def _point_jacobian(points: Float64, basis: NDArray[np.floating]) -> Float64:
-    """(N, 3, 6 + E + I + 1) derivative of canonical points by pose, shape and scale."""
+def _point_jacobian(
+    points: Float64, pose: FacePose, basis: NDArray[np.floating], shared: bool
+) -> Float64:
+    """(N, 3, U) derivative of canonical points by pose and expression, or, by identity and scale,
+    too, (N, 3, U + I + 1)."""
     rigid = np.broadcast_to(np.eye(3), (len(points), 3, 3))
-    return np.concatenate([-cross_matrices(points), rigid, basis, points[..., None]], axis=2)
+    own = basis[..., : len(pose.expression)]
+    shape = [basis, points[..., None]] if shared else [own]
+    return np.concatenate([-cross_matrices(points), rigid, *shape], axis=2)
 
 
 def _add_landmarks(
-    problem: RefinementProblem, pose: FacePose, landmarks: Float64, equations: TimestepEquations
+    problem: RefinementProblem,
+    pose: FacePose,
+    landmarks: Float64,
+    equations: TimestepEquations,
+    shared: bool,
 ) -> TimestepEquations:
     """Add the distance to the fit's landmarks, less their offsets, and the expression's prior.
 
@@ -575,13 +591,16 @@ def _add_landmarks(
         pose: at which to linearise.
         landmarks: (L, 3) of the landmark fit, world, metres.
         equations: of the other terms.
+        shared: as of `linearise_timestep`.
     """
     face = problem.face
     points = canonical_landmarks(problem, pose.expression)
     measured = (landmarks - pose.translation) @ pose.rotation
     residual = ((face.scale * points - measured - face.offsets) / face.scale).ravel()
-    jacobian = _point_jacobian(points, problem.surface.landmark_basis).reshape(3 * LANDMARKS, -1)
-    jacobian = np.concatenate([jacobian, -np.eye(3 * LANDMARKS)], axis=1)
+    jacobian = _point_jacobian(points, pose, problem.surface.landmark_basis, shared)
+    jacobian = jacobian.reshape(3 * LANDMARKS, -1)
+    if shared:
+        jacobian = np.concatenate([jacobian, -np.eye(3 * LANDMARKS)], axis=1)
     weight = 1 / problem.settings.landmark_noise**2
     matrix = weight * jacobian.T @ jacobian
     gradient = weight * jacobian.T @ residual
@@ -676,7 +695,7 @@ def _learn_face(
 def _linearise_crops(
     problem: RefinementProblem, blur: float, pose: FacePose, crops: FaceCrops
 ) -> TimestepEquations:
-    return linearise_timestep(problem, pose, filter_views(problem, pose, crops, blur))
+    return linearise_timestep(problem, pose, filter_views(problem, pose, crops, blur), shared=True)
 
 
 def mean_texture(settings: RefineSettings, equations: list[TimestepEquations]) -> Texture:
@@ -697,7 +716,7 @@ def solve_timestep(
     crops: FaceCrops,
     levels: Sequence[Level] = SCHEDULE,
 ) -> tuple[FacePose, TimestepEquations]:
-    """Pose and expression of a timestep by Gauss-Newton steps, and the equations there.
+    """Pose and expression of a timestep by Gauss-Newton steps, and its own equations there.
 
     Args:
         problem: with what all timesteps share, which stays fixed.
@@ -705,14 +724,13 @@ def solve_timestep(
         crops: the timestep's images.
         levels: of the schedule, in order; a level ends early where a step raises the cost.
     """
-    own = slice(0, 6 + len(pose.expression))
     for level in levels:
         views = filter_views(problem, pose, crops, level.blur)
-        equations = linearise_timestep(problem, pose, views)
+        equations = linearise_timestep(problem, pose, views, shared=False)
         for _ in range(level.max_steps):
-            step = np.linalg.solve(equations.matrix[own, own], -equations.gradient[own])
+            step = np.linalg.solve(equations.matrix, -equations.gradient)
             trial = step_pose(problem.face, pose, step.astype(float))
-            trial_equations = linearise_timestep(problem, trial, views)
+            trial_equations = linearise_timestep(problem, trial, views, shared=False)
             if trial_equations.cost >= equations.cost:
                 break
             pose, equations = trial, trial_equations

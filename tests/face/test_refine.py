@@ -92,7 +92,7 @@ def true_problem(scene: tuple) -> RefinementProblem:
     for timestep, pose in enumerate(poses["EXP-1-head"]):
         crops = crops_of(scene, problem, "EXP-1-head", timestep)
         views = filter_views(problem, pose, crops, SCHEDULE[-1].blur)
-        equations.append(linearise_timestep(problem, pose, views))
+        equations.append(linearise_timestep(problem, pose, views, shared=False))
     return replace(problem, texture=mean_texture(SETTINGS, equations))
 
 
@@ -126,6 +126,24 @@ def test_poses_and_expressions_are_recovered(
     assert disturbance == 0 or 1000 * np.median(error(disturbed, crops)) > 0.7
     after, _ = solve_timestep(problem, start, replace(crops, landmarks=disturbed))
     assert 1000 * np.median(error(landmarks_of(problem, after), crops)) < tolerance
+
+
+def test_equations_of_a_timestep_alone_are_a_block_of_those_with_what_is_shared(
+    scene: tuple,
+) -> None:
+    problem, pose = true_problem(scene), scene[3]["EXP-1-head"][1]
+    crops = crops_of(scene, problem, "FREE", 0)  # of another timestep: nothing vanishes
+    views = filter_views(problem, pose, crops, SCHEDULE[-1].blur)
+    alone, shared = (
+        linearise_timestep(problem, pose, views, shared=shared) for shared in (False, True)
+    )
+    count = 6 + len(pose.expression)
+    assert alone.matrix.shape == (count, count) and len(shared.gradient) > count
+    assert alone.cost == shared.cost
+    # Sums of thousands of float32 products, in another order.
+    scale = np.abs(shared.matrix).max()
+    assert np.allclose(alone.matrix, shared.matrix[:count, :count], atol=1e-5 * scale)
+    assert np.allclose(alone.gradient, shared.gradient[:count], rtol=1e-4, atol=1e-5 * scale)
 
 
 def error(landmarks: np.ndarray, crops: FaceCrops) -> np.ndarray:

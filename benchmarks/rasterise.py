@@ -33,8 +33,6 @@ WARM_UP, REPETITIONS = 10, 50
 SPARE = 1.25  # room for pairs, relative to what is needed
 # Of a compositing program: constants of `eavatar.rendering.inference`.
 PROGRAMS = [
-    {"REGISTERS": 96},
-    {"REGISTERS": 80},
     {"RUN": 1},
     {"PIXELS": 256},
     {"WARPS": 2},

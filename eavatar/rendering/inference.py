@@ -53,9 +53,6 @@ PIXELS = 128  # a tile, or part of it
 CHUNK = 16  # splats at a time; the matrix products have 16 at least
 RUN = 4  # chunks between two looks at whether all pixels are finished, for which all threads wait
 WARPS = 4
-# At most, of a thread; None for what the compiler likes. At 96 five programs of 128 pixels are at
-# work on a multiprocessor instead of four.
-REGISTERS: int | None = None
 MAX_CHANNELS = 32  # further ones are another program's
 
 
@@ -177,7 +174,6 @@ def composite(
         splats.table, *lists.bounds, lists.splats, features.contiguous(), background, image, alpha,
         count, views, channels, width, height, -(-width // TILE), -(-height // TILE),
         background is not None, together, PIXELS, CHUNK, RUN, num_warps=WARPS,
-        maxnreg=REGISTERS,
     )  # fmt: skip
     return image, alpha
 

@@ -87,7 +87,7 @@ def with_intrinsics_of_half_the_size(root: Path) -> str:
 
 def without_a_model(root: Path) -> str:
     (root / "model.h5").unlink()
-    return "model.h5 does not exist. Get BFM 2017"
+    return "model.h5 does not exist; check the path. Get BFM 2017"
 
 
 def with_a_model_of_another_format(root: Path) -> str:

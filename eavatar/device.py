@@ -19,10 +19,13 @@ import fcntl
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +54,14 @@ def choose_device() -> torch.device:
     import torch  # late: some stages load it for one of their backends only
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def runs_triton() -> bool:
+    """Whether Triton's kernels can run on CUDA: torch brings it along, but it compiles a launcher
+    for each kernel."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and find_spec("triton") is not None
 
 
 def describe_device(device: torch.device) -> str:

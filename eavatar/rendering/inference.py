@@ -205,6 +205,22 @@ def _span(centre, radius, tiles):
 
 
 @triton.jit
+def _load_row(row):
+    """The four numbers of a row of a camera's matrix."""
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@triton.jit
+def _load_vectors(vectors, exists):
+    """The three components of vectors, zero where there is none."""
+    return (
+        tl.load(vectors, exists, 0.0),
+        tl.load(vectors + 1, exists, 0.0),
+        tl.load(vectors + 2, exists, 0.0),
+    )
+
+
+@triton.jit
 def _project(
     means, quaternions, scales, opacities, world_to_camera, intrinsics,
     table, depths, firsts, wides, tiles,
@@ -217,36 +233,14 @@ def _project(
     gaussian = image // views * count + n
 
     camera = world_to_camera + 16 * image
-    r00, r01, r02, tx = (
-        tl.load(camera),
-        tl.load(camera + 1),
-        tl.load(camera + 2),
-        tl.load(camera + 3),
-    )
-    camera += 4
-    r10, r11, r12, ty = (
-        tl.load(camera),
-        tl.load(camera + 1),
-        tl.load(camera + 2),
-        tl.load(camera + 3),
-    )
-    camera += 4
-    r20, r21, r22, tz = (
-        tl.load(camera),
-        tl.load(camera + 1),
-        tl.load(camera + 2),
-        tl.load(camera + 3),
-    )
+    r00, r01, r02, tx = _load_row(camera)
+    r10, r11, r12, ty = _load_row(camera + 4)
+    r20, r21, r22, tz = _load_row(camera + 8)
     intrinsics += 9 * image
     focal_x, centre_x = tl.load(intrinsics), tl.load(intrinsics + 2)
     focal_y, centre_y = tl.load(intrinsics + 4), tl.load(intrinsics + 5)
 
-    means += 3 * gaussian
-    mx, my, mz = (
-        tl.load(means, exists, 0.0),
-        tl.load(means + 1, exists, 0.0),
-        tl.load(means + 2, exists, 0.0),
-    )
+    mx, my, mz = _load_vectors(means + 3 * gaussian, exists)
     z = r20 * mx + r21 * my + r22 * mz + tz
     slope_x = (r00 * mx + r01 * my + r02 * mz + tx) / z
     slope_y = (r10 * mx + r11 * my + r12 * mz + ty) / z
@@ -266,12 +260,7 @@ def _project(
     v0, v1, v2 = _along_axes(
         r10 - slope_y * r20, r11 - slope_y * r21, r12 - slope_y * r22, qw, qx, qy, qz
     )
-    scales += 3 * gaussian
-    s0, s1, s2 = (
-        tl.load(scales, exists, 0.0),
-        tl.load(scales + 1, exists, 0.0),
-        tl.load(scales + 2, exists, 0.0),
-    )
+    s0, s1, s2 = _load_vectors(scales + 3 * gaussian, exists)
     u0, u1, u2, v0, v1, v2 = u0 * s0, u1 * s1, u2 * s2, v0 * s0, v1 * s1, v2 * s2
     per_x, per_y = focal_x / z, focal_y / z
     xx = per_x * per_x * (u0 * u0 + u1 * u1 + u2 * u2) + low_pass
